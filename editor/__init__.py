@@ -1,0 +1,1 @@
+"""The editor: MEMIT and what it needs, on any causal language model."""

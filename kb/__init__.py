@@ -1,0 +1,1 @@
+"""The knowledge side: Wikidata statements, their meaning, and how they differ from what the model holds."""

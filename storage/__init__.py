@@ -1,0 +1,1 @@
+"""The ledger and the checkpoint files: what the model holds, and why."""
