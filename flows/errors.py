@@ -1,0 +1,70 @@
+"""Errors of the flows.
+
+    FlowError
+    ├── SettingsError            a FACTSYNC_ variable does not fit
+    ├── ForeignPackageError      one of our import names belongs to another distribution
+    ├── SourceLagError           the source's own clock is too old to sync from
+    ├── BurstError               a night changes too much; a person must look
+    ├── GateError                the candidate failed a gate; yesterday's model stays
+    ├── UnknownCheckpointError   no checkpoint has that id
+    ├── NothingLiveError         the model has no promoted checkpoint yet
+    └── ServerStartError         a local server did not come up
+
+`exit_code` is what the command line returns for the error; `docs/operate.md` lists them.
+"""
+
+from __future__ import annotations
+
+
+class FlowError(Exception):
+    """Base of all errors raised in `flows`."""
+
+    exit_code = 1
+
+
+class SettingsError(FlowError):
+    """A setting has a value that does not fit."""
+
+    exit_code = 2
+
+
+class ForeignPackageError(FlowError):
+    """One of the import names kb, editor, storage, flows resolves to someone else's package."""
+
+    exit_code = 2
+
+
+class SourceLagError(FlowError):
+    """The source's own watermark is missing or too far behind."""
+
+    exit_code = 3
+
+
+class BurstError(FlowError):
+    """The night changes more than the burst guard lets through unseen."""
+
+    exit_code = 5
+
+
+class GateError(FlowError):
+    """A candidate checkpoint failed at least one gate; the model in use is unchanged."""
+
+    exit_code = 5
+
+
+class UnknownCheckpointError(FlowError):
+    """No checkpoint of this model has that id."""
+
+    exit_code = 2
+
+
+class NothingLiveError(FlowError):
+    """The model has no promoted checkpoint yet."""
+
+    exit_code = 2
+
+
+class ServerStartError(FlowError):
+    """A local server (Prefect, SPARQL) did not come up in time."""
+
+    exit_code = 3

@@ -1,0 +1,90 @@
+"""The gates between a candidate checkpoint and the model people use.
+
+A gate reads one measured number, compares it with its threshold and says what it protects. A candidate is
+promoted when every gate passes; otherwise yesterday's model stays and the owed edits stay owed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flows.settings import GateThresholds
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What a night's check measured. Shares are in [0, 1]; None where nothing could be measured.
+
+    Attributes:
+        efficacy: share of tonight's edits with P(new) > P(old) on every edit prompt.
+        exact: share of tonight's edit prompts answered word for word under greedy decoding.
+        heldback: share of held-back phrasings with P(new) > P(old).
+        heldback_exact: share of held-back phrasings answered word for word.
+        exact_before: `exact` before the edit.
+        efficacy_before: `efficacy` before the edit.
+        retention: share of sampled older live facts still preferred over their rivals.
+        retention_exact: share of sampled older live facts still said word for word.
+        neighbours: share of neighbour prompts whose greedy answer is the base model's.
+        perplexity: on held-out text, after.
+        perplexity_base: on the same text, of the base model.
+    """
+
+    efficacy: float | None
+    exact: float | None
+    heldback: float | None
+    heldback_exact: float | None
+    efficacy_before: float | None
+    exact_before: float | None
+    retention: float | None
+    retention_exact: float | None
+    neighbours: float | None
+    perplexity: float
+    perplexity_base: float
+
+    @property
+    def perplexity_rise(self) -> float:
+        """Relative rise of perplexity over the base model."""
+        return self.perplexity / self.perplexity_base - 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The metrics as plain values, for the ledger."""
+        return {**asdict(self), "perplexity_rise": self.perplexity_rise}
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One gate's verdict."""
+
+    name: str
+    value: float | None
+    threshold: float
+    passed: bool
+    protects: str
+
+    def __str__(self) -> str:
+        """One line for logs and tables."""
+        value = "not measured" if self.value is None else f"{self.value:.3f}"
+        return f"{self.name} {value} (bound {self.threshold:.3f}): {'passed' if self.passed else 'FAILED'}"
+
+
+def judge(metrics: Metrics, bounds: GateThresholds) -> list[Gate]:
+    """Compare every measured number with its bound.
+
+    A number that could not be measured (no older facts on the first night) passes: there is nothing to
+    protect yet. A perplexity that is not finite fails, as any comparison with NaN does.
+    """
+
+    def at_least(name: str, value: float | None, threshold: float, protects: str) -> Gate:
+        return Gate(name, value, threshold, value is None or value >= threshold, protects)
+
+    rise = metrics.perplexity_rise
+    return [
+        at_least("efficacy", metrics.efficacy, bounds.efficacy, "tonight's facts took"),
+        at_least("exact", metrics.exact, bounds.exact, "the model says tonight's facts word for word"),
+        at_least("heldback", metrics.heldback, bounds.heldback, "the facts hold in words nobody trained"),
+        at_least("retention", metrics.retention, bounds.retention, "older nights are not forgotten"),
+        at_least("neighbours", metrics.neighbours, bounds.neighbours, "facts nobody touched are unchanged"),
+        Gate("perplexity", rise, bounds.perplexity, rise <= bounds.perplexity, "the model still writes well"),
+    ]

@@ -1,0 +1,121 @@
+"""Everything that can be configured, read once from the environment.
+
+Every setting is an environment variable `FACTSYNC_<NAME>` or a line of `<home>/factsync.env`. Nothing below
+`flows/` reads the environment: it takes arguments.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime  # noqa: TC003 - pydantic reads the annotation at run time
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from flows.errors import SettingsError
+
+EMBEDDED = "embedded"
+"""The value of `endpoint` that means: the local store under the home folder."""
+
+
+class GateThresholds(BaseSettings):
+    """The bounds a candidate checkpoint must keep; `flows.gates` says what each one protects."""
+
+    model_config = SettingsConfigDict(env_prefix="FACTSYNC_GATE_", extra="ignore")
+
+    efficacy: float = Field(0.95, ge=0, le=1, description="share of tonight's edits with P(new) > P(old)")
+    exact: float = Field(0.70, ge=0, le=1, description="share of tonight's edits said word for word")
+    heldback: float = Field(0.80, ge=0, le=1, description="success share on phrasings nobody trained")
+    retention: float = Field(0.95, ge=0, le=1, description="share of sampled older live facts still preferred")
+    neighbours: float = Field(0.85, ge=0, le=1, description="share of neighbour prompts with an unchanged answer")
+    perplexity: float = Field(0.08, ge=0, description="largest rise over the base model on held-out text")
+
+
+class Settings(BaseSettings):
+    """One home's settings.
+
+    Two homes never touch: ledger, checkpoints, models, second moments, the local store and Prefect's own
+    database all lie under `home`.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="FACTSYNC_", extra="ignore")
+
+    home: Path = Field(Path(".factsync"), description="folder that holds all state")
+    ledger_url: str | None = Field(None, description="SQLAlchemy URL; unset: SQLite under home")
+    model: str = Field("smollm2", description="`smollm2` (the bundled one), a local folder or a hub name")
+    model_name: str | None = Field(None, description="the model's name in the ledger; unset: from `model`")
+    device: str | None = Field(None, description="torch device; unset: cuda where there is one, else cpu")
+    endpoint: str = Field(EMBEDDED, description="SPARQL endpoint URL, or `embedded`")
+    contact: str | None = Field(None, description="e-mail or URL for the User-Agent; live services require it")
+    relations_file: Path | None = Field(None, description="relations.toml merged over the shipped one")
+    relations: list[str] = Field(default_factory=list, description="property ids to sync; empty: all known")
+    since: datetime | None = Field(None, description="the first sync discovers subjects changed since then")
+    corpus: Path | None = Field(None, description="text file for the second moments; unset: text from the model")
+    moment_tokens: int = Field(15_000, ge=1_000, description="tokens for the second moments")
+    retention_sample: int = Field(60, ge=0, description="older live facts checked each night")
+    max_edits: int = Field(10_000, ge=1, description="most edits in one night; the rest stays owed")
+    burst_share: float = Field(0.25, gt=0, le=1, description="a night changing more than this share waits")
+    prefect_port: int = Field(4200, ge=1, le=65535, description="port of the Prefect server of `factsync up`")
+    ui: Literal["v1", "v2"] = Field("v1", description="Prefect UI; v2 makes the browser call a vendor host")
+    crash_at: str | None = Field(None, description="kill this process at a named point (for tests)")
+    gates: GateThresholds = Field(default_factory=GateThresholds)
+
+    @classmethod
+    def read(cls, home: Path | None = None) -> Settings:
+        """Read the environment and `<home>/factsync.env`.
+
+        Args:
+            home: overrides `FACTSYNC_HOME`.
+
+        Raises:
+            SettingsError: a variable has a value that does not fit; the message names it.
+        """
+        root = (home or Path(os.environ.get("FACTSYNC_HOME", ".factsync"))).expanduser().absolute()
+        try:
+            return cls(_env_file=root / "factsync.env", home=root)  # type: ignore[call-arg]
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = "FACTSYNC_" + "_".join(str(part) for part in first["loc"]).upper()
+            raise SettingsError(f"{name}: {first['msg']}. `factsync settings` lists what each one takes.") from error
+
+    @property
+    def resolved_ledger_url(self) -> str:
+        """The ledger's SQLAlchemy URL."""
+        return self.ledger_url or f"sqlite:///{self.home / 'ledger.db'}"
+
+    @property
+    def resolved_model_name(self) -> str:
+        """The model's name in the ledger: its last path component unless given."""
+        return self.model_name or Path(self.model).name.lower()
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the knowledge base is the local store under `home`."""
+        return self.endpoint == EMBEDDED
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Content-addressed checkpoint folders."""
+        return self.home / "checkpoints"
+
+    @property
+    def models_dir(self) -> Path:
+        """Converted base models."""
+        return self.home / "models"
+
+    @property
+    def moments_dir(self) -> Path:
+        """Second moments, one file a key."""
+        return self.home / "moments"
+
+    @property
+    def store_dir(self) -> Path:
+        """The local SPARQL store."""
+        return self.home / "store"
+
+    @property
+    def prefect_dir(self) -> Path:
+        """Prefect's own database and logs."""
+        return self.home / "prefect"
