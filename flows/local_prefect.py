@@ -1,0 +1,138 @@
+"""Prefect on this machine only: its settings, and a server as a child process.
+
+`configure` must run before `prefect` is imported, since Prefect reads its environment at import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING
+
+from flows.errors import ServerStartError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from flows.settings import Settings
+
+HOST = "127.0.0.1"
+_PR_SET_PDEATHSIG = 1
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Prefect's settings for this home: its own database, no telemetry, loopback only."""
+    return {
+        "PREFECT_HOME": str(settings.prefect_dir),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        # The V2 interface makes the browser fetch a vendor's script even with analytics off.
+        "PREFECT_SERVER_UI_V2_ENABLED": "true" if settings.ui == "v2" else "false",
+        "PREFECT_SERVER_API_HOST": HOST,
+        "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_ROOT_LEVEL": "WARNING",
+        # An hour-old run whose process is gone is not worth a warning at every start.
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    }
+
+
+def configure(settings: Settings) -> None:
+    """Put `environment` into this process, where the user has not set a variable himself."""
+    for name, value in environment(settings).items():
+        os.environ.setdefault(name, value)
+    settings.prefect_dir.mkdir(parents=True, exist_ok=True)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this child when its parent ends, so that no server outlives a killed command."""
+    with contextlib.suppress(OSError, AttributeError):  # not Linux: the context managers still end the child
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def healthy(api_url: str, timeout_s: float = 1.0) -> bool:
+    """Whether a Prefect server answers at `api_url`."""
+    try:
+        with urllib.request.urlopen(f"{api_url}/health", timeout=timeout_s) as reply:  # noqa: S310 - our own loopback URL
+            return bool(reply.status == 200)  # noqa: PLR2004 - HTTP OK
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@contextlib.contextmanager
+def server(settings: Settings, *, start_timeout_s: float = 90.0) -> Iterator[str]:
+    """A Prefect server as a child process, ended with the block.
+
+    Yields:
+        The API URL; `PREFECT_API_URL` points there inside the block.
+
+    Raises:
+        ServerStartError: the port is taken by something else, or the server did not come up; its log is named.
+    """
+    api_url = f"http://{HOST}:{settings.prefect_port}/api"
+    if healthy(api_url):
+        raise ServerStartError(
+            f"A Prefect server already answers at {api_url}. Stop it, or set FACTSYNC_PREFECT_PORT to a free port."
+        )
+    settings.prefect_dir.mkdir(parents=True, exist_ok=True)
+    log_path = settings.prefect_dir / "server.log"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(settings.prefect_port)]
+    with log_path.open("ab") as log:
+        child = subprocess.Popen(  # noqa: S603 - our own interpreter
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment(settings)},
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads run yet that could hold a lock
+        )
+    try:
+        _wait(child, api_url, log_path, start_timeout_s)
+        with _variable({"PREFECT_API_URL": api_url}):
+            yield api_url
+    finally:
+        stop(child)
+
+
+def stop(child: subprocess.Popen[bytes], grace_s: float = 10.0) -> None:
+    """End a child politely, then firmly."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _wait(child: subprocess.Popen[bytes], api_url: str, log_path: Path, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            raise ServerStartError(f"The Prefect server ended with code {child.returncode}; read {log_path}.")
+        if healthy(api_url):
+            return
+        time.sleep(0.3)
+    raise ServerStartError(f"The Prefect server did not answer within {timeout_s:.0f} s; read {log_path}.")
+
+
+@contextlib.contextmanager
+def _variable(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
