@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from datetime import datetime  # noqa: TC003 - pydantic reads the annotation at run time
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from flows.errors import SettingsError
 
@@ -50,7 +50,9 @@ class Settings(BaseSettings):
     endpoint: str = Field(EMBEDDED, description="SPARQL endpoint URL, or `embedded`")
     contact: str | None = Field(None, description="e-mail or URL for the User-Agent; live services require it")
     relations_file: Path | None = Field(None, description="relations.toml merged over the shipped one")
-    relations: list[str] = Field(default_factory=list, description="property ids to sync; empty: all known")
+    relations: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="property ids to sync, separated by commas; empty: all known"
+    )
     since: datetime | None = Field(None, description="the first sync discovers subjects changed since then")
     corpus: Path | None = Field(None, description="text file for the second moments; unset: text from the model")
     moment_tokens: int = Field(15_000, ge=1_000, description="tokens for the second moments")
@@ -61,6 +63,11 @@ class Settings(BaseSettings):
     ui: Literal["v1", "v2"] = Field("v1", description="Prefect UI; v2 makes the browser call a vendor host")
     crash_at: str | None = Field(None, description="kill this process at a named point (for tests)")
     gates: GateThresholds = Field(default_factory=GateThresholds)
+
+    @field_validator("relations", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @classmethod
     def read(cls, home: Path | None = None) -> Settings:

@@ -1,0 +1,82 @@
+"""The command line's root: options for all commands, and how errors become one sentence and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from flows.errors import FlowError
+from flows.import_guard import check_import_names
+from flows.settings import Settings
+
+app = typer.Typer(
+    name="factsync",
+    help="Keep the facts inside a language model in step with Wikidata.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+EXIT_CODES = """\
+Exit codes: 0 done · 1 failed · 2 wrong input or settings · 3 a source or server could not be reached ·
+4 another writer holds the model · 5 held back by a gate or guard."""
+
+
+@app.callback(epilog=EXIT_CODES)
+def root(
+    context: typer.Context,
+    home: Annotated[Path | None, typer.Option(help="Folder that holds all state; also FACTSYNC_HOME.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what every step does.")] = False,
+) -> None:
+    """Keep the facts inside a language model in step with Wikidata."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+    )
+    check_import_names()
+    context.obj = Settings.read(home)
+
+
+def main() -> None:
+    """Run a command; turn a named error into one sentence on stderr and a documented exit code."""
+    # Imported here, so that `factsync --help` does not wait for torch.
+    try:
+        app()
+    except FlowError as error:
+        _say(error)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        code = package_exit_code(error)
+        if code is None:
+            raise
+        _say(error)
+        sys.exit(code)
+
+
+def package_exit_code(error: BaseException) -> int | None:
+    """The exit code of a named error of `kb`, `storage` or `editor`; None for anything else.
+
+    The packages are looked up by name in the error's own classes, so that a command which never loaded torch
+    does not load it to fail.
+    """
+    bases = {f"{base.__module__}.{base.__name__}" for base in type(error).__mro__}
+    codes = {
+        "storage.errors.LockHeldError": 4,
+        "storage.errors.LedgerError": 1,
+        "kb.errors.UnknownRelationError": 2,
+        "kb.errors.TransientKBError": 3,
+        "kb.errors.KBError": 2,
+        "editor.errors.EditorError": 2,
+    }
+    return next((code for name, code in codes.items() if name in bases), None)
+
+
+def _say(error: BaseException) -> None:
+    Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)

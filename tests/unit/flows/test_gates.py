@@ -1,0 +1,52 @@
+"""Gates compare measured numbers with bounds, and never let an unmeasurable model through."""
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.gates import Metrics, judge
+from flows.settings import GateThresholds
+
+GOOD = Metrics(1.0, 0.9, 0.9, 0.7, 0.1, 0.0, 1.0, 0.9, 0.95, 23.5, 23.0)
+
+
+def failed(metrics):
+    return {gate.name for gate in judge(metrics, GateThresholds()) if not gate.passed}
+
+
+def with_(**values):
+    return Metrics(**{name: values.get(name, getattr(GOOD, name)) for name in Metrics.__dataclass_fields__})
+
+
+def test_a_good_night_passes():
+    assert failed(GOOD) == set()
+
+
+def test_each_gate_fails_alone():
+    assert failed(with_(efficacy=0.5)) == {"efficacy"}
+    assert failed(with_(exact=0.1)) == {"exact"}
+    assert failed(with_(heldback=0.1)) == {"heldback"}
+    assert failed(with_(retention=0.9)) == {"retention"}
+    assert failed(with_(neighbours=0.5)) == {"neighbours"}
+    assert failed(with_(perplexity=30.0)) == {"perplexity"}
+
+
+def test_nothing_to_protect_on_the_first_night():
+    assert failed(with_(retention=None, neighbours=None)) == set()
+
+
+def test_a_perplexity_that_is_no_number_fails():
+    assert failed(with_(perplexity=math.nan)) == {"perplexity"}
+    assert failed(with_(perplexity=math.inf)) == {"perplexity"}
+
+
+@given(st.floats(0, 1))
+def test_efficacy_gate_is_a_threshold(value):
+    assert ("efficacy" in failed(with_(efficacy=value))) == (value < GateThresholds().efficacy)
+
+
+def test_a_gate_reads_as_one_line():
+    lines = [str(gate) for gate in judge(with_(retention=None), GateThresholds())]
+    assert "retention not measured (bound 0.950): passed" in lines
+    assert "efficacy 1.000 (bound 0.950): passed" in lines

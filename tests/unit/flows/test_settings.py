@@ -1,0 +1,48 @@
+"""Settings come from the environment or the home's file, and a wrong one is named."""
+
+import pytest
+
+from flows.errors import SettingsError
+from flows.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    for name in ("HOME", "RELATIONS", "MODEL", "PREFECT_PORT", "LEDGER_URL"):
+        monkeypatch.delenv(f"FACTSYNC_{name}", raising=False)
+
+
+def test_all_state_lies_under_home(tmp_path):
+    settings = Settings.read(tmp_path)
+    places = [
+        settings.checkpoints_dir,
+        settings.models_dir,
+        settings.moments_dir,
+        settings.store_dir,
+        settings.prefect_dir,
+    ]
+    assert all(place.is_relative_to(tmp_path) for place in places)
+    assert settings.resolved_ledger_url == f"sqlite:///{tmp_path / 'ledger.db'}"
+
+
+def test_home_comes_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACTSYNC_HOME", str(tmp_path))
+    assert Settings.read().home == tmp_path
+
+
+def test_lists_are_comma_separated(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACTSYNC_RELATIONS", "P6, P35")
+    assert Settings.read(tmp_path).relations == ["P6", "P35"]
+
+
+def test_the_home_has_its_own_file(tmp_path):
+    (tmp_path / "factsync.env").write_text("FACTSYNC_MODEL=/models/mine\n")
+    settings = Settings.read(tmp_path)
+    assert settings.model == "/models/mine"
+    assert settings.resolved_model_name == "mine"
+
+
+def test_a_wrong_value_names_its_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACTSYNC_PREFECT_PORT", "many")
+    with pytest.raises(SettingsError, match="FACTSYNC_PREFECT_PORT"):
+        Settings.read(tmp_path)
