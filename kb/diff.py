@@ -1,0 +1,318 @@
+"""From what should be said and what is said to what to do about it. Pure.
+
+A change passes these gates in order, and the first that holds it names the reason:
+
+1. two open values where one is allowed: *conflict*, nothing is edited;
+2. the same value, whatever its label: *unchanged* or *relabel*, nothing is edited;
+3. block lists; labels that are missing, misshapen or shared; a subject that reads differently than before;
+4. the hold: a value must have stood for the hold window and been seen twice; a value that went and came back
+   must stand for the flip window.
+
+A value counts as standing since it was first seen in an unbroken run of pulls, or since the item's own
+modification date if that is earlier: the item has not changed since then, so the value stood there already.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from kb import labels as label_rules
+from kb.model import DesiredFact, GroupVerdict, Label, Value, ValueKind
+from kb.semantics import resolve_value
+from kb.trust import Change, ChangeKind, Held, Pending, Reason, Trust
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from kb.relations import Relation
+
+__all__ = ["BurstVerdict", "Change", "ChangeKind", "Held", "Pending", "Reason", "Trust", "changes", "guard"]
+
+_NO_REDIRECTS: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Night:
+    """What all slots of one group share."""
+
+    verdict: GroupVerdict
+    pending: Mapping[str, Pending]
+    labels: Mapping[str, Label]
+    modified_at: datetime | None
+    at: datetime
+    relation: Relation
+    trust: Trust
+    shared: Collection[str]
+
+
+def changes(  # noqa: PLR0917  (a night is these eight things)
+    verdict: GroupVerdict,
+    held: Sequence[Held],
+    pending: Sequence[Pending],
+    labels: Mapping[str, Label],
+    modified_at: datetime | None,
+    at: datetime,
+    relation: Relation,
+    trust: Trust,
+    *,
+    shared: Collection[str] = (),
+    redirects: Mapping[str, str] = _NO_REDIRECTS,
+) -> list[Change]:
+    """Compare one group's verdict with what the model holds.
+
+    Args:
+        verdict: what Wikidata says, from `kb.semantics.verdict`.
+        held: what the model holds of the group.
+        pending: what earlier pulls saw of it and did not apply.
+        labels: of the subject and of every object involved; an absent one has no usable label.
+        modified_at: the subject item's modification date, or None if unknown.
+        at: the reference time.
+        relation: how the property works.
+        trust: how much to believe.
+        shared: entities whose label is not theirs alone.
+        redirects: target by merged item, for objects held under an old id.
+
+    Returns:
+        One change a slot, in order of slots, `unchanged` ones included.
+    """
+    by_slot = {}
+    for one in held:
+        value = resolve_value(one.value, redirects)
+        slot = value.canonical if relation.is_multi() else ""
+        by_slot[slot] = replace(one, value=value, slot=slot)
+    waiting = {one.slot: one for one in pending}
+    night = _Night(verdict, waiting, labels, modified_at, at, relation, trust, shared)
+    if verdict.conflict is not None:
+        slots: list[tuple[str, Held | None]] = [*sorted(by_slot.items())] or [("", None)]
+        reason = f"{verdict.conflict}; edit Wikidata or wait until one of them ends"
+        return [
+            Change(ChangeKind.CONFLICT, verdict.subject, verdict.property, slot, old, None, reason)
+            for slot, old in slots
+        ]
+    wanted = {fact.slot: fact for fact in verdict.facts}
+    return [_slot(slot, by_slot.get(slot), wanted.get(slot), night) for slot in sorted({*wanted, *by_slot})]
+
+
+def _slot(slot: str, old: Held | None, new: DesiredFact | None, night: _Night) -> Change:
+    subject, prop = night.verdict.subject, night.verdict.property
+    if new is None:
+        return _gone(slot, old, night)
+    make = Change(ChangeKind.INSERT, subject, prop, slot, old, new, "", sources=new.sources)
+    if old is None:
+        return _gated(replace(make, reason="a fact the model does not hold"), night)
+    if old.value == new.value:
+        return _same(make, old, new, night)
+    reason = f"{old.value.canonical} gave way to {new.value.canonical}"
+    return _gated(replace(make, kind=ChangeKind.REPLACE, reason=reason), night)
+
+
+def _same(make: Change, old: Held, new: DesiredFact, night: _Night) -> Change:
+    object_label = night.labels.get(new.value.canonical)
+    subject_label = night.labels.get(new.subject)
+    if new.value.kind is ValueKind.ITEM and object_label is not None and object_label.text != old.label:
+        reason = f"only the object's label changed: {old.label!r} to {object_label.text!r}"
+        return replace(make, kind=ChangeKind.RELABEL, reason=reason)
+    if subject_label is not None and old.subject_label and subject_label.text != old.subject_label:
+        reason = f"only the subject's label changed: {old.subject_label!r} to {subject_label.text!r}"
+        return replace(make, kind=ChangeKind.RELABEL, reason=reason)
+    return replace(make, kind=ChangeKind.UNCHANGED, reason="the model holds it")
+
+
+def _gone(slot: str, old: Held | None, night: _Night) -> Change:
+    """Nothing wanted in a slot that the model fills."""
+    verdict, relation = night.verdict, night.relation
+    make = Change(
+        ChangeKind.UNCHANGED, verdict.subject, verdict.property, slot, old, None, "the value is not known"
+    )
+    if not verdict.vacant and not relation.is_multi():
+        return make
+    if relation.is_multi() and "unknown-value" in verdict.flags and not verdict.facts:
+        return make
+    deleted = "no-statements" in verdict.flags or "all-deprecated" in verdict.flags
+    if not deleted and relation.ended == "vacate" and not relation.is_multi():
+        return replace(make, kind=ChangeKind.VACATE, reason="ended without a successor; waiting for one")
+    reason = "its statements are gone" if deleted else "ended"
+    return _gated(replace(make, kind=ChangeKind.RETRACT, reason=reason), night)
+
+
+def _gated(change: Change, night: _Night) -> Change:
+    """Let an edit through, or hold it back with the first reason found."""
+    trust = night.trust
+    new = change.new
+    canonical = new.value.canonical if new is not None else ""
+    if (
+        change.subject in trust.block_subjects
+        or change.property in trust.block_properties
+        or canonical in trust.block_values
+    ):
+        return _quarantine(change, Reason.BLOCKED, "on a block list; take it off to release")
+    if (change.subject, change.property, change.slot, canonical) in trust.released:
+        # A person's word stands for the hold, but an edit without a text is impossible.
+        return _labels_there(change, night) or replace(
+            change, reason=f"{change.reason}; released by a person"
+        )
+    problem = _labels_there(change, night) or (
+        None
+        if change.subject in trust.allow_subjects
+        else _labels_sound(change, night) or _standing(change, night)
+    )
+    return problem or change
+
+
+def _quarantine(change: Change, reason: Reason, why: str, releases_at: datetime | None = None) -> Change:
+    return replace(
+        change,
+        kind=ChangeKind.QUARANTINE,
+        reason=f"{reason.value}: {why}",
+        releases_at=releases_at,
+        would_be=change.kind,
+    )
+
+
+def _labels_there(change: Change, night: _Night) -> Change | None:
+    new = change.new
+    if new is None:
+        return None
+    needed = [change.subject] + ([new.value.canonical] if new.value.kind is ValueKind.ITEM else [])
+    for entity in needed:
+        if entity not in night.labels:
+            return _quarantine(
+                change, Reason.LABEL_MISSING, f"{entity} has no label in the chain; add one on Wikidata"
+            )
+    return None
+
+
+def _labels_sound(change: Change, night: _Night) -> Change | None:
+    new, old, trust = change.new, change.old, night.trust
+    if new is None:
+        return None
+    texts = {change.subject: night.labels[change.subject].text}
+    if new.value.kind is ValueKind.ITEM:
+        texts[new.value.canonical] = night.labels[new.value.canonical].text
+    for entity, text in texts.items():
+        shape = label_rules.shape_problem(text, trust.bad_words)
+        if shape is not None:
+            return _quarantine(
+                change, Reason.LABEL_SHAPE, f"{entity} reads {text!r} ({shape}); correct it on Wikidata"
+            )
+    if change.subject in night.shared:
+        return _quarantine(
+            change,
+            Reason.SHARED_LABEL,
+            f"another entity is called {texts[change.subject]!r} too; allow the subject",
+        )
+    if trust.require_reference and "unreferenced" in new.flags:
+        return _quarantine(change, Reason.UNREFERENCED, "no reference; add one on Wikidata")
+    renamed = old is not None and old.subject_label and old.subject_label != texts[change.subject]
+    if renamed and old is not None:
+        since = _earliest(change, night, count_modification=False)
+        release = since + timedelta(hours=trust.relabel_hold_hours)
+        if night.at < release:
+            why = f"{change.subject} read {old.subject_label!r} and now reads {texts[change.subject]!r}"
+            return _quarantine(change, Reason.SUBJECT_RELABELLED, why, release)
+    return None
+
+
+def _run(change: Change, night: _Night) -> Pending | None:
+    """The unbroken run of sightings of this very change, or None if tonight is its first."""
+    seen = night.pending.get(change.slot)
+    wanted: Value | None = change.new.value if change.new is not None else None
+    return seen if seen is not None and seen.value == wanted else None
+
+
+def _earliest(change: Change, night: _Night, *, count_modification: bool) -> datetime:
+    since = night.at
+    seen = _run(change, night)
+    if seen is not None:
+        since = min(since, seen.first_seen_at)
+    if count_modification and night.modified_at is not None:
+        since = min(since, night.modified_at)
+    return since
+
+
+def _standing(change: Change, night: _Night) -> Change | None:
+    """The hold, the sightings, and the longer hold of a value that went and came back."""
+    trust, at = night.trust, night.at
+    hold = trust.hold(night.relation)
+    seen = _run(change, night)
+    waiting = night.pending.get(change.slot)
+    canonical = change.new.value.canonical if change.new is not None else ""
+    flipped = waiting is not None and canonical in waiting.previous_values
+    window = max(hold, timedelta(hours=trust.flip_hold_hours)) if flipped else hold
+    # a flip is known to have moved lately whatever the modification date says, but an unmoved item has not
+    since = _earliest(change, night, count_modification=True)
+    sightings = 1 + (seen.sightings if seen is not None else 0)
+    if night.modified_at is not None and at - night.modified_at >= window:
+        sightings += 1
+    release = since + window
+    if flipped and at < release:
+        return _quarantine(
+            change, Reason.FLIP, f"it went and came back; it must stand {_hours(window)}", release
+        )
+    if at < release:
+        return _quarantine(change, Reason.HOLD, f"it must stand {_hours(window)}", release)
+    if sightings < trust.min_sightings:
+        why = f"seen {sightings} of {trust.min_sightings} times; the next pull decides"
+        return _quarantine(change, Reason.FLIP if flipped else Reason.HOLD, why, at)
+    new = change.new
+    if new is not None and new.value.kind is ValueKind.ITEM and seen is not None and seen.label:
+        text = night.labels[new.value.canonical].text
+        if seen.label != text:
+            why = (
+                f"{new.value.canonical} read {seen.label!r} last time and {text!r} now; the next pull decides"
+            )
+            return _quarantine(change, Reason.LABEL_UNSETTLED, why, at)
+    return None
+
+
+def _hours(window: timedelta) -> str:
+    return f"{window.total_seconds() / 3600:g} h"
+
+
+@dataclass(frozen=True, slots=True)
+class BurstVerdict:
+    """Whether a night's edits are too many to believe.
+
+    Attributes:
+        stop: True: edit nothing, ask a person.
+        reasons: one sentence each; empty if all is well.
+        properties: the relations that burst.
+    """
+
+    stop: bool
+    reasons: tuple[str, ...] = ()
+    properties: frozenset[str] = frozenset()
+
+
+def guard(planned: Sequence[Change], facts: Mapping[str, int], trust: Trust) -> BurstVerdict:
+    """Look at a night as a whole.
+
+    Inserts into a relation that holds nothing yet are its first filling, no burst.
+
+    Args:
+        planned: all changes of the night.
+        facts: live facts by property before tonight.
+        trust: the limits.
+    """
+    disturbing = Counter(
+        one.property
+        for one in planned
+        if one.kind in {ChangeKind.REPLACE, ChangeKind.RETRACT}
+        or (one.kind is ChangeKind.INSERT and facts.get(one.property, 0) > 0)
+    )
+    reasons = []
+    burst = set()
+    for prop, count in sorted(disturbing.items()):
+        limit = max(trust.burst_floor, trust.burst_share * facts.get(prop, 0))
+        if count > limit:
+            burst.add(prop)
+            reasons.append(
+                f"{count} of {facts.get(prop, 0)} facts of {prop} would change; the limit is {limit:g}"
+            )
+    total = sum(disturbing.values())
+    if total > trust.burst_total:
+        reasons.append(f"{total} facts would change in one night; the limit is {trust.burst_total}")
+    return BurstVerdict(bool(reasons), tuple(reasons), frozenset(burst))
