@@ -1,0 +1,137 @@
+"""What a model holds: now (the view `live_facts`), at a past moment (`holding`), and where its states lie."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Row, and_, exists, func, or_, select
+from sqlalchemy.orm import aliased
+
+from storage.batching import batches
+from storage.records import HeldRow, SubjectStateRow
+from storage.schema import LIVE_STATES, Checkpoint, Edit, EditRequest, Fact, Holding, SubjectState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from datetime import datetime
+
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.sql import Select
+
+
+def _columns() -> Select[Any]:
+    return (
+        select(
+            Fact.subject,
+            Fact.property,
+            Fact.slot,
+            EditRequest.value_kind,
+            EditRequest.value,
+            EditRequest.target,
+            EditRequest.subject_label,
+            EditRequest.prompts,
+            EditRequest.heldback,
+            Edit.op,
+            Edit.id.label("edit_id"),
+            Edit.request_id,
+            Checkpoint.id.label("checkpoint_id"),
+            Checkpoint.digest,
+            Checkpoint.decided_at,
+        )
+        .select_from(Fact)
+        .join(Edit, Edit.fact_id == Fact.id)
+        .join(Checkpoint, Checkpoint.id == Edit.checkpoint_id)
+        .join(EditRequest, EditRequest.id == Edit.request_id)
+    )
+
+
+def live_query(model_id: int) -> Select[Any]:
+    """Say what is live: the newest applied edit a fact along the head's lineage, unless it retracts.
+
+    The same words as the view `live_facts`, with the columns a record needs.
+    """
+    newer, on = aliased(Edit), aliased(Checkpoint)
+    return _columns().where(
+        Checkpoint.model_id == model_id,
+        Checkpoint.state.in_(LIVE_STATES),
+        Edit.status == "applied",
+        Edit.op != "retract",
+        ~exists().where(
+            newer.fact_id == Edit.fact_id,
+            newer.id > Edit.id,
+            newer.status == "applied",
+            on.id == newer.checkpoint_id,
+            on.model_id == model_id,
+            on.state.in_(LIVE_STATES),
+        ),
+    )
+
+
+def held_at_query(model_id: int, at: datetime) -> Select[Any]:
+    """Say what was live at a moment."""
+    return (
+        _columns()
+        .join(Holding, and_(Holding.edit_id == Edit.id, Holding.model_id == model_id))
+        .where(Holding.held_from <= at, or_(Holding.held_to.is_(None), Holding.held_to > at))
+    )
+
+
+def held_rows(
+    connection: Connection, model_id: int, subjects: Iterable[str] | None = None, at: datetime | None = None
+) -> Iterator[HeldRow]:
+    """Read what the model holds, in order of (subject, property, slot).
+
+    Args:
+        connection: A transaction.
+        model_id: The model.
+        subjects: Only these, or all.
+        at: At this moment, or now.
+
+    Yields:
+        Each fact.
+    """
+    query = live_query(model_id) if at is None else held_at_query(model_id, at)
+    query = query.order_by(Fact.subject, Fact.property, Fact.slot)
+    parts = [None] if subjects is None else list(batches(sorted(subjects)))
+    for part in parts:
+        for row in connection.execute(query if part is None else query.where(Fact.subject.in_(part))):
+            yield _held(row)
+
+
+def _held(row: Row[Any]) -> HeldRow:
+    return HeldRow(
+        subject=row.subject,
+        property=row.property,
+        slot=row.slot,
+        value_kind=row.value_kind or "",
+        value=row.value,
+        label=row.target,
+        op=row.op,
+        subject_label=row.subject_label,
+        prompts=tuple(row.prompts),
+        heldback=tuple(row.heldback),
+        edit_id=row.edit_id,
+        request_id=row.request_id,
+        checkpoint_id=row.checkpoint_id,
+        checkpoint=row.digest,
+        held_since=row.decided_at,
+    )
+
+
+def subject_states(connection: Connection, model_id: int) -> list[SubjectStateRow]:
+    """Say which checkpoint carries the stored state of each live subject: the newest on the lineage that wrote it."""
+    live = live_query(model_id).with_only_columns(Fact.subject).distinct().subquery()
+    newest = (
+        select(SubjectState.subject, func.max(SubjectState.checkpoint_id).label("checkpoint_id"))
+        .join(live, live.c.subject == SubjectState.subject)
+        .join(Checkpoint, Checkpoint.id == SubjectState.checkpoint_id)
+        .where(Checkpoint.model_id == model_id, Checkpoint.state.in_(LIVE_STATES))
+        .group_by(SubjectState.subject)
+        .subquery()
+    )
+    rows = connection.execute(
+        select(newest.c.subject, newest.c.checkpoint_id, Checkpoint.digest)
+        .join(Checkpoint, Checkpoint.id == newest.c.checkpoint_id)
+        .order_by(newest.c.subject)
+    )
+    return [SubjectStateRow(row.subject, row.checkpoint_id, row.digest) for row in rows]

@@ -1,0 +1,273 @@
+"""Questions to the ledger that the program itself asks. People ask the views."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Row, and_, func, select
+from sqlalchemy.orm import aliased
+
+from storage import lifecycle
+from storage.batching import batches
+from storage.errors import UnknownCheckpointError, UnknownModelError
+from storage.records import CheckpointRow, EntityRow, HistoryRow, Model, RunRow, Source, Status
+from storage.review import entity
+from storage.schema import (
+    LIVE_STATES,
+    Checkpoint,
+    Edit,
+    EditRequest,
+    Entity,
+    Fact,
+    HeadMove,
+    HeldBack,
+    Holding,
+    RequestSource,
+    Review,
+    SourceCursor,
+    Statement,
+    SyncRun,
+)
+from storage.schema import Model as ModelTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.sql import Select
+
+_parent = aliased(Checkpoint, name="parent")
+
+
+def _model_query() -> Select[Any]:
+    return select(ModelTable, Checkpoint.digest.label("head_digest")).outerjoin(
+        Checkpoint, Checkpoint.id == ModelTable.head_checkpoint_id
+    )
+
+
+def model_named(connection: Connection, name: str) -> Model:
+    """Read a model.
+
+    Raises:
+        UnknownModelError: If there is none of this name.
+    """
+    row = connection.execute(_model_query().where(ModelTable.name == name)).one_or_none()
+    if row is None:
+        raise UnknownModelError(name)
+    return _model(row)
+
+
+def models(connection: Connection) -> list[Model]:
+    """Read all models, by name."""
+    return [_model(row) for row in connection.execute(_model_query().order_by(ModelTable.name))]
+
+
+def _model(row: Row[Any]) -> Model:
+    return Model(
+        row.id,
+        row.name,
+        row.base_ref,
+        row.base_digest,
+        row.head_checkpoint_id,
+        row.head_digest,
+        row.lock_epoch,
+    )
+
+
+def _checkpoint_query() -> Select[Any]:
+    return select(Checkpoint, _parent.digest.label("parent_digest")).outerjoin(
+        _parent, _parent.id == Checkpoint.parent_id
+    )
+
+
+def _checkpoint(row: Row[Any]) -> CheckpointRow:
+    return CheckpointRow(
+        id=row.id,
+        digest=row.digest,
+        parent=row.parent_id,
+        parent_digest=row.parent_digest,
+        run=row.run_id,
+        state=row.state,
+        algorithm=row.algorithm,
+        settings=row.settings,
+        metrics=row.metrics,
+        from_base=bool(row.from_base),
+        edits=row.edits,
+        live_facts=row.live_facts,
+        path=row.path,
+        size_bytes=row.size_bytes,
+        files=row.files,
+        created_at=row.created_at,
+        decided_at=row.decided_at,
+        reason=row.reason,
+    )
+
+
+def checkpoint(connection: Connection, model_id: int, which: int | str) -> CheckpointRow:
+    """Read a checkpoint by key, digest or the beginning of its digest.
+
+    Raises:
+        UnknownCheckpointError: If there is none, or the beginning fits several contents.
+    """
+    query = _checkpoint_query().where(Checkpoint.model_id == model_id)
+    if isinstance(which, int):
+        query = query.where(Checkpoint.id == which)
+    else:
+        query = query.where(Checkpoint.digest >= which, Checkpoint.digest < which + "g")
+    rows = list(connection.execute(query.order_by(Checkpoint.id.desc())))
+    if not rows or len({row.digest for row in rows}) > 1:
+        raise UnknownCheckpointError(which)
+    # The same content may have been made twice (rejected, then made again): the live one speaks for it.
+    return _checkpoint(next((row for row in rows if row.state in LIVE_STATES), rows[0]))
+
+
+def checkpoints(connection: Connection, model_id: int) -> list[CheckpointRow]:
+    """Read all checkpoints of a model, oldest first."""
+    query = _checkpoint_query().where(Checkpoint.model_id == model_id).order_by(Checkpoint.id)
+    return [_checkpoint(row) for row in connection.execute(query)]
+
+
+def lineage(connection: Connection, model_id: int, head: int | None) -> list[CheckpointRow]:
+    """Read a checkpoint and its ancestors, root first."""
+    found: list[CheckpointRow] = []
+    for part in batches(sorted(lifecycle.walk(connection, head))):
+        query = _checkpoint_query().where(Checkpoint.model_id == model_id, Checkpoint.id.in_(part))
+        found.extend(_checkpoint(row) for row in connection.execute(query.order_by(Checkpoint.id)))
+    return found
+
+
+def head_at(connection: Connection, model_id: int, at: datetime) -> int | None:
+    """Say which checkpoint was the head at a moment, None for the base itself."""
+    query = (
+        select(HeadMove.to_checkpoint_id)
+        .where(HeadMove.model_id == model_id, HeadMove.moved_at <= at)
+        .order_by(HeadMove.moved_at.desc(), HeadMove.id.desc())
+        .limit(1)
+    )
+    return connection.scalars(query).one_or_none()
+
+
+def cursor(connection: Connection, source: str) -> datetime | None:
+    """Say how far a source was read."""
+    return connection.scalars(select(SourceCursor.read_to).where(SourceCursor.source == source)).one_or_none()
+
+
+def tracked(connection: Connection, properties: Iterable[str] | None) -> list[EntityRow]:
+    """Read the items that are followed, or those of them that have current statements of some relations."""
+    query = select(Entity).where(Entity.tracked).order_by(Entity.id)
+    if properties is not None:
+        standing = select(Statement.subject).where(
+            Statement.property.in_(sorted(properties)), Statement.seen_to.is_(None)
+        )
+        query = query.where(Entity.id.in_(standing))
+    return [entity(row) for row in connection.execute(query)]
+
+
+def history(connection: Connection, model_id: int, subject: str) -> list[HistoryRow]:
+    """Read all edits of a subject's facts, oldest first, with the statements behind them."""
+    query = (
+        select(
+            Fact.subject,
+            Fact.property,
+            Fact.slot,
+            Edit,
+            EditRequest.old_label,
+            EditRequest.value,
+            EditRequest.target,
+            Checkpoint.digest,
+            Checkpoint.state.label("checkpoint_state"),
+            Checkpoint.decided_at,
+            Holding.id.label("holding_id"),
+        )
+        .select_from(Fact)
+        .join(Edit, Edit.fact_id == Fact.id)
+        .join(EditRequest, EditRequest.id == Edit.request_id)
+        .join(Checkpoint, Checkpoint.id == Edit.checkpoint_id)
+        .outerjoin(Holding, and_(Holding.edit_id == Edit.id, Holding.held_to.is_(None)))
+        .where(Fact.subject == subject, Checkpoint.model_id == model_id)
+        .order_by(Edit.id)
+    )
+    rows = list(connection.execute(query))
+    sources = _sources(connection, [row.request_id for row in rows])
+    return [
+        HistoryRow(
+            subject=row.subject,
+            property=row.property,
+            slot=row.slot,
+            op=row.op,
+            old_label=row.old_label,
+            new_value=row.value,
+            new_label=row.target,
+            status=row.status,
+            p_new_before=row.p_new_before,
+            p_new_after=row.p_new_after,
+            p_old_after=row.p_old_after,
+            exact=row.exact,
+            checkpoint=row.digest,
+            checkpoint_state=row.checkpoint_state,
+            decided_at=row.decided_at,
+            live=row.holding_id is not None,
+            sources=tuple(sources[row.request_id]),
+        )
+        for row in rows
+    ]
+
+
+def _sources(connection: Connection, requests: Sequence[int]) -> dict[int, list[Source]]:
+    found: dict[int, list[Source]] = defaultdict(list)
+    for part in batches(sorted(set(requests))):
+        query = select(RequestSource).where(RequestSource.request_id.in_(part)).order_by(RequestSource.guid)
+        for row in connection.execute(query):
+            found[row.request_id].append((row.guid, row.revision))
+    return found
+
+
+def _run(row: Row[Any] | None) -> RunRow | None:
+    if row is None:
+        return None
+    return RunRow(
+        row.id,
+        row.kind,
+        row.state,
+        row.flow_run_id,
+        row.reference_time,
+        row.started_at,
+        row.finished_at,
+        row.counters,
+        row.error,
+    )
+
+
+def _count(connection: Connection, table: type[Any], *conditions: Any) -> int:  # noqa: ANN401  column expressions
+    return int(connection.scalar(select(func.count()).select_from(table).where(*conditions)) or 0)
+
+
+def status(connection: Connection, model: Model) -> Status:
+    """Say where a model stands; nothing here counts a table that grows with the years."""
+    runs = select(SyncRun).where(SyncRun.model_id == model.id).order_by(SyncRun.id.desc()).limit(1)
+    head = None if model.head is None else checkpoint(connection, model.id, model.head)
+    still_open = connection.execute(
+        _checkpoint_query().where(
+            Checkpoint.model_id == model.id, Checkpoint.state.in_(("building", "candidate"))
+        )
+    ).one_or_none()
+    cursors = connection.execute(
+        select(SourceCursor.source, SourceCursor.read_to).order_by(SourceCursor.source)
+    )
+    return Status(
+        model=model,
+        head=head,
+        live_facts=0 if head is None else head.live_facts or 0,
+        owed=_count(
+            connection, EditRequest, EditRequest.model_id == model.id, EditRequest.state == "pending"
+        ),
+        held_back=_count(connection, HeldBack, HeldBack.model_id == model.id, HeldBack.resolved_at.is_(None)),
+        to_review=_count(connection, Review, Review.model_id == model.id),
+        last_run=_run(connection.execute(runs).one_or_none()),
+        last_success=_run(connection.execute(runs.where(SyncRun.state == "succeeded")).one_or_none()),
+        cursors={row.source: row.read_to for row in cursors},
+        holder=connection.scalars(select(ModelTable.holder).where(ModelTable.id == model.id)).one(),
+        open_checkpoint=None if still_open is None else _checkpoint(still_open),
+    )

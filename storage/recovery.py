@@ -1,0 +1,99 @@
+"""What a crash left, settled at the start of the next writer's work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select, update
+
+from storage import lifecycle
+from storage.errors import CorruptCheckpointError, MissingCheckpointError
+from storage.records import Lease, Recovery
+from storage.schema import STORED_STATES, Checkpoint, SyncRun
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from sqlalchemy.engine import Connection
+
+    from storage.checkpoints import CheckpointFiles
+
+
+def settle(
+    connection: Connection,
+    lease: Lease,
+    files: CheckpointFiles,
+    *,
+    now: datetime,
+    point: Callable[[str], None],
+) -> Recovery:
+    """Settle rows: unfinished checkpoints, claims, runs. The files come after the commit (`remove_orphans`).
+
+    Args:
+        connection: A writing transaction.
+        lease: The writer's lease; only its model is touched.
+        files: To see whether a candidate that waits for approval is still whole.
+        now: The time.
+        point: Crash points.
+
+    Returns:
+        What was settled.
+    """
+    abandoned: list[int] = []
+    rejected: list[int] = []
+    kept: list[int] = []
+    requeued = 0
+    open_rows = connection.execute(
+        select(Checkpoint.id, Checkpoint.state, Checkpoint.digest, SyncRun.state.label("run_state"))
+        .join(SyncRun, SyncRun.id == Checkpoint.run_id)
+        .where(Checkpoint.model_id == lease.model.id, Checkpoint.state.in_(("building", "candidate")))
+    )
+    for row in list(open_rows):
+        if row.state == "candidate" and row.run_state == "candidate" and _whole(files, row.digest):
+            kept.append(row.id)
+            continue
+        state = "abandoned" if row.state == "building" else "rejected"
+        (abandoned if state == "abandoned" else rejected).append(row.id)
+        requeued += lifecycle.reject(
+            connection,
+            row.id,
+            reason="left unfinished by a run that did not end",
+            again=True,
+            failed=(),
+            attempt=0,
+            state=state,
+            now=now,
+        )
+    crashed = connection.scalars(
+        update(SyncRun)
+        .where(SyncRun.model_id == lease.model.id, SyncRun.state == "running")
+        .values(state="crashed", finished_at=now, error="the process ended without a word")
+        .returning(SyncRun.id)
+    ).all()
+    point("recover.settled")
+    return Recovery(tuple(abandoned), tuple(rejected), tuple(kept), requeued, tuple(sorted(crashed)))
+
+
+def _whole(files: CheckpointFiles, digest: str) -> bool:
+    try:
+        files.open(digest)
+    except (MissingCheckpointError, CorruptCheckpointError):
+        return False
+    return True
+
+
+def known_digests(connection: Connection) -> set[str]:
+    """List the checkpoints whose files must be kept, of all models."""
+    rows = connection.scalars(select(Checkpoint.digest).where(Checkpoint.state.in_(STORED_STATES)))
+    return {digest for digest in rows if digest is not None}
+
+
+def removable_orphans(connection: Connection, lease: Lease, files: CheckpointFiles) -> list[str]:
+    """List the folders that no row speaks of, unless another model's writer may be putting one in place now."""
+    busy = connection.execute(
+        select(Checkpoint.id)
+        .where(Checkpoint.model_id != lease.model.id, Checkpoint.state == "building")
+        .limit(1)
+    ).first()
+    return [] if busy else files.orphans(known_digests(connection))

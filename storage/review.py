@@ -1,0 +1,193 @@
+"""What the plan step reads: groups that changed, and groups in which something waits, a page at a time.
+
+Five queries a page, however many groups it holds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Row, and_, literal, select, tuple_, union
+
+from storage.batching import batches
+from storage.database import insert_or_ignore, reading
+from storage.facts import held_rows
+from storage.records import EntityRow, Group, Pair, PendingRow, StatementRow
+from storage.schema import Entity, Fact, HeldBack, Review, Statement
+from storage.types import Moment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy.engine import Connection, Engine
+
+
+def groups_to_review(engine: Engine, model_id: int, page_size: int) -> Iterator[Group]:
+    """Yield the groups that a plan must look at, in order of (subject, property).
+
+    Args:
+        engine: The ledger's engine; each page is its own short read, so no long transaction stands open.
+        model_id: The model.
+        page_size: Groups a page.
+
+    Yields:
+        Each group with all that the plan needs of it.
+    """
+    after: Pair | None = None
+    while True:
+        with reading(engine) as connection:
+            page = _page(connection, model_id, after, page_size)
+            groups = _fill(connection, model_id, page)
+        yield from groups
+        if len(page) < page_size:
+            return
+        after = page[-1]
+
+
+def _page(connection: Connection, model_id: int, after: Pair | None, size: int) -> list[Pair]:
+    marked = select(Review.subject, Review.property).where(Review.model_id == model_id)
+    waiting = (
+        select(Fact.subject, Fact.property)
+        .join(HeldBack, HeldBack.fact_id == Fact.id)
+        .where(HeldBack.model_id == model_id, HeldBack.resolved_at.is_(None))
+    )
+    if after is not None:
+        marked = marked.where(tuple_(Review.subject, Review.property) > tuple_(*after))
+        waiting = waiting.where(tuple_(Fact.subject, Fact.property) > tuple_(*after))
+    both = union(marked.order_by(None), waiting).subquery()
+    rows = connection.execute(
+        select(both.c.subject, both.c.property).order_by(both.c.subject, both.c.property).limit(size)
+    )
+    return [(row.subject, row.property) for row in rows]
+
+
+def _fill(connection: Connection, model_id: int, page: Sequence[Pair]) -> list[Group]:
+    if not page:
+        return []
+    statements = current_statements(connection, page)
+    held = _by_pair(held_rows(connection, model_id, _subjects(page)))
+    pending = _by_pair(pending_rows(connection, model_id, _subjects(page)))
+    wanted = _subjects(page) | {
+        row.value for rows in statements.values() for row in rows if row.value_kind == "item"
+    }
+    entities = entity_rows(connection, wanted)
+    return [
+        Group(
+            subject=subject,
+            property=prop,
+            entity=entities.get(subject, EntityRow(subject)),
+            statements=tuple(statements.get((subject, prop), ())),
+            held=tuple(held.get((subject, prop), ())),
+            pending=tuple(pending.get((subject, prop), ())),
+            labels={
+                row.value: entities[row.value]
+                for row in statements.get((subject, prop), ())
+                if row.value_kind == "item" and row.value in entities
+            },
+        )
+        for subject, prop in page
+    ]
+
+
+def _subjects(page: Iterable[Pair]) -> set[str]:
+    return {subject for subject, _ in page}
+
+
+def _by_pair(rows: Iterable[Any]) -> Mapping[Pair, list[Any]]:
+    found: dict[Pair, list[Any]] = defaultdict(list)
+    for row in rows:
+        found[row.subject, row.property].append(row)
+    return found
+
+
+def current_statements(connection: Connection, page: Sequence[Pair]) -> Mapping[Pair, list[StatementRow]]:
+    """Read the statements that stand now for some groups, in order of their ids."""
+    found: dict[Pair, list[StatementRow]] = defaultdict(list)
+    for part in batches(page):
+        rows = connection.execute(
+            select(Statement)
+            .where(tuple_(Statement.subject, Statement.property).in_(part), Statement.seen_to.is_(None))
+            .order_by(Statement.guid)
+        )
+        for row in rows:
+            found[row.subject, row.property].append(_statement(row))
+    return found
+
+
+def _statement(row: Row[Any]) -> StatementRow:
+    return StatementRow(
+        id=row.guid,
+        subject=row.subject,
+        property=row.property,
+        value_kind=row.value_kind,
+        value=row.value,
+        rank=row.rank,
+        revision=row.revision,
+        content_hash=row.content_hash,
+        qualifiers=row.qualifiers,
+        reference_count=row.reference_count,
+        valid_from=row.valid_from,
+        valid_to=row.valid_to,
+    )
+
+
+def pending_rows(
+    connection: Connection, model_id: int, subjects: Iterable[str] | None
+) -> Iterator[PendingRow]:
+    """Read what is held back, for some subjects or for all."""
+    query = (
+        select(HeldBack, Fact.subject, Fact.property, Fact.slot)
+        .join(Fact, and_(Fact.id == HeldBack.fact_id))
+        .where(HeldBack.model_id == model_id, HeldBack.resolved_at.is_(None))
+        .order_by(Fact.subject, Fact.property, Fact.slot)
+    )
+    parts = [None] if subjects is None else list(batches(sorted(subjects)))
+    for part in parts:
+        rows = connection.execute(query if part is None else query.where(Fact.subject.in_(part)))
+        for row in rows:
+            yield PendingRow(
+                id=row.id,
+                subject=row.subject,
+                property=row.property,
+                slot=row.slot,
+                kind=row.kind,
+                reason=row.reason,
+                value_kind=row.value_kind,
+                value=row.value,
+                label=row.label,
+                first_seen_at=row.first_seen_at,
+                last_seen_at=row.last_seen_at,
+                sightings=row.sightings,
+                previous_values=tuple(row.previous_values),
+                releases_at=row.releases_at,
+                decision=row.decision,
+            )
+
+
+def entity_rows(connection: Connection, ids: Iterable[str]) -> dict[str, EntityRow]:
+    """Read what is known of some items."""
+    found = {}
+    for part in batches(sorted(ids)):
+        for row in connection.execute(select(Entity).where(Entity.id.in_(part))):
+            found[row.id] = entity(row)
+    return found
+
+
+def entity(row: Row[Any]) -> EntityRow:
+    """Read one item's row."""
+    return EntityRow(
+        row.id, row.label, row.language, row.revision, row.modified_at, row.redirect_to, bool(row.deleted)
+    )
+
+
+def mark_all(connection: Connection, model_id: int, now: datetime) -> None:
+    """Mark every group that stands for review: a new model has looked at none."""
+    known = (
+        select(literal(model_id), Statement.subject, Statement.property, literal(now, Moment()))
+        .where(Statement.seen_to.is_(None))
+        .distinct()
+    )
+    columns = ["model_id", "subject", "property", "marked_at"]
+    connection.execute(insert_or_ignore(connection, Review).from_select(columns, known))

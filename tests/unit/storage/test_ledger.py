@@ -1,0 +1,165 @@
+"""A whole sync, step by step, on both databases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from storage.errors import CheckpointStateError, ModelMismatchError, OpenCheckpointError
+from tests.unit.storage import steps
+
+if TYPE_CHECKING:
+    from storage.checkpoints import CheckpointFiles
+    from storage.ledger import Ledger
+
+
+@pytest.fixture
+def world() -> steps.World:
+    world = steps.World()
+    for number in range(1, 6):
+        world.set(f"Q{number}", "P6", f"Q{100 + number}")
+    world.set("Q1", "P35", "Q200")
+    return world
+
+
+def test_a_sync_makes_the_model_hold_the_world(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    done = steps.sync(ledger, files, world, 1)
+    assert steps.held(ledger) == world.values
+    status = ledger.status(ledger.model(steps.MODEL))
+    assert status.head is not None
+    assert status.head.id == done["checkpoint"]
+    assert (status.live_facts, status.owed, status.held_back, status.to_review) == (6, 0, 0, 0)
+    assert status.cursors == {steps.SOURCE: steps.night(1)}
+    assert status.last_success is not None
+    assert status.holder is None
+
+
+def test_the_same_sync_twice_is_once(ledger: Ledger, files: CheckpointFiles, world: steps.World) -> None:
+    steps.sync(ledger, files, world, 1)
+    again = steps.sync(ledger, files, world, 1)
+    assert again["checkpoint"] is None
+    assert len(ledger.checkpoints(ledger.model(steps.MODEL))) == 1
+    assert len(files.digests()) == 1
+
+
+def test_a_value_that_comes_back_is_not_lost(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    for number, value in enumerate(("Q1001", "Q1002", "Q1001", "Q1002", "Q1001"), start=1):
+        world.set("Q1", "P6", value)
+        assert steps.sync(ledger, files, world, number)["checkpoint"] is not None
+        assert steps.held(ledger)["Q1", "P6"] == value
+
+
+def test_a_value_that_comes_back_before_it_was_edited_is_owed_no_more(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    steps.sync(ledger, files, world, 1)
+    world.set("Q1", "P6", "Q1002")
+    steps.sync(ledger, files, world, 2, verdict="reject")
+    assert [r.attempts for r in ledger.owed(ledger.model(steps.MODEL))] == [1]
+    world.set("Q1", "P6", "Q101")
+    steps.sync(ledger, files, world, 3)
+    assert ledger.owed(ledger.model(steps.MODEL)) == []
+    assert steps.held(ledger) == world.values
+
+
+def test_a_deleted_statement_is_retracted_and_a_restored_one_learnt_again(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    steps.sync(ledger, files, world, 1)
+    world.set("Q2", "P6", None)
+    steps.sync(ledger, files, world, 2)
+    assert steps.held(ledger) == world.values
+    assert ledger.status(ledger.model(steps.MODEL)).live_facts == 5
+    world.set("Q2", "P6", "Q102")
+    steps.sync(ledger, files, world, 3)
+    assert steps.held(ledger) == world.values
+    states = [(row.op, row.status, row.live) for row in ledger.history(ledger.model(steps.MODEL), "Q2")]
+    assert states == [
+        ("insert", "applied", False),
+        ("retract", "applied", False),
+        ("insert", "applied", True),
+    ]
+
+
+def test_a_rejected_batch_stays_owed(ledger: Ledger, files: CheckpointFiles, world: steps.World) -> None:
+    steps.sync(ledger, files, world, 1, verdict="reject")
+    model = ledger.model(steps.MODEL)
+    assert steps.held(ledger) == {}
+    assert len(ledger.owed(model)) == 6
+    steps.sync(ledger, files, world, 2)
+    assert steps.held(ledger) == world.values
+    assert [row.state for row in ledger.checkpoints(model)] == ["rejected", "promoted"]
+
+
+def test_a_candidate_waits_for_approval_and_bars_the_next(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    done = steps.sync(ledger, files, world, 1, verdict="leave")
+    with ledger.writer(steps.MODEL, holder="test") as lease:
+        assert ledger.recover(lease, files).kept == (done["checkpoint"],)
+        run = ledger.begin_run(lease, "sync", reference_time=steps.night(2))
+        with pytest.raises(OpenCheckpointError):
+            ledger.begin_checkpoint(lease, run, [], algorithm="memit", settings={})
+        assert done["checkpoint"] is not None
+        ledger.promote(lease, done["checkpoint"], reason="approved")
+        with pytest.raises(CheckpointStateError):
+            ledger.promote(lease, done["checkpoint"], reason="approved twice")
+    assert steps.held(ledger) == world.values
+
+
+def test_rollback_moves_the_head_and_forth_again(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    first = steps.sync(ledger, files, world, 1)["checkpoint"]
+    before = dict(world.values)
+    world.set("Q1", "P6", "Q999")
+    world.set("Q2", "P6", None)
+    world.set("Q7", "P6", "Q107")
+    second = steps.sync(ledger, files, world, 2)["checkpoint"]
+    after = dict(world.values)
+    assert steps.held(ledger) == after
+    with ledger.writer(steps.MODEL, holder="test") as lease:
+        ledger.rollback(lease, first, reason="looks wrong", review=False)
+        assert steps.held(ledger) == before
+        ledger.rollback(lease, second, reason="was right")
+        assert steps.held(ledger) == after
+        ledger.rollback(lease, None, reason="start over")
+        assert steps.held(ledger) == {}
+    steps.sync(ledger, files, world, 3)
+    assert steps.held(ledger) == after
+    model = ledger.model(steps.MODEL)
+    assert [row.state for row in ledger.checkpoints(model)] == ["rolled_back", "rolled_back", "promoted"]
+
+
+def test_states_lie_in_the_newest_checkpoint_that_wrote_the_subject(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    first = steps.sync(ledger, files, world, 1)["checkpoint"]
+    world.set("Q1", "P6", "Q999")
+    world.set("Q2", "P6", None)
+    second = steps.sync(ledger, files, world, 2)["checkpoint"]
+    states = {row.subject: row.checkpoint_id for row in ledger.subject_states(ledger.model(steps.MODEL))}
+    assert states == {"Q1": second, "Q3": first, "Q4": first, "Q5": first}
+
+
+def test_a_model_name_stands_for_one_base(ledger: Ledger) -> None:
+    ledger.ensure_model("m", "here", "1" * 64)
+    assert ledger.ensure_model("m", "elsewhere", "1" * 64).base_ref == "here"
+    with pytest.raises(ModelMismatchError):
+        ledger.ensure_model("m", "here", "2" * 64)
+
+
+def test_a_model_added_later_reviews_what_is_known(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    steps.sync(ledger, files, world, 1)
+    later = ledger.ensure_model("later", "local", BASE)
+    assert ledger.status(later).to_review == 6
+
+
+BASE = "c" * 64
