@@ -1,9 +1,9 @@
 """Checkpoint files, named by the digest of what they hold.
 
-A checkpoint is a folder `<root>/<digest>/` with its files and `manifest.json`. The digest is that of the manifest,
-which lists every file's digest and size; the manifest carries no time and no path, so equal content has an equal
-name. Order of writing: temporary folder, sync each file, sync the folder, rename, sync the root. Whatever a crash
-leaves is therefore either complete or has a temporary name.
+A checkpoint is a folder `<root>/<digest>/` with its files and `manifest.json`. The digest is that of the
+manifest, which lists every file's digest and size; the manifest carries no time and no path, so equal
+content has an equal name. Order of writing: temporary folder, sync each file, sync the folder, rename, sync
+the root. Whatever a crash leaves is therefore either complete or has a temporary name.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class CheckpointFiles:
 
         Args:
             files: Content, or a file to copy, by name.
-            manifest: What the checkpoint says of itself: parent, base digest, settings. Any JSON; the key `files`
-                is written here.
+            manifest: What the checkpoint says of itself: parent, base digest, settings. Any JSON; the key
+                `files` is written here.
 
         Returns:
             The checkpoint's digest.

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _WRITE = "factsync_write"
-_DISK_FULL_SQLSTATES = ("53100", "58030")
-_READ_ONLY_SQLSTATES = ("25006", "42501")
-_BUSY_SQLSTATES = ("55P03", "40001", "40P01")
+_DISK_FULL = ("53100", "58030")
+_READ_ONLY = ("25006", "42501")
+_BUSY = ("55P03", "40001", "40P01")
 
 
 def parse_url(url: str) -> URL:
@@ -114,7 +114,8 @@ def make_reader(url: URL, *, statement_timeout_s: float) -> Engine:
             return connection
 
         return create_engine("sqlite://", creator=connect, poolclass=NullPool)
-    options = f"-c default_transaction_read_only=on -c statement_timeout={int(statement_timeout_s * 1000)} -c timezone=UTC"
+    timeout_ms = int(statement_timeout_s * 1000)
+    options = f"-c default_transaction_read_only=on -c statement_timeout={timeout_ms} -c timezone=UTC"
     return create_engine(url, poolclass=NullPool, connect_args={"options": options})
 
 
@@ -190,41 +191,50 @@ def translate(error: DBAPIError) -> LedgerError | None:
     """
     if isinstance(error.orig, sqlite3.Error):
         return _translate_sqlite(error.orig)
-    state: Any = getattr(error.orig, "sqlstate", None)
+    return _translate_postgres(error)
+
+
+def _translate_postgres(error: DBAPIError) -> LedgerError | None:
+    state: str | None = getattr(error.orig, "sqlstate", None)
     if error.connection_invalidated or (state or "").startswith(("08", "57P")):
         return LedgerConnectionLostError(
             "The connection to the ledger's database was lost; the step did not happen: run it again."
-        )
-    if state in _DISK_FULL_SQLSTATES:
-        return DiskFullError(
-            "The ledger's database has no room left; the step did not happen: free some space."
-        )
-    if state in _READ_ONLY_SQLSTATES:
-        return LedgerReadOnlyError(
-            "The ledger's database refuses to be written: check the role and the server."
-        )
-    if state in _BUSY_SQLSTATES:
-        return LedgerBusyError(
-            "Another transaction kept the ledger locked; the step did not happen: run it again."
         )
     if state is None and "connection" in str(error.orig).lower():
         return LedgerConnectionLostError(
             "The ledger's database cannot be reached: start it, or check the ledger's URL, and run again."
         )
-    return None
+    words: dict[str, LedgerError] = {
+        **dict.fromkeys(
+            _DISK_FULL, DiskFullError("The ledger's database has no room left: free some space.")
+        ),
+        **dict.fromkeys(
+            _READ_ONLY,
+            LedgerReadOnlyError(
+                "The ledger's database refuses to be written: check the role and the server."
+            ),
+        ),
+        **dict.fromkeys(
+            _BUSY,
+            LedgerBusyError(
+                "Another transaction kept the ledger locked; the step did not happen: run it again."
+            ),
+        ),
+    }
+    return words.get(state or "")
 
 
 def _translate_sqlite(error: sqlite3.Error) -> LedgerError | None:
     name = getattr(error, "sqlite_errorname", "") or ""
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return LedgerBusyError(
-            "Another process kept the ledger file locked; the step did not happen: wait for it, or find it with fuser."
+            "Another process kept the ledger file locked; the step did not happen: wait for it to finish."
         )
     if name.startswith("SQLITE_FULL") or name in {"SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"}:
         return DiskFullError("No room left for the ledger file; the step did not happen: free some space.")
     if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
         return LedgerReadOnlyError(
-            "The ledger file or its folder cannot be written: check its permissions and that the disk is not read-only."
+            "The ledger file or its folder cannot be written: check their permissions and the disk."
         )
     if name.startswith("SQLITE_IOERR"):
         return DiskFullError(

@@ -244,7 +244,7 @@ class CorruptCheckpointError(CheckpointError):
         self.path = path
         super().__init__(
             checkpoint,
-            f"Checkpoint {checkpoint[:12]} is damaged ({path}: {why}): restore it from a copy, or roll back past it.",
+            f"Checkpoint {checkpoint[:12]} is damaged ({path}: {why}): restore it from a copy or roll back.",
         )
 
 
@@ -255,7 +255,7 @@ class UnsafeFileError(CheckpointError):
         self.name = name
         super().__init__(
             name,
-            f"The file name {name!r} is not allowed in a checkpoint: use a plain name in .safetensors or .json.",
+            f"The file name {name!r} is not allowed in a checkpoint: use a plain .safetensors or .json name.",
         )
 
 

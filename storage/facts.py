@@ -119,7 +119,7 @@ def _held(row: Row[Any]) -> HeldRow:
 
 
 def subject_states(connection: Connection, model_id: int) -> list[SubjectStateRow]:
-    """Say which checkpoint carries the stored state of each live subject: the newest on the lineage that wrote it."""
+    """Say which checkpoint carries each live subject's state: the newest on the lineage that wrote it."""
     live = live_query(model_id).with_only_columns(Fact.subject).distinct().subquery()
     newest = (
         select(SubjectState.subject, func.max(SubjectState.checkpoint_id).label("checkpoint_id"))

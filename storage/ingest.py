@@ -1,9 +1,9 @@
 """What was pulled enters the ledger: set-based, in one transaction, keyed by (statement id, revision).
 
-Rows go into a temporary table and are compared with the ledger in SQL, so a million statements need no million
-objects in memory. A statement known with the same content is not touched at all. A statement missing from a group
-that was pulled completely was deleted, unless the answer is older than what the ledger knows already (a lagging
-replica): stale answers change nothing.
+Rows go into a temporary table and are compared with the ledger in SQL, so a million statements need no
+million objects in memory. A statement known with the same content is not touched at all. A statement
+missing from a group that was pulled completely was deleted, unless the answer is older than what the ledger
+knows already (a lagging replica): stale answers change nothing.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ WHERE s.revision < t.revision
 """
 
 _CLOSE_CHANGED = """
-UPDATE statement SET seen_to = CASE WHEN seen_from > :now THEN seen_from ELSE :now END, ending = 'changed', last_run_id = :run
+UPDATE statement SET
+    seen_to = CASE WHEN seen_from > :now THEN seen_from ELSE :now END, ending = 'changed', last_run_id = :run
 WHERE id IN (SELECT old_id FROM in_delta WHERE old_id IS NOT NULL)
 """
 
@@ -104,21 +105,21 @@ AND (n.revision IS NULL OR n.revision >= t.revision)
 """
 
 _CLOSE_GONE = """
-UPDATE statement SET seen_to = CASE WHEN seen_from > :now THEN seen_from ELSE :now END, ending = 'deleted', last_run_id = :run
+UPDATE statement SET
+    seen_to = CASE WHEN seen_from > :now THEN seen_from ELSE :now END, ending = 'deleted', last_run_id = :run
 WHERE id IN (SELECT id FROM in_gone)
 """
 
-# A new label changes prompts (of the subject's facts) and targets (of the facts whose value it is); a merge or a
-# deletion changes all facts of the item.
+# A new label changes prompts (of the subject's facts) and targets (of the facts whose value it is); a merge
+# or a deletion changes all facts of the item.
 _FIND_RELABELLED = """
 INSERT INTO in_moved
 SELECT n.id FROM in_entity n JOIN entity e ON e.id = n.id
 WHERE (n.label IS NOT NULL AND e.label IS NOT NULL AND n.label <> e.label
        AND (n.revision IS NULL OR e.revision IS NULL OR n.revision >= e.revision))
    OR (n.redirect_to IS NOT NULL AND n.redirect_to IS DISTINCT FROM e.redirect_to)
-   OR (n.revision IS NOT NULL AND e.redirect_to IS NOT NULL AND n.redirect_to IS NULL AND n.revision >= e.revision)
-   OR (n.deleted AND NOT e.deleted)
-   OR (e.deleted AND NOT n.deleted AND n.revision IS NOT NULL)
+   OR (n.revision IS NOT NULL AND e.redirect_to IS NOT NULL AND n.redirect_to IS NULL AND n.revision >=
+   e.revision) OR (n.deleted AND NOT e.deleted) OR (e.deleted AND NOT n.deleted AND n.revision IS NOT NULL)
 """
 
 _TOUCH = """
@@ -128,7 +129,8 @@ FROM (
     SELECT subject, property FROM in_delta
     UNION SELECT old_subject, old_property FROM in_delta WHERE old_id IS NOT NULL
     UNION SELECT subject, property FROM in_gone
-    UNION SELECT s.subject, s.property FROM in_moved v JOIN statement s ON s.subject = v.id AND s.seen_to IS NULL
+    UNION SELECT s.subject, s.property FROM in_moved v
+        JOIN statement s ON s.subject = v.id AND s.seen_to IS NULL
     UNION SELECT f.subject, f.property FROM in_moved v JOIN fact f ON f.subject = v.id
     UNION SELECT s.subject, s.property FROM in_moved v
         JOIN statement s ON s.value = v.id AND s.seen_to IS NULL AND s.value_kind = 'item'
@@ -137,19 +139,18 @@ WHERE true
 ON CONFLICT (model_id, subject, property) DO NOTHING
 """
 
-# A row with a revision, a redirect or a deletion was probed and speaks of the item's state; one without is a label.
+# A row with a revision, a redirect or a deletion was probed and speaks of the item's state; one without is
+# a label.
 _UPSERT_ENTITY = """
-INSERT INTO entity (id, label, language, revision, modified_at, redirect_to, deleted, tracked, pulled_at, run_id)
-SELECT n.id, n.label, n.language, n.revision, n.modified_at, n.redirect_to, n.deleted, :no, :now, :run
-FROM in_entity n
-WHERE true
-ON CONFLICT (id) DO UPDATE SET
+INSERT INTO entity (id, label, language, revision, modified_at, redirect_to, deleted, tracked, pulled_at,
+run_id) SELECT n.id, n.label, n.language, n.revision, n.modified_at, n.redirect_to, n.deleted, :no, :now,
+:run FROM in_entity n WHERE true ON CONFLICT (id) DO UPDATE SET
     label = CASE WHEN excluded.revision < entity.revision THEN entity.label
                  ELSE COALESCE(excluded.label, entity.label) END,
     language = CASE WHEN excluded.label IS NULL OR excluded.revision < entity.revision THEN entity.language
                     ELSE excluded.language END,
-    modified_at = CASE WHEN excluded.revision IS NULL OR excluded.revision < entity.revision THEN entity.modified_at
-                       ELSE excluded.modified_at END,
+    modified_at = CASE WHEN excluded.revision IS NULL OR excluded.revision < entity.revision
+                       THEN entity.modified_at ELSE excluded.modified_at END,
     redirect_to = CASE WHEN excluded.revision IS NULL AND excluded.redirect_to IS NULL THEN entity.redirect_to
                        WHEN excluded.revision < entity.revision THEN entity.redirect_to
                        ELSE excluded.redirect_to END,

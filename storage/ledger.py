@@ -5,140 +5,57 @@
         run = ledger.begin_run(lease, "sync", reference_time=at)
         ...
 
-Every writing method takes the lease and checks its epoch in its own transaction, so a writer that was overtaken
-while it slept writes nothing.
+Every writing method takes the lease and checks its epoch in its own transaction, so a writer that was
+overtaken while it slept writes nothing.
 """
 
 from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from sqlalchemy import insert, select, update
 
-from storage import facts, ingest, lifecycle, plan, reading, recovery, review, shell
-from storage import migrate as migration
+from storage import head, ingest, lifecycle, plan, reading, recovery, review
 from storage.batching import batches
-from storage.crash import OnPoint, silent
-from storage.database import insert_or_ignore, make_engine, parse_url, raise_os_error, sqlite_path, writing
+from storage.database import insert_or_ignore, writing
 from storage.database import reading as read_transaction
 from storage.errors import LockHeldError, ModelMismatchError, StaleLeaseError, UnknownModelError
 from storage.lock import exclusive
+from storage.reader import LedgerReader
 from storage.records import (
     ChangeRow,
     CheckpointIntent,
-    CheckpointRow,
     CheckRow,
     EditRequestRow,
     EditRow,
     EntityRow,
-    Group,
-    HeldRow,
-    HistoryRow,
     IngestReport,
     Json,
     Lease,
     Model,
     Pair,
-    PendingRow,
     PlanReport,
-    QueryResult,
     Recovery,
     StatementRow,
-    Status,
-    SubjectStateRow,
 )
 from storage.schema import Entity, HeldBack, SyncRun
 from storage.schema import Model as ModelTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-    from types import TracebackType
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from datetime import datetime
 
-    from sqlalchemy.engine import URL, Connection, Engine
+    from sqlalchemy.engine import Connection
 
     from storage.checkpoints import CheckpointFiles
 
 logger = logging.getLogger(__name__)
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
-class Ledger:
-    """The ledger. Open it with `Ledger.open`.
-
-    Attributes:
-        url: Where it lives.
-        engine: Its engine, for tests and tools.
-    """
-
-    def __init__(self, url: URL, engine: Engine, clock: Callable[[], datetime], on_point: OnPoint) -> None:
-        self.url = url
-        self.engine = engine
-        self._clock = clock
-        self._point = on_point
-
-    @classmethod
-    def open(
-        cls,
-        url: str,
-        *,
-        migrate: bool = True,
-        busy_timeout_s: float = 10.0,
-        clock: Callable[[], datetime] = _utc_now,
-        on_point: OnPoint = silent,
-    ) -> Self:
-        """Open a ledger, making or migrating it if need be.
-
-        Args:
-            url: `sqlite:///path/ledger.db` (or a bare path), or `postgresql://...`.
-            migrate: False refuses a database whose schema is not this code's.
-            busy_timeout_s: How long a step waits for another writer's transaction.
-            clock: The time, for tests.
-            on_point: Called at each named point of `storage.crash`.
-
-        Returns:
-            The ledger.
-
-        Raises:
-            LedgerUrlError: If the address names no ledger.
-            LedgerNewerThanCodeError: If a newer factsync migrated it.
-            LedgerOutdatedError: If it must be migrated and may not.
-            MigrationError: If migrating failed; the database is as before.
-        """
-        parsed = parse_url(url)
-        path = sqlite_path(parsed)
-        if path is not None and migrate:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise_os_error(error, path.parent)
-        engine = make_engine(parsed, busy_timeout_s=busy_timeout_s)
-        ledger = cls(parsed, engine, clock, on_point)
-        with read_transaction(engine) as connection:
-            current = migration.check(connection)
-            if not current and not migrate:
-                migration.refuse_outdated(connection)
-        if not current:
-            engine.dispose()
-            migration.upgrade(parsed)
-        return ledger
-
-    def close(self) -> None:
-        """Close all connections."""
-        self.engine.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+class Ledger(LedgerReader):
+    """The ledger. Open it with `Ledger.open`."""
 
     @contextmanager
     def _step(self, name: str, lease: Lease | None) -> Iterator[Connection]:
@@ -189,20 +106,6 @@ class Ledger:
             if name not in known:
                 review.mark_all(connection, model.id, now)
         return model
-
-    def model(self, name: str) -> Model:
-        """Read a model.
-
-        Raises:
-            UnknownModelError: If there is none of this name.
-        """
-        with read_transaction(self.engine) as connection:
-            return reading.model_named(connection, name)
-
-    def models(self) -> list[Model]:
-        """Read all models, by name."""
-        with read_transaction(self.engine) as connection:
-            return reading.models(connection)
 
     @contextmanager
     def writer(self, model_name: str, holder: str) -> Iterator[Lease]:
@@ -322,8 +225,8 @@ class Ledger:
         Args:
             lease: The writer's lease.
             run: The run.
-            state: succeeded, nothing (nothing to do), rejected, held (stopped by a guard), candidate (its checkpoint
-                waits for approval), or failed.
+            state: succeeded, nothing (nothing to do), rejected, held (stopped by a guard), candidate (its
+                checkpoint waits for approval), or failed.
             counters: What it counted.
             error: What went wrong.
         """
@@ -335,20 +238,6 @@ class Ledger:
             )
 
     # What was read
-
-    def cursor(self, source: str) -> datetime | None:
-        """Say how far a source was read, None if never."""
-        with read_transaction(self.engine) as connection:
-            return reading.cursor(connection, source)
-
-    def tracked(self, properties: Iterable[str] | None = None) -> list[EntityRow]:
-        """Read the items that are followed, with their last known revision, modification and redirect.
-
-        Args:
-            properties: Only items with current statements of these relations.
-        """
-        with read_transaction(self.engine) as connection:
-            return reading.tracked(connection, properties)
 
     def track(self, lease: Lease, subjects: Iterable[str]) -> int:
         """Follow items from now on.
@@ -381,7 +270,7 @@ class Ledger:
         pulled_groups: Iterable[Pair],
         lag_at: datetime | None = None,
     ) -> IngestReport:
-        """Store what was pulled and move the cursor, in one transaction. Iterables are read once, never held whole.
+        """Store what was pulled and move the cursor, in one transaction; iterables are read once.
 
         Args:
             lease: The writer's lease.
@@ -390,8 +279,9 @@ class Ledger:
             cursor_to: What was read up to; None leaves the cursor. It never moves back.
             entities: Items as probed or labelled.
             statements: Statements as read.
-            pulled_groups: The (subject, property) pairs that were pulled completely: a known statement of such a
-                group that is missing was deleted, unless the item's revision is older than the one we know.
+            pulled_groups: The (subject, property) pairs that were pulled completely: a known statement of
+                such a group that is missing was deleted, unless the item's revision is older than the one
+                we know.
             lag_at: The source's own time of this answer.
 
         Returns:
@@ -414,23 +304,7 @@ class Ledger:
                 point=self._point,
             )
 
-    def labels(self, ids: Iterable[str]) -> dict[str, EntityRow]:
-        """Read what is known of some items, by id; unknown ones are left out."""
-        with read_transaction(self.engine) as connection:
-            return review.entity_rows(connection, set(ids))
-
     # What is owed
-
-    def groups_to_review(self, run: int, *, page_size: int = 500) -> Iterator[Group]:
-        """Yield the groups that changed and those in which something waits, by (subject, property).
-
-        Args:
-            run: The run; its model's groups are meant.
-            page_size: Groups a page; each page is one short read of five queries.
-        """
-        with read_transaction(self.engine) as connection:
-            model_id = connection.scalars(select(SyncRun.model_id).where(SyncRun.id == run)).one()
-        return review.groups_to_review(self.engine, model_id, page_size)
 
     def record_plan(
         self,
@@ -448,8 +322,8 @@ class Ledger:
             run: The run.
             changes: Decisions, `unchanged` ones included (they are counted, and settle what waited).
             requests: The edits that are owed.
-            reviewed: Groups that were looked at; those of the changes and requests are added. Their review marks
-                are cleared, and pending requests in them that are not in `requests` are withdrawn.
+            reviewed: Groups that were looked at; those of the changes and requests are added. Their review
+                marks are cleared, and pending requests in them that are not in `requests` are withdrawn.
 
         Returns:
             What it did.
@@ -468,16 +342,6 @@ class Ledger:
                 reviewed=reviewed,
                 point=self._point,
             )
-
-    def owed(self, model: Model, limit: int | None = None) -> list[EditRequestRow]:
-        """Read the pending requests, oldest first."""
-        with read_transaction(self.engine) as connection:
-            return plan.owed(connection, model.id, limit)
-
-    def pending(self, model: Model) -> list[PendingRow]:
-        """Read what is held back."""
-        with read_transaction(self.engine) as connection:
-            return list(review.pending_rows(connection, model.id, None))
 
     def retry(self, lease: Lease, request_ids: Collection[int] | None = None) -> int:
         """Put failed requests back into the queue, some or all; one that a newer wish overtook stays.
@@ -610,9 +474,7 @@ class Ledger:
             StaleLeaseError: If somebody else moved the head or took the lease.
         """
         with self._step("promote", lease) as connection:
-            lifecycle.promote(
-                connection, lease, checkpoint, reason=reason, now=self._clock(), point=self._point
-            )
+            head.promote(connection, lease, checkpoint, reason=reason, now=self._clock(), point=self._point)
 
     def reject(
         self,
@@ -665,7 +527,7 @@ class Ledger:
             OpenCheckpointError: If a candidate waits.
         """
         with self._step("rollback", lease) as connection:
-            lifecycle.rollback(
+            head.rollback(
                 connection,
                 lease,
                 to_checkpoint,
@@ -674,76 +536,3 @@ class Ledger:
                 now=self._clock(),
                 point=self._point,
             )
-
-    # What the model holds
-
-    def head(self, model: Model) -> CheckpointRow | None:
-        """Read the live checkpoint, None while the base itself is live."""
-        with read_transaction(self.engine) as connection:
-            current = reading.model_named(connection, model.name)
-            return None if current.head is None else reading.checkpoint(connection, model.id, current.head)
-
-    def head_at(self, model: Model, at: datetime) -> CheckpointRow | None:
-        """Read the checkpoint that was live at a moment, None for the base."""
-        with read_transaction(self.engine) as connection:
-            head = reading.head_at(connection, model.id, at)
-            return None if head is None else reading.checkpoint(connection, model.id, head)
-
-    def checkpoint(self, model: Model, which: int | str) -> CheckpointRow:
-        """Read a checkpoint by key, digest, or the beginning of its digest.
-
-        Raises:
-            UnknownCheckpointError: If none fits, or several do.
-        """
-        with read_transaction(self.engine) as connection:
-            return reading.checkpoint(connection, model.id, which)
-
-    def checkpoints(self, model: Model) -> list[CheckpointRow]:
-        """Read all checkpoints, oldest first."""
-        with read_transaction(self.engine) as connection:
-            return reading.checkpoints(connection, model.id)
-
-    def lineage(self, model: Model, checkpoint: int | None = None) -> list[CheckpointRow]:
-        """Read a checkpoint (the head, unless named) and its ancestors, root first."""
-        with read_transaction(self.engine) as connection:
-            start = reading.model_named(connection, model.name).head if checkpoint is None else checkpoint
-            return reading.lineage(connection, model.id, start)
-
-    def live_facts(
-        self, model: Model, *, subjects: Iterable[str] | None = None, at: datetime | None = None
-    ) -> list[HeldRow]:
-        """Read what the model holds: now or at a moment, of all subjects or of some."""
-        with read_transaction(self.engine) as connection:
-            return list(facts.held_rows(connection, model.id, subjects, at))
-
-    def subject_states(self, model: Model) -> list[SubjectStateRow]:
-        """Say which checkpoint carries the stored state of each live subject."""
-        with read_transaction(self.engine) as connection:
-            return facts.subject_states(connection, model.id)
-
-    # Questions
-
-    def history(self, model: Model, subject: str) -> list[HistoryRow]:
-        """Read all edits of a subject's facts, oldest first, with the statements behind them."""
-        with read_transaction(self.engine) as connection:
-            return reading.history(connection, model.id, subject)
-
-    def status(self, model: Model) -> Status:
-        """Say where a model stands."""
-        with read_transaction(self.engine) as connection:
-            return reading.status(connection, reading.model_named(connection, model.name))
-
-    def query(
-        self,
-        sql: str,
-        parameters: Mapping[str, Any] | None = None,
-        *,
-        limit: int | None = 1000,
-        timeout_s: float = 60.0,
-    ) -> QueryResult:
-        """Run one statement that only reads; the views are described in docs/ledger.md.
-
-        Raises:
-            QueryRefusedError: If it would write, or does not run.
-        """
-        return shell.query(self.url, sql, parameters or {}, limit=limit, timeout_s=timeout_s)

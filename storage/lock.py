@@ -1,7 +1,7 @@
-"""One writer a model: a lock that the system frees when its holder dies, and an epoch that fences late wakers.
+"""One writer a model: a lock that the system frees when its holder dies, and a fencing epoch for late wakers.
 
-SQLite: `flock` on a file beside the ledger. PostgreSQL: a session advisory lock on its own connection (so do not
-put a pooler in transaction mode between). Either is free at once when the holder is killed.
+SQLite: `flock` on a file beside the ledger. PostgreSQL: a session advisory lock on its own connection (so do
+not put a pooler in transaction mode between). Either is free at once when the holder is killed.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def _flock(ledger: Path, model_name: str) -> Iterator[bool]:
         else:
             yield True
     finally:
-        # Closing frees the lock. The file stays: removing it would let two writers lock two files of one name.
+        # Closing frees the lock. The file stays: removing it would let two writers lock two files of one
+        # name.
         os.close(handle)
 
 

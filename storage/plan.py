@@ -1,11 +1,11 @@
-"""A plan enters the ledger: changes with reasons, desired facts, what is held back, and the queue of what is owed.
+"""A plan enters the ledger: changes with reasons, desired facts, what is held back, what is owed.
 
-One transaction a call, and a call may cover only part of the groups: a large plan is recorded in batches. Recording
-the same batch twice changes nothing.
+One transaction a call, and a call may cover only part of the groups: a large plan is recorded in batches.
+Recording the same batch twice changes nothing.
 
-An edit request's identity is (model, fact, operation, value, templates, statements with revisions, the edit it
-replaces). The revisions are in it so that A→B→A is three wishes, not one; the replaced edit is in it so that the
-same statement can be wished again after a rollback.
+An edit request's identity is (model, fact, operation, value, templates, statements with revisions, the edit
+it replaces). The revisions are in it so that A→B→A is three wishes, not one; the replaced edit is in it so
+that the same statement can be wished again after a rollback.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _write_changes(plan: _Plan, changes: Sequence[ChangeRow]) -> dict[int, int]:
 
 
 def _write_desired(plan: _Plan, changes: Sequence[ChangeRow]) -> None:
-    """Close and open desired facts; what is held back is not desired yet, what conflicts is left as it was."""
+    """Close and open desired facts; what is held back is not desired yet, what conflicts stays as it was."""
     wanted = {
         plan.facts[_scope(row)]: row
         for row in changes
@@ -306,7 +306,7 @@ def _open(plan: _Plan, fact: int, row: ChangeRow, *, previous: list[str]) -> Non
 def _write_requests(
     plan: _Plan, requests: Sequence[EditRequestRow], change_ids: Mapping[int, int], pairs: Sequence[Pair]
 ) -> None:
-    """Queue what is wished now; withdraw the pending wishes of the reviewed groups that are wished no more."""
+    """Queue what is wished now; withdraw pending wishes of the reviewed groups that are wished no more."""
     live = {
         _scope_of(row): row.edit_id
         for row in held_rows(plan.connection, plan.model_id, {request.subject for request in requests})

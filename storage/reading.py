@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Row, and_, func, select
 from sqlalchemy.orm import aliased
 
-from storage import lifecycle
 from storage.batching import batches
 from storage.errors import UnknownCheckpointError, UnknownModelError
+from storage.head import walk
 from storage.records import CheckpointRow, EntityRow, HistoryRow, Model, RunRow, Source, Status
 from storage.review import entity
 from storage.schema import (
@@ -132,7 +132,7 @@ def checkpoints(connection: Connection, model_id: int) -> list[CheckpointRow]:
 def lineage(connection: Connection, model_id: int, head: int | None) -> list[CheckpointRow]:
     """Read a checkpoint and its ancestors, root first."""
     found: list[CheckpointRow] = []
-    for part in batches(sorted(lifecycle.walk(connection, head))):
+    for part in batches(sorted(walk(connection, head))):
         query = _checkpoint_query().where(Checkpoint.model_id == model_id, Checkpoint.id.in_(part))
         found.extend(_checkpoint(row) for row in connection.execute(query.order_by(Checkpoint.id)))
     return found

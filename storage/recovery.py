@@ -90,7 +90,7 @@ def known_digests(connection: Connection) -> set[str]:
 
 
 def removable_orphans(connection: Connection, lease: Lease, files: CheckpointFiles) -> list[str]:
-    """List the folders that no row speaks of, unless another model's writer may be putting one in place now."""
+    """List the folders no row speaks of, unless another model's writer may be putting one in place now."""
     busy = connection.execute(
         select(Checkpoint.id)
         .where(Checkpoint.model_id != lease.model.id, Checkpoint.state == "building")

@@ -1,8 +1,8 @@
 """The tables. Users query the views (`views.sql`), which are a contract; these may change with a migration.
 
-Every constraint has a name, so that migrations can find it on both databases. Constraints are in the database,
-not in hope: one open checkpoint and one promoted checkpoint a model, one live fact a scope, one pending request
-a fact, one current version of a statement.
+Every constraint has a name, so that migrations can find it on both databases. Constraints are in the
+database, not in hope: one open checkpoint and one promoted checkpoint a model, one live fact a scope, one
+pending request a fact, one current version of a statement.
 """
 
 from __future__ import annotations
@@ -461,7 +461,7 @@ class RecallCheck(Base):
 
 
 class RecallSummary(Base):
-    """The checks of a checkpoint by relation and probe, so that nobody counts millions of rows to read a trend."""
+    """The checks of a checkpoint by relation and probe, so that a trend is read without counting them."""
 
     __tablename__ = "recall_summary"
     __table_args__ = (_STRICT,)

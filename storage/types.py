@@ -55,8 +55,8 @@ class Moment(TypeDecorator[datetime]):
         if value is None:
             return None
         if dialect.name == "postgresql":
-            return datetime.astimezone(value, UTC)
-        return datetime.fromisoformat(value)
+            value = value.astimezone(UTC)
+        return value if isinstance(value, datetime) else datetime.fromisoformat(value)
 
 
 class Doc(TypeDecorator[Any]):
@@ -85,7 +85,7 @@ class Doc(TypeDecorator[Any]):
 
 
 class Flag(TypeDecorator[bool]):
-    """True or false: 1 or 0 on SQLite, `boolean` on PostgreSQL. Write `WHERE passed` in SQL, right on both."""
+    """True or false: 1 or 0 on SQLite, `boolean` on PostgreSQL. `WHERE passed` is right on both."""
 
     impl = Integer
     cache_ok = True

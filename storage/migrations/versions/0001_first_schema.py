@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0915, E501  generated once, frozen since
 """The first schema."""
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A small world and the steps of a sync over it, with fake bytes in place of a delta.
 
-The world says what stands in the knowledge base: {(subject, property): value} with a revision a subject. A sync
+The world says what stands in the knowledge base: {(subject, property): value}, a revision a subject. A sync
 ingests it, plans with the simplest possible semantics, and makes a checkpoint.
 """
 
