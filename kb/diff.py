@@ -220,7 +220,7 @@ def _run(change: Change, night: _Night) -> Pending | None:
     """The unbroken run of sightings of this very change, or None if tonight is its first."""
     seen = night.pending.get(change.slot)
     wanted: Value | None = change.new.value if change.new is not None else None
-    return seen if seen is not None and seen.value == wanted else None
+    return seen if seen is not None and seen.sightings > 0 and seen.value == wanted else None
 
 
 def _earliest(change: Change, night: _Night, *, count_modification: bool) -> datetime:

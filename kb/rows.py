@@ -32,6 +32,7 @@ _LOG = logging.getLogger(__name__)
 _RDF_TYPE = "http://www.w3.org/1999/02/22-rdf-syntax-ns#type"
 _DERIVED_FROM = "http://www.w3.org/ns/prov#wasDerivedFrom"
 _XSD = "http://www.w3.org/2001/XMLSchema#"
+_COMMONS = "http://commons.wikimedia.org/"
 _SKOLEM = "/.well-known/genid/"
 _TIMES = frozenset({f"{_XSD}dateTime", f"{_XSD}date"})
 _NUMBERS = frozenset({f"{_XSD}decimal", f"{_XSD}integer", f"{_XSD}double"})
@@ -196,6 +197,8 @@ class StatementReader:
             return Value.somevalue()
         if node.kind == "uri":
             item = entity_of(node, self._names.wd)
+            if item is None and node.text.startswith(_COMMONS):
+                raise BadTermError("Media files are not read.", value=node.text[:200])
             return Value.item(item) if item is not None else Value.string(node.text)
         if node.language:
             return Value.monolingual(node.text, node.language)

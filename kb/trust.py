@@ -83,6 +83,7 @@ class Pending:
         previous_values: canonical texts of values that stood in this slot and went again, within the flip
             memory; the empty text stands for a vacancy.
         label: the value's label when it was last seen; empty if unknown.
+        went_at: when each of ``previous_values`` was last seen to be gone; may be empty.
     """
 
     subject: str
@@ -93,6 +94,7 @@ class Pending:
     sightings: int
     previous_values: tuple[str, ...] = ()
     label: str = ""
+    went_at: tuple[datetime, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class Trust:
     Attributes:
         hold_hours: hold by property, over the relation's own.
         min_sightings: pulls (or one pull and an old modification date) that must have seen a value.
+        flip_memory_hours: how long a value that went is remembered.
         flip_hold_hours: hold of a value that stood before, went, and came back.
         relabel_hold_hours: hold of a change whose subject reads differently than when it was last edited.
         require_reference: hold back facts without a reference.
@@ -119,6 +122,7 @@ class Trust:
     hold_hours: Mapping[str, int] = field(default_factory=dict)
     min_sightings: int = 2
     flip_hold_hours: int = 24 * 7
+    flip_memory_hours: int = 24 * 30
     relabel_hold_hours: int = 24 * 60
     require_reference: bool = False
     burst_share: float = 0.25
