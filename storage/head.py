@@ -5,9 +5,9 @@ The states of the lineage and the record of what was held when (`holding`) follo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, bindparam, insert, select, text, update
+from sqlalchemy import Row, and_, bindparam, insert, select, text, update
 from sqlalchemy.orm import aliased
 
 from storage.batching import batches
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
+    from sqlalchemy.sql import Select
 
     from storage.records import Lease
 
@@ -71,7 +72,7 @@ def promote(
         .values(state="applied", updated_at=now)
     )
     requeue(connection, checkpoint, now=now, attempt=1)
-    _log_move(connection, lease, row.parent_id, checkpoint, "promote", reason, now)
+    _log_move(connection, lease, row.parent_id, checkpoint, kind="promote", reason=reason, now=now)
 
 
 def walk(connection: Connection, checkpoint: int | None) -> list[int]:
@@ -128,12 +129,12 @@ def rollback(
             )
     if review:
         _review_again(connection, lease.model.id, [*added, *removed], now)
-    _log_move(connection, lease, head, target, "rollback", reason, now)
+    _log_move(connection, lease, head, target, kind="rollback", reason=reason, now=now)
 
 
 def _review_again(connection: Connection, model: int, checkpoints: Sequence[int], now: datetime) -> None:
     for part in batches(checkpoints):
-        facts = (
+        facts: Select[*tuple[Any, ...]] = (
             select(bindparam("model", model), Fact.subject, Fact.property, bindparam("marked", now, Moment()))
             .join(Edit, Edit.fact_id == Fact.id)
             .where(Edit.checkpoint_id.in_(part))
@@ -151,6 +152,7 @@ def _log_move(
     lease: Lease,
     old: int | None,
     new: int | None,
+    *,
     kind: str,
     reason: str,
     now: datetime,
@@ -258,9 +260,13 @@ def _live_count(connection: Connection, old: int | None, new: int) -> int:
         .limit(1)
         .scalar_subquery()
     )
-    rows = connection.execute(
-        select(Edit.op, held_before.label("before"))
-        .join(Checkpoint, Checkpoint.id == Edit.checkpoint_id)
-        .where(Edit.checkpoint_id == new, Edit.status == "applied")
+    rows: list[Row[Any]] = list(
+        connection.execute(
+            select(Edit.op, held_before.label("before"))
+            .join(Checkpoint, Checkpoint.id == Edit.checkpoint_id)
+            .where(Edit.checkpoint_id == new, Edit.status == "applied")
+        )
     )
-    return before + sum((row.op != "retract") - (row.before not in {None, "retract"}) for row in rows)
+    opened = sum(int(row.op != "retract") for row in rows)
+    closed = sum(int(row.before not in {None, "retract"}) for row in rows)
+    return before + opened - closed

@@ -49,6 +49,11 @@ def get(connection: Connection, checkpoint: int) -> Row[Any]:
 
 
 def expect(row: Row[Any], step: str, *states: str) -> None:
+    """Refuse a step that does not fit the checkpoint's state.
+
+    Raises:
+        CheckpointStateError: If its state is none of these.
+    """
     if row.state not in states:
         raise CheckpointStateError(row.id, row.state, step)
 
@@ -137,7 +142,7 @@ def _claim(
         query = select(EditRequest, Fact.subject, Fact.property, Fact.slot).join(
             Fact, Fact.id == EditRequest.fact_id
         )
-        found = list(
+        found: list[Row[Any]] = list(
             connection.execute(query.where(mine, EditRequest.state == "pending").order_by(EditRequest.id))
         )
         if len(found) != len(part):
