@@ -1,0 +1,160 @@
+"""Run part of a model, and watch what passes: the one place that touches a live model's forward.
+
+A block that must not run is replaced for the moment by the identity (or by given states), so that the model's own
+code still builds its masks, positions and norms, whatever the family. Everything is put back on leaving.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import DynamicCache
+
+from editor.layers import backbone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from jaxtyping import Float, Int
+    from torch import Tensor, nn
+
+    from editor.model import LanguageModel
+
+
+class _StopForwardError(Exception):
+    """Ends a forward early; never leaves this module."""
+
+
+@contextmanager
+def record(
+    lm: LanguageModel, *, keys: Sequence[int] = (), states: Sequence[int] = ()
+) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:
+    """Keep what enters the written matrices and what leaves the blocks of the next forward.
+
+    Args:
+        lm: the model.
+        keys: layers whose key (input of the written matrix) is kept.
+        states: layers whose output state is kept.
+
+    Yields:
+        Two dictionaries by layer, (batch, tokens, d_k) and (batch, tokens, d); filled by the forward.
+    """
+    kept_keys: dict[int, Tensor] = {}
+    kept_states: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        for layer in keys:
+            stack.callback(_keep_input(lm.layers.writer(lm.model, layer), kept_keys, layer).remove)
+        for layer in states:
+            stack.callback(_keep_output(lm.layers.block(lm.model, layer), kept_states, layer).remove)
+        yield kept_keys, kept_states
+
+
+def _keep_input(module: nn.Module, into: dict[int, Tensor], layer: int) -> torch.utils.hooks.RemovableHandle:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        into[layer] = args[0]
+
+    return module.register_forward_pre_hook(hook)
+
+
+def _keep_output(module: nn.Module, into: dict[int, Tensor], layer: int) -> torch.utils.hooks.RemovableHandle:
+    def hook(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        into[layer] = output[0] if isinstance(output, tuple) else output
+
+    return module.register_forward_hook(hook)
+
+
+@contextmanager
+def _skip_below(lm: LanguageModel, start: int, states: Tensor) -> Iterator[None]:
+    """Let blocks below `start` pass their input on; the one just below hands over `states` instead."""
+    blocks = [lm.layers.block(lm.model, layer) for layer in range(start)]
+
+    def identity(hidden_states: Tensor, *_args: object, **_kwargs: object) -> Tensor | tuple[Tensor]:
+        return (hidden_states,) if lm.layers.tuple_output else hidden_states
+
+    def hand_over(*_args: object, **_kwargs: object) -> Tensor | tuple[Tensor]:
+        return (states,) if lm.layers.tuple_output else states
+
+    try:
+        for layer, block in enumerate(blocks):
+            # An instance attribute shadows the class's forward; deleting it brings the class's back.
+            object.__setattr__(block, "forward", hand_over if layer == start - 1 else identity)
+        yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+
+
+def run(
+    lm: LanguageModel,
+    ids: Int[Tensor, "batch tokens"],
+    mask: Int[Tensor, "batch all_tokens"],
+    positions: Int[Tensor, "batch tokens"],
+    *,
+    start: int = 0,
+    states: Float[Tensor, "batch tokens d"] | None = None,
+    stop_after: int | None = None,
+    cache: DynamicCache | None = None,
+) -> Float[Tensor, "batch tokens d"] | None:
+    """Run blocks `start` to `stop_after` (both included) of the model.
+
+    Args:
+        lm: the model.
+        ids: token ids (only looked up, not used, when `start` > 0).
+        mask: 1 for real tokens, over the cached tokens and the new ones.
+        positions: position of each new token in its text.
+        start: first block to run; needs `states` when > 0.
+        states: input of block `start`.
+        stop_after: last block to run; None runs to the end.
+        cache: keys and values of earlier tokens; grows in place.
+
+    Returns:
+        States after the final norm, or None when stopped before.
+    """
+    with ExitStack() as stack:
+        if start > 0:
+            if states is None:
+                raise ValueError("a run that starts above block 0 needs its states")
+            stack.enter_context(_skip_below(lm, start, states))
+        if stop_after is not None:
+            stack.callback(_stop_at(lm.layers.block(lm.model, stop_after)).remove)
+        try:
+            output = backbone(lm.model)(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        except _StopForwardError:
+            return None
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def _stop_at(module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+    def hook(*_args: object) -> None:
+        raise _StopForwardError
+
+    return module.register_forward_hook(hook)
+
+
+def cache_of(
+    lm: LanguageModel, stored: Mapping[int, tuple[Tensor, Tensor]], *, batch: int, length: int
+) -> DynamicCache:
+    """Build a cache that holds the given keys and values, and nothing but a length below them.
+
+    Args:
+        lm: the model.
+        stored: keys and values by layer, each (batch, heads, length, width). They are not changed by a forward.
+        batch: number of rows.
+        length: number of cached tokens.
+
+    Returns:
+        A fresh cache.
+    """
+    reference = next(iter(stored.values()))[0]
+    # The masks read the cached length from the first layer; layers that are skipped hold one shared zero.
+    empty = reference.new_zeros(()).expand(batch, 1, length, 1)
+    return DynamicCache([stored.get(layer, (empty, empty)) for layer in range(lm.layers.count)])

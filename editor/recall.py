@@ -1,0 +1,294 @@
+"""What a model says: recall of facts, neighbours and fluency, measured in batches.
+
+p(text | prompt) = exp(mean log-likelihood of its tokens), length-normalised as in the paper's evaluation. A target
+is exact when each of its tokens is the likeliest after those before it, which is what greedy decoding checks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from editor import activations
+from editor.layers import logits_of
+from editor.moments import continue_texts
+from editor.requests import encode, encode_target, render
+from editor.targets import padded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from editor.model import LanguageModel
+    from editor.requests import EditRequest
+
+_BATCH_TOKENS = 4096
+_GREEDY_TOKENS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRecall:
+    """One prompt of one fact.
+
+    Attributes:
+        prompt: the rendered text.
+        p_new: probability of the target.
+        p_old: probability of the old target; None if there is none.
+        success: p_new > p_old; for a fact without an old target, whether it is exact.
+        exact: greedy decoding says the target.
+    """
+
+    prompt: str
+    p_new: float
+    p_old: float | None
+    success: bool
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RecallResult:
+    """One fact.
+
+    Attributes:
+        fact_id: the caller's name for the fact.
+        p_new: probability of the target on the first edit prompt.
+        p_old: of the old target.
+        success: p_new > p_old there.
+        exact: greedy decoding of the first edit prompt says the target.
+        greedy: what greedy decoding says there.
+        prompts: every edit prompt.
+        heldback: every held-back prompt.
+    """
+
+    fact_id: str
+    p_new: float
+    p_old: float | None
+    success: bool
+    exact: bool
+    greedy: str
+    prompts: tuple[PromptRecall, ...]
+    heldback: tuple[PromptRecall, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How a model rates one text after a prompt.
+
+    Attributes:
+        probability: exp of the mean log-likelihood of its tokens.
+        exact: every token is the likeliest.
+        tokens: how many.
+    """
+
+    probability: float
+    exact: bool
+    tokens: int
+
+
+def check(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    *,
+    greedy: bool = True,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[RecallResult]:
+    """Measure the recall of facts on their edit prompts and held-back prompts.
+
+    Args:
+        lm: the model as it is.
+        requests: the facts.
+        greedy: also decode the first prompt of each fact.
+        progress: called with (stage, done, total).
+
+    Returns:
+        One result a fact, in order.
+    """
+    pairs: list[tuple[str, str]] = []
+    for request in requests:
+        for template in (*request.prompts, *request.heldback):
+            prompt = render(template, request.subject)[0]
+            pairs.append((prompt, request.target))
+            if request.old_target:
+                pairs.append((prompt, request.old_target))
+    found = iter(likelihoods(lm, pairs, progress=progress))
+    prompts = [render(request.prompts[0], request.subject)[0] for request in requests]
+    texts = completions(lm, prompts, tokens=_GREEDY_TOKENS) if greedy else [""] * len(requests)
+    results = []
+    for request, text in zip(requests, texts, strict=True):
+        rated = [
+            _rated(request, render(template, request.subject)[0], found)
+            for template in (*request.prompts, *request.heldback)
+        ]
+        first, count = rated[0], len(request.prompts)
+        results.append(
+            RecallResult(
+                request.fact_id,
+                first.p_new,
+                first.p_old,
+                first.success,
+                first.exact,
+                text,
+                tuple(rated[:count]),
+                tuple(rated[count:]),
+            )
+        )
+    return results
+
+
+def _rated(request: EditRequest, prompt: str, found: object) -> PromptRecall:
+    new: Likelihood = next(found)  # type: ignore[call-overload]
+    old: Likelihood | None = next(found) if request.old_target else None  # type: ignore[call-overload]
+    success = new.probability > old.probability if old is not None else new.exact
+    return PromptRecall(prompt, new.probability, old.probability if old else None, success, new.exact)
+
+
+@torch.no_grad()
+def likelihoods(
+    lm: LanguageModel,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Likelihood]:
+    """Rate texts after prompts, in batches of like length.
+
+    Args:
+        lm: the model.
+        pairs: (prompt, text); the text follows after one space.
+        progress: called with ("recall", done, total).
+
+    Returns:
+        One rating a pair, in order.
+    """
+    rows = []
+    for prompt, text in pairs:
+        prompt_ids, labels = encode(lm.tokenizer, prompt)[0], encode_target(lm.tokenizer, prompt, text)
+        rows.append(([*prompt_ids, *labels[:-1]], len(prompt_ids) - 1, labels))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    results: list[Likelihood | None] = [None] * len(rows)
+    done = 0
+    while order:
+        width = max(1, _BATCH_TOKENS // len(rows[order[-1]][0]))
+        group, order = order[-width:], order[:-width]
+        for i, rating in zip(group, _rate(lm, [rows[i] for i in group]), strict=True):
+            results[i] = rating
+        done += len(group)
+        if progress is not None:
+            progress("recall", done, len(rows))
+    return [result for result in results if result is not None]
+
+
+def _rate(lm: LanguageModel, rows: Sequence[tuple[list[int], int, list[int]]]) -> list[Likelihood]:
+    ids, mask, positions = padded([row[0] for row in rows], lm.device)
+    hidden = activations.run(lm, ids, mask, positions)
+    where = [
+        (number, first + offset)
+        for number, (_, first, labels) in enumerate(rows)
+        for offset in range(len(labels))
+    ]
+    labels = torch.tensor([label for _, _, labels in rows for label in labels], device=lm.device)
+    picked = hidden[[w[0] for w in where], [w[1] for w in where]]  # type: ignore[index]
+    logits = logits_of(lm.model, picked).float()
+    chosen = logits.log_softmax(dim=1).gather(1, labels[:, None])[:, 0].tolist()
+    right = (logits.argmax(dim=1) == labels).tolist()
+    results, at = [], 0
+    for _, _, row_labels in rows:
+        stop = at + len(row_labels)
+        mean = math.fsum(chosen[at:stop]) / len(row_labels)
+        results.append(Likelihood(math.exp(mean), all(right[at:stop]), len(row_labels)))
+        at = stop
+    return results
+
+
+def completions(lm: LanguageModel, prompts: Sequence[str], *, tokens: int = _GREEDY_TOKENS) -> list[str]:
+    """Decode greedily after many prompts at once.
+
+    Args:
+        lm: the model.
+        prompts: texts.
+        tokens: how many tokens to add.
+
+    Returns:
+        What the model adds to each prompt, cut at the end of its first line.
+    """
+    encoded = [encode(lm.tokenizer, prompt)[0] for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    texts = [""] * len(prompts)
+    for start in range(0, len(order), 64):
+        group = order[start : start + 64]
+        starts = [encoded[i] for i in group]
+        grown = continue_texts(lm, starts, max(len(s) for s in starts) + tokens, generator=None)
+        for i, before, row in zip(group, starts, grown, strict=True):
+            text = lm.tokenizer.decode(row[len(before) :], skip_special_tokens=True)
+            texts[i] = text.strip().split("\n")[0].strip()
+    return texts
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourResult:
+    """What an edited model says on prompts that no edit was about.
+
+    Attributes:
+        unchanged: share of prompts whose next token is the one it was.
+        same_text: share of prompts whose whole greedy completion is the one it was.
+        changed: (prompt, before, now) of the others.
+    """
+
+    unchanged: float
+    same_text: float
+    changed: tuple[tuple[str, str, str], ...]
+
+
+def neighbours(
+    lm: LanguageModel, prompts: Sequence[str], expected: Sequence[str], *, tokens: int = 5
+) -> NeighbourResult:
+    """Compare completions of untouched prompts with what the model said before.
+
+    Args:
+        lm: the model as it is.
+        prompts: texts about subjects that no edit touched.
+        expected: `completions` of the model before, of the same number of tokens.
+        tokens: how many tokens to compare.
+
+    Returns:
+        The shares that stayed, and what changed.
+    """
+    now = completions(lm, prompts, tokens=tokens)
+    first = [_first_word(a) == _first_word(b) for a, b in zip(now, expected, strict=True)]
+    changed = tuple((p, e, n) for p, e, n in zip(prompts, expected, now, strict=True) if e != n)
+    count = max(1, len(prompts))
+    return NeighbourResult(sum(first) / count, 1 - len(changed) / count, changed)
+
+
+def _first_word(text: str) -> str:
+    return text.split(" ")[0]
+
+
+@torch.no_grad()
+def perplexity(lm: LanguageModel, texts: Sequence[str], *, length: int = 256) -> float:
+    """Return the perplexity of a model on texts: exp of the mean negative log-likelihood over all their tokens.
+
+    Args:
+        lm: the model.
+        texts: held-out texts.
+        length: most tokens read of each.
+
+    Returns:
+        Perplexity; NaN when no text has two tokens.
+    """
+    rows = [encode(lm.tokenizer, text)[0][:length] for text in texts]
+    rows = sorted((row for row in rows if len(row) > 1), key=len)
+    total, count = 0.0, 0
+    while rows:
+        width = max(1, _BATCH_TOKENS // len(rows[-1]))
+        group, rows = rows[-width:], rows[:-width]
+        ids, mask, positions = padded(group, lm.device)
+        hidden = activations.run(lm, ids, mask, positions)
+        valid = mask[:, 1:].bool()
+        for number in range(len(group)):
+            logits = logits_of(lm.model, hidden[number, :-1][valid[number]]).float()  # type: ignore[index]
+            labels = ids[number, 1:][valid[number]]
+            total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+            count += len(labels)
+    return math.exp(total / count) if count else math.nan

@@ -1,0 +1,121 @@
+"""The closed form of MEMIT with history, exact and low-rank. Pure: tensors in, tensors out.
+
+With keys K (d_k, n) and values V (d, n) of all live edits, W₀ the unedited matrix and C = E[k kᵀ], the edited
+matrix minimises  λ tr((W − W₀) C (W − W₀)ᵀ) + Σ_live ‖W k − v‖²  (Meng et al. 2022, eq. 14, with λC for C₀):
+
+    (W − W₀) A = Σ_live (v − W₀ k) kᵀ,      A = λC + Σ_live k kᵀ.
+
+Subtracting the same equation of the night before gives tonight's change, from which W₀ has dropped out:
+
+    Δ = (R₊ K₊ᵀ − R₋ K₋ᵀ) A⁻¹,   R₊ = V₊ − W K₊ of the edits that come,   R₋ = V₋ − W K₋ of those that leave.
+
+So n nights equal one batch, and leaving equals never having been there, exactly for keys that are kept as they
+were measured. With no history and nothing leaving it is the paper's Δ = R Kᵀ (λC + K Kᵀ)⁻¹.
+
+| symbol | shape | meaning |
+|---|---|---|
+| C | (d_k, d_k) | uncentred second moment of keys |
+| K | (d_k, n) | keys, one a column |
+| R | (d, n) | residuals |
+| left, right | (d, n), (n, d_k) | Δ = left @ right |
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from editor.errors import NonFiniteError, SingularMomentsError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+def low_rank_update(
+    C: Float[Tensor, "d_k d_k"],
+    moment_weight: float,
+    *,
+    live: Float[Tensor, "d_k n_live"],
+    coming: Float[Tensor, "d_k n"],
+    coming_residuals: Float[Tensor, "d n"],
+    leaving: Float[Tensor, "d_k m"] | None = None,
+    leaving_residuals: Float[Tensor, "d m"] | None = None,
+) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r d_k"]]:
+    """Solve for tonight's weight change.
+
+    Args:
+        C: second moment of keys of the unedited model.
+        moment_weight: λ.
+        live: keys of live edits that neither come nor leave tonight.
+        coming: K₊.
+        coming_residuals: R₊.
+        leaving: K₋.
+        leaving_residuals: R₋.
+
+    Returns:
+        The two factors of Δ, in float64.
+
+    Raises:
+        SingularMomentsError: λC + Σ k kᵀ is not positive definite.
+        NonFiniteError: the solution is not finite.
+    """
+    A = normal_matrix(C, moment_weight, torch.cat([live.double(), coming.double()], dim=1))
+    K, left = coming.double(), coming_residuals.double()
+    if leaving is not None and leaving_residuals is not None:
+        K = torch.cat([K, leaving.double()], dim=1)
+        left = torch.cat([left, -leaving_residuals.double()], dim=1)
+    right = torch.cholesky_solve(K, factor(A)).T
+    if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
+        raise NonFiniteError("The weight change is not finite: nothing was written.", where="solve")
+    return left, right
+
+
+def normal_matrix(
+    C: Float[Tensor, "d_k d_k"], moment_weight: float, keys: Float[Tensor, "d_k n"]
+) -> Float[Tensor, "d_k d_k"]:
+    """Return A = λC + K Kᵀ in float64."""
+    A = C.double() * moment_weight
+    A += keys.double() @ keys.double().T
+    return A
+
+
+def factor(A: Float[Tensor, "d_k d_k"]) -> Float[Tensor, "d_k d_k"]:
+    """Return the lower Cholesky factor of the normal matrix.
+
+    Raises:
+        NonFiniteError: an entry is not finite.
+        SingularMomentsError: not positive definite.
+    """
+    if not torch.isfinite(A).all():
+        raise NonFiniteError(
+            "The second moments or keys are not finite: nothing was written.", where="moments"
+        )
+    lower, info = torch.linalg.cholesky_ex(A)
+    if int(info) != 0:
+        raise SingularMomentsError(
+            f"λC + Σ k kᵀ is not positive definite (leading minor {int(info)}): the second moments come from too few "
+            "tokens, or λ is not positive; compute them from at least twice as many tokens as a key is wide.",
+            minor=int(info),
+        )
+    return lower
+
+
+def spectrum_shares(
+    C: Float[Tensor, "d_k d_k"], moment_weight: float, keys: Float[Tensor, "d_k n"]
+) -> Float[Tensor, " n"]:
+    """Return, per key, the share of its residual that a solve for all of them removes at its own column.
+
+    It is the diagonal of G = Kᵀ A⁻¹ K: near 1 means written, near 0 means that λ is too large for these keys.
+
+    Args:
+        C: second moment of keys.
+        moment_weight: λ.
+        keys: all keys of the solve.
+
+    Returns:
+        Shares between 0 and 1.
+    """
+    solved = torch.cholesky_solve(keys.double(), factor(normal_matrix(C, moment_weight, keys)))
+    return (keys.double() * solved).sum(dim=0)

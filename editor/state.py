@@ -1,0 +1,112 @@
+"""What is kept of an edited subject: enough to protect it, to replace it and to take it out again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save
+
+from editor.delta import read_metadata, read_safetensors
+from editor.errors import CorruptStateError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectState:
+    """The keys and values that one subject's edit put into the solve, as measured that night.
+
+    Attributes:
+        subject_id: the caller's name for the subject.
+        fact_ids: the facts that the state carries.
+        target_states: z, (m, d): one row a context.
+        keys: by layer, (m, d_k).
+        values: by layer, (m, d): what the written matrix was asked to give for each key.
+        depends: digest of all that z was made from (model, layers, prompts, targets, settings).
+    """
+
+    subject_id: str
+    fact_ids: tuple[str, ...]
+    target_states: Float[Tensor, "m d"]
+    keys: Mapping[int, Float[Tensor, "m d_k"]]
+    values: Mapping[int, Float[Tensor, "m d"]]
+    depends: str
+
+
+def to_bytes(states: Sequence[SubjectState]) -> bytes:
+    """Store a list of states as one safetensors blob; equal lists give equal bytes."""
+    index = [{"subject": s.subject_id, "facts": list(s.fact_ids), "depends": s.depends} for s in states]
+    tensors: dict[str, Tensor] = {}
+    for number, state in enumerate(states):
+        tensors[f"{number:06d}:z"] = state.target_states.cpu().float().contiguous()
+        for layer in sorted(state.keys):
+            tensors[f"{number:06d}:k{layer}"] = state.keys[layer].cpu().float().contiguous()
+            tensors[f"{number:06d}:v{layer}"] = state.values[layer].cpu().float().contiguous()
+    # One metadata key only: safetensors writes several in an order that changes from run to run.
+    return save(
+        tensors,
+        metadata={"index": json.dumps({"format": "factsync-states-1", "states": index}, sort_keys=True)},
+    )
+
+
+def from_bytes(blob: bytes) -> list[SubjectState]:
+    """Read what `to_bytes` wrote.
+
+    Raises:
+        CorruptStateError: the blob holds something else.
+    """
+    tensors, metadata = read_safetensors(blob), read_metadata(blob)
+    try:
+        index = json.loads(metadata["index"])["states"]
+        states = [
+            SubjectState(
+                entry["subject"],
+                tuple(entry["facts"]),
+                tensors[f"{number:06d}:z"],
+                _by_layer(tensors, f"{number:06d}:k"),
+                _by_layer(tensors, f"{number:06d}:v"),
+                entry["depends"],
+            )
+            for number, entry in enumerate(index)
+        ]
+    except (KeyError, ValueError, TypeError) as error:
+        raise CorruptStateError(f"The file of subject states is damaged ({error}): restore it.") from error
+    return states
+
+
+def stack(
+    states: Sequence[SubjectState], layer: int, *, d: int, d_k: int, device: torch.device | str = "cpu"
+) -> tuple[Float[Tensor, "d_k n"], Float[Tensor, "d n"]]:
+    """Gather the keys and values of many states at one layer, one a column, in float64.
+
+    Args:
+        states: any number of states, also none.
+        layer: which layer.
+        d: width of a value.
+        d_k: width of a key.
+        device: where to put them.
+
+    Returns:
+        Keys and values.
+    """
+    keys = [torch.zeros(0, d_k, dtype=torch.float64), *(s.keys[layer].double().cpu() for s in states)]
+    values = [torch.zeros(0, d, dtype=torch.float64), *(s.values[layer].double().cpu() for s in states)]
+    return torch.cat(keys).T.to(device), torch.cat(values).T.to(device)
+
+
+def digest_of(parts: object) -> str:
+    """Return the SHA-256 of plain data in canonical JSON."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _by_layer(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, Tensor]:
+    return {int(name[len(prefix) :]): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

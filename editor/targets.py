@@ -1,0 +1,427 @@
+"""Target states z of many edits at once.
+
+z = h + δ, where h is the state at the subject's last token after the last edited block and δ is shared by all
+contexts of a subject. δ minimises, per subject (Meng et al. 2022, eq. 16, with the terms of the reference code):
+
+    mean over contexts of  −log p(target | context, h + δ) / tokens
+      + kl_factor · KL(p(· | subject, h) ‖ p(· | subject, h + δ))  +  weight_decay · ‖δ‖ / ‖h‖²
+
+by Adam, with ‖δ‖ ≤ clamp · ‖h‖ after each step. The loss is summed over subjects, so rows stay independent and the
+result does not depend on what else is in the batch. Only what depends on δ is run: blocks above the last edited
+one, tokens from the subject's last on (the keys and values of those before are kept), logits at target positions;
+finished subjects leave.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import DynamicCache
+
+from editor import activations
+from editor.errors import NonFiniteError, OutOfMemoryError
+from editor.layers import logits_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from editor.model import LanguageModel
+    from editor.presets import MemitSettings
+    from editor.requests import Row, Unit
+
+log = logging.getLogger(__name__)
+
+SUBJECTS_AT_ONCE = 256
+_COMPACT_BELOW = 0.75
+
+
+@dataclass(slots=True)
+class Targets:
+    """Optimised states of some units.
+
+    Attributes:
+        shifts: δ, (units, d).
+        losses: last mean negative log-likelihood of the targets, per unit (nats a token).
+        steps: optimiser steps taken, per unit.
+    """
+
+    shifts: Float[Tensor, "units d"]
+    losses: Float[Tensor, " units"]
+    steps: Int[Tensor, " units"]
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Rows that run together, cut down to what depends on δ.
+
+    Attributes:
+        ids: tokens from the subject's last on, padded on the right.
+        mask: cached tokens, then these tokens; 1 where real.
+        positions: of these tokens in their texts.
+        states: output of the last edited block at these tokens.
+        stored: by layer above, keys and values of the tokens before the subject's last.
+        unit: which unit a row belongs to.
+        row_of, column_of: where targets are predicted, flattened.
+        labels, weights: target token and its weight in the unit's mean.
+        guard: log-probabilities that must not drift, for KL rows; empty otherwise.
+    """
+
+    ids: Int[Tensor, "rows tokens"]
+    mask: Int[Tensor, "rows all_tokens"]
+    positions: Int[Tensor, "rows tokens"]
+    states: Float[Tensor, "rows tokens d"]
+    stored: dict[int, tuple[Tensor, Tensor]]
+    unit: Int[Tensor, " rows"]
+    row_of: Int[Tensor, " targets"]
+    column_of: Int[Tensor, " targets"]
+    labels: Int[Tensor, " targets"]
+    weights: Float[Tensor, " targets"]
+    guard: Float[Tensor, "rows vocab"] | None
+
+    def keep(self, rows: Bool[Tensor, " rows"]) -> _Chunk:
+        """Return the chunk without the other rows."""
+        kept = rows.nonzero().squeeze(1)
+        new_index = torch.full_like(rows, -1, dtype=torch.long)
+        new_index[kept] = torch.arange(len(kept), device=kept.device)
+        targets = rows[self.row_of]
+        return _Chunk(
+            self.ids[kept],
+            self.mask[kept],
+            self.positions[kept],
+            self.states[kept],
+            {layer: (k[kept], v[kept]) for layer, (k, v) in self.stored.items()},
+            self.unit[kept],
+            new_index[self.row_of[targets]],
+            self.column_of[targets],
+            self.labels[targets],
+            self.weights[targets],
+            None if self.guard is None else self.guard[kept],
+        )
+
+
+def optimise(
+    lm: LanguageModel,
+    units: Sequence[Unit],
+    anchors: Float[Tensor, "units d"],
+    settings: MemitSettings,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Targets:
+    """Find the shift δ of every unit.
+
+    Args:
+        lm: the model, unchanged.
+        units: tokenised subjects.
+        anchors: h of each unit, the state whose norm bounds and scales δ.
+        settings: how to optimise.
+        progress: called with (finished units, units).
+
+    Returns:
+        The shifts, in float32.
+
+    Raises:
+        NonFiniteError: a loss is not finite.
+        OutOfMemoryError: memory ran out at the smallest batch.
+    """
+    d = anchors.shape[1]
+    result = Targets(
+        torch.zeros(len(units), d, device=lm.device),
+        torch.zeros(len(units), device=lm.device),
+        torch.zeros(len(units), dtype=torch.long, device=lm.device),
+    )
+    done = 0
+    for start in range(0, len(units), SUBJECTS_AT_ONCE):
+        stop = min(start + SUBJECTS_AT_ONCE, len(units))
+
+        def report(finished: int, before: int = done) -> None:
+            if progress is not None:
+                progress(before + finished, len(units))
+
+        part = _with_smaller_batches(lm, units[start:stop], anchors[start:stop].float(), settings, report)
+        result.shifts[start:stop], result.losses[start:stop], result.steps[start:stop] = (
+            part.shifts,
+            part.losses,
+            part.steps,
+        )
+        done = stop
+    return result
+
+
+def _with_smaller_batches(
+    lm: LanguageModel,
+    units: Sequence[Unit],
+    anchors: Tensor,
+    settings: MemitSettings,
+    report: Callable[[int], None],
+) -> Targets:
+    batch_tokens = settings.batch_tokens
+    while True:
+        try:
+            return _optimise_wave(lm, units, anchors, settings, batch_tokens, report)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            longest = max(len(row.ids) for unit in units for row in unit.rows)
+            if batch_tokens <= longest:
+                raise OutOfMemoryError(
+                    "Memory ran out with a single sequence in the batch: use a smaller model or a larger machine.",
+                    batch_tokens=batch_tokens,
+                ) from error
+            batch_tokens //= 2
+            log.warning("memory ran out: going on with batches of %d tokens", batch_tokens)
+
+
+def _optimise_wave(
+    lm: LanguageModel,
+    units: Sequence[Unit],
+    anchors: Tensor,
+    settings: MemitSettings,
+    batch_tokens: int,
+    report: Callable[[int], None],
+) -> Targets:
+    chunks = _prepare(lm, units, settings, batch_tokens)
+    adam = _RowAdam(torch.zeros_like(anchors), settings.learning_rate)
+    limit = settings.clamp * anchors.norm(dim=1)
+    decay = settings.weight_decay / anchors.norm(dim=1).square()
+    active = torch.ones(len(units), dtype=torch.bool, device=anchors.device)
+    losses = torch.zeros(len(units), device=anchors.device)
+    for step in range(settings.steps + 1):
+        shift = adam.value.detach().requires_grad_()
+        nll, total = torch.zeros_like(losses), torch.zeros_like(losses)
+        gradient = torch.zeros_like(adam.value)
+        for chunk in chunks:
+            chunk_nll, chunk_kl = _losses(lm, chunk, shift, len(units), settings)
+            loss = (chunk_nll + settings.kl_factor * chunk_kl).sum()
+            gradient += torch.autograd.grad(loss, shift)[0]
+            nll += chunk_nll.detach()
+            total += (chunk_nll + settings.kl_factor * chunk_kl).detach()
+        norms = adam.value.norm(dim=1)
+        total = total + decay * norms
+        if not torch.isfinite(total[active]).all():
+            bad = [units[int(i)].subject_id for i in (active & ~torch.isfinite(total)).nonzero()]
+            raise NonFiniteError(
+                f"The loss of {len(bad)} subject(s) is not finite ({', '.join(bad[:5])}): nothing was written.",
+                where="targets",
+                subjects=bad,
+            )
+        losses[active] = nll[active]
+        active &= total >= settings.stop_loss
+        report(int((~active).sum()))
+        if step == settings.steps or not active.any():
+            break
+        # d/dδ of decay·‖δ‖, zero where δ is zero.
+        gradient += decay[:, None] * torch.nn.functional.normalize(adam.value, dim=1)
+        adam.step(gradient, active, limit)
+        chunks = [_compact(chunk, active) for chunk in chunks if bool(active[chunk.unit].any())]
+    return Targets(adam.value, losses, adam.steps)
+
+
+class _RowAdam:
+    """Adam with a step count per row; finished rows stay as they are.
+
+    Attributes:
+        value: the rows.
+        steps: steps taken per row.
+    """
+
+    def __init__(self, value: Tensor, rate: float) -> None:
+        self.value = value
+        self.steps = torch.zeros(len(value), dtype=torch.long, device=value.device)
+        self._rate = rate
+        self._first = torch.zeros_like(value)
+        self._second = torch.zeros_like(value)
+
+    def step(self, gradient: Tensor, active: Tensor, limit: Tensor) -> None:
+        """Take one step on the active rows, then shorten those longer than `limit`."""
+        self.steps += active.long()
+        rows = active.nonzero().squeeze(1)
+        g, t = gradient[rows], self.steps[rows, None].float()
+        self._first[rows] = 0.9 * self._first[rows] + 0.1 * g
+        self._second[rows] = 0.999 * self._second[rows] + 0.001 * g.square()
+        first = self._first[rows] / (1 - 0.9**t)
+        second = self._second[rows] / (1 - 0.999**t)
+        value = self.value[rows] - self._rate * first / (second.sqrt() + 1e-8)
+        norms = value.norm(dim=1)
+        scale = torch.where(norms > limit[rows], limit[rows] / norms, torch.ones_like(norms))
+        self.value[rows] = value * scale[:, None]
+
+
+def _compact(chunk: _Chunk, active: Tensor) -> _Chunk:
+    rows = active[chunk.unit]
+    return chunk.keep(rows) if float(rows.float().mean()) < _COMPACT_BELOW else chunk
+
+
+def _losses(
+    lm: LanguageModel, chunk: _Chunk, shift: Tensor, count: int, settings: MemitSettings
+) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"]]:
+    """Return mean target NLL and KL of every unit that has rows in this chunk."""
+    hidden = _run_above(lm, chunk, shift, settings)
+    zeros = torch.zeros(count, device=shift.device)
+    if chunk.guard is not None:
+        with precision_of(lm, settings):
+            logits = logits_of(lm.model, hidden[:, 0])
+        now = logits.float().log_softmax(dim=1)
+        divergence = (chunk.guard.exp() * (chunk.guard - now)).sum(dim=1)
+        return zeros, zeros.index_add(0, chunk.unit, divergence)
+    with precision_of(lm, settings):
+        logits = logits_of(lm.model, hidden[chunk.row_of, chunk.column_of])
+    nll = torch.nn.functional.cross_entropy(logits.float(), chunk.labels, reduction="none")
+    return zeros.index_add(0, chunk.unit[chunk.row_of], nll * chunk.weights), zeros
+
+
+def _run_above(lm: LanguageModel, chunk: _Chunk, shift: Tensor | None, settings: MemitSettings) -> Tensor:
+    states = chunk.states
+    if shift is not None:
+        states = torch.cat(
+            [states[:, :1] + shift[chunk.unit][:, None].to(states.dtype), states[:, 1:]], dim=1
+        )
+    length = chunk.mask.shape[1] - chunk.ids.shape[1]
+    cache = activations.cache_of(lm, chunk.stored, batch=len(chunk.ids), length=length) if length else None
+    with precision_of(lm, settings):
+        hidden = activations.run(
+            lm,
+            chunk.ids,
+            chunk.mask,
+            chunk.positions,
+            start=settings.layers[-1] + 1,
+            states=states,
+            cache=cache,
+        )
+    if hidden is None:
+        raise NonFiniteError("The forward above the edited layers gave no state.", where="targets")
+    return hidden
+
+
+def precision_of(lm: LanguageModel, settings: MemitSettings) -> AbstractContextManager[object]:
+    """Return the autocast context of the target-state forwards."""
+    wanted = settings.precision
+    if wanted == "auto":
+        wanted = "bfloat16" if _fast_bfloat16(lm.device) else "float32"
+    if wanted == "float32" or next(lm.model.parameters()).dtype != torch.float32:
+        return nullcontext()
+    return torch.autocast(lm.device.type, dtype=torch.bfloat16)
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_amx_tile_supported())  # noqa: SLF001 - torch has no public question for this yet
+
+
+def _prepare(
+    lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings, batch_tokens: int
+) -> list[_Chunk]:
+    """Run everything that does not depend on δ once, and cut rows into chunks of like length."""
+    weights = [1.0 / max(1, sum(row.fact >= 0 for row in unit.rows)) for unit in units]
+    flat = [(number, row, weights[number]) for number, unit in enumerate(units) for row in unit.rows]
+    plain = sorted((item for item in flat if item[1].fact >= 0), key=_tail_length)
+    guards = sorted((item for item in flat if item[1].fact < 0), key=lambda item: len(item[1].ids))
+    chunks = [_chunk(lm, group, settings) for group in _groups(plain, batch_tokens)]
+    for group in _groups(guards, batch_tokens):
+        chunk = _chunk(lm, group, settings)
+        with torch.no_grad():
+            hidden = _run_above(lm, chunk, None, settings)
+            with precision_of(lm, settings):
+                logits = logits_of(lm.model, hidden[:, 0])
+        chunk.guard = logits.float().log_softmax(dim=1)
+        chunks.append(chunk)
+    return chunks
+
+
+def _tail_length(item: tuple[int, Row, float]) -> tuple[int, int]:
+    row = item[1]
+    return len(row.ids) - row.lookup, len(row.ids)
+
+
+def _groups(items: list[tuple[int, Row, float]], batch_tokens: int) -> list[list[tuple[int, Row, float]]]:
+    groups: list[list[tuple[int, Row, float]]] = []
+    tail = 0
+    for item in items:
+        length = _tail_length(item)[0]
+        if not groups or max(tail, length) * (len(groups[-1]) + 1) > batch_tokens:
+            groups.append([])
+            tail = 0
+        groups[-1].append(item)
+        tail = max(tail, length)
+    return groups
+
+
+@torch.no_grad()
+def _chunk(lm: LanguageModel, group: list[tuple[int, Row, float]], settings: MemitSettings) -> _Chunk:
+    rows = [row for _, row, _ in group]
+    device, last = lm.device, settings.layers[-1]
+    ids, mask, positions = padded([row.ids for row in rows], device)
+    with activations.record(lm, states=[last]) as (_, states), precision_of(lm, settings):
+        activations.run(lm, ids, mask, positions, stop_after=last)
+    before = max(row.lookup for row in rows)
+    prefix_mask = positions[:, :before] < torch.tensor([[row.lookup] for row in rows], device=device)
+    stored: dict[int, tuple[Tensor, Tensor]] = {}
+    if before and last + 1 < lm.layers.count:
+        cache = DynamicCache()
+        with precision_of(lm, settings):
+            activations.run(
+                lm,
+                ids[:, :before],
+                prefix_mask.long(),
+                positions[:, :before],
+                start=last + 1,
+                states=states[last][:, :before],
+                cache=cache,
+            )
+        stored = {
+            layer: (cache.layers[layer].keys, cache.layers[layer].values)
+            for layer in range(last + 1, lm.layers.count)
+        }
+    tails = [len(row.ids) - row.lookup for row in rows]
+    index = torch.tensor([row.lookup for row in rows], device=device)[:, None] + torch.arange(
+        max(tails), device=device
+    )
+    tail_mask = torch.arange(max(tails), device=device) < torch.tensor(tails, device=device)[:, None]
+    safe = index.clamp(max=ids.shape[1] - 1)
+    cached = prefix_mask.long() if stored else prefix_mask.long()[:, :0]
+    targets = [
+        (number, row.first - row.lookup + offset, label, weight / len(row.labels))
+        for number, (_, row, weight) in enumerate(group)
+        for offset, label in enumerate(row.labels)
+    ]
+    return _Chunk(
+        ids=ids.gather(1, safe),
+        mask=torch.cat([cached, tail_mask.long()], dim=1),
+        positions=index,
+        states=states[last].float()[torch.arange(len(rows), device=device)[:, None], safe],
+        stored=stored,
+        unit=torch.tensor([number for number, _, _ in group], device=device),
+        row_of=torch.tensor([item[0] for item in targets], dtype=torch.long, device=device),
+        column_of=torch.tensor([item[1] for item in targets], dtype=torch.long, device=device),
+        labels=torch.tensor([item[2] for item in targets], dtype=torch.long, device=device),
+        weights=torch.tensor([item[3] for item in targets], device=device),
+        guard=None,
+    )
+
+
+def padded(
+    rows: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
+    """Pad token rows on the right.
+
+    Args:
+        rows: token ids.
+        device: where to put the result.
+
+    Returns:
+        Ids (0 where padded), mask and positions.
+    """
+    longest = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(list(row), dtype=torch.long)
+        mask[number, : len(row)] = 1
+    positions = torch.arange(longest).expand(len(rows), -1).contiguous()
+    return ids.to(device), mask.to(device), positions.to(device)
