@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from kb import labels as label_rules
 from kb.model import DesiredFact, GroupVerdict, Label, Value, ValueKind
 from kb.semantics import resolve_value
-from kb.trust import Change, ChangeKind, Held, Pending, Reason, Trust
+from kb.trust import UNKNOWN, Change, ChangeKind, Held, Pending, Reason, Trust
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -76,7 +76,7 @@ def changes(  # noqa: PLR0917  (a night is these eight things)
         redirects: target by merged item, for objects held under an old id.
 
     Returns:
-        One change a slot, in order of slots, `unchanged` ones included.
+        One change a slot (wanted, held or waited for), in order of slots, `unchanged` ones included.
     """
     by_slot = {}
     for one in held:
@@ -86,14 +86,18 @@ def changes(  # noqa: PLR0917  (a night is these eight things)
     waiting = {one.slot: one for one in pending}
     night = _Night(verdict, waiting, labels, modified_at, at, relation, trust, shared)
     if verdict.conflict is not None:
-        slots: list[tuple[str, Held | None]] = [*sorted(by_slot.items())] or [("", None)]
         reason = f"{verdict.conflict}; edit Wikidata or wait until one of them ends"
         return [
-            Change(ChangeKind.CONFLICT, verdict.subject, verdict.property, slot, old, None, reason)
-            for slot, old in slots
+            Change(
+                ChangeKind.CONFLICT, verdict.subject, verdict.property, slot, by_slot.get(slot), None, reason
+            )
+            for slot in sorted({*by_slot, *waiting}) or [""]
         ]
     wanted = {fact.slot: fact for fact in verdict.facts}
-    return [_slot(slot, by_slot.get(slot), wanted.get(slot), night) for slot in sorted({*wanted, *by_slot})]
+    return [
+        _slot(slot, by_slot.get(slot), wanted.get(slot), night)
+        for slot in sorted({*wanted, *by_slot, *waiting})
+    ]
 
 
 def _slot(slot: str, old: Held | None, new: DesiredFact | None, night: _Night) -> Change:
@@ -122,15 +126,15 @@ def _same(make: Change, old: Held, new: DesiredFact, night: _Night) -> Change:
 
 
 def _gone(slot: str, old: Held | None, night: _Night) -> Change:
-    """Nothing wanted in a slot that the model fills."""
+    """Nothing wanted in a slot that the model fills, or that something was waiting for."""
     verdict, relation = night.verdict, night.relation
-    make = Change(
-        ChangeKind.UNCHANGED, verdict.subject, verdict.property, slot, old, None, "the value is not known"
-    )
+    make = Change(ChangeKind.UNCHANGED, verdict.subject, verdict.property, slot, old, None, UNKNOWN)
     if not verdict.vacant and not relation.is_multi():
         return make
     if relation.is_multi() and "unknown-value" in verdict.flags and not verdict.facts:
         return make
+    if old is None:
+        return replace(make, reason="nothing holds and the model holds nothing")
     deleted = "no-statements" in verdict.flags or "all-deprecated" in verdict.flags
     if not deleted and relation.ended == "vacate" and not relation.is_multi():
         return replace(make, kind=ChangeKind.VACATE, reason="ended without a successor; waiting for one")

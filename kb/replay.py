@@ -1,8 +1,8 @@
 """Playing a file of pulls as nightly syncs, up to the plan.
 
-A pull file has one JSON object a line (gzip allowed), the query result of one night: ``pulled_at`` and ``rows``, each
-with ``position``, ``positionLabel``, ``officeholder``, ``officeholderLabel``, ``start_year`` and ``end_year``. Each
-becomes a small Wikibase: positions with officeholder (P1308) statements. The rules:
+A pull file has one JSON object a line (gzip allowed), the query result of one night: ``pulled_at`` and
+``rows``, each with ``position``, ``positionLabel``, ``officeholder``, ``officeholderLabel``, ``start_year``
+and ``end_year``. A line becomes a small Wikibase: positions with officeholder (P1308) statements. The rules:
 
 * A statement's id is the position, the holder, and a counter over that holder's terms in order of their
   start, so it stays the same when years are corrected.

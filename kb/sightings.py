@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from kb.trust import Change, ChangeKind, Pending, Trust
+from kb.trust import UNKNOWN, Change, ChangeKind, Pending, Trust
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +69,7 @@ def _seen(change: Change) -> tuple[bool, Value | None]:
     """Whether the slot spoke clearly tonight, and what it said (None: a vacancy)."""
     if change.kind is ChangeKind.CONFLICT:
         return False, None
-    if change.kind is ChangeKind.UNCHANGED and change.new is None:
+    if change.kind is ChangeKind.UNCHANGED and change.reason == UNKNOWN:
         return False, None
     return True, change.new.value if change.new is not None else None
 

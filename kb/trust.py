@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from kb.relations import Relation
 
 
+UNKNOWN = "the value is not known"
+"""The reason of an unchanged slot that holds somevalue."""
+
+
 class ChangeKind(StrEnum):
     """What becomes of one fact tonight. Only the first three edit a model."""
 

@@ -1,0 +1,88 @@
+"""Statements and relations made for tests, and hypothesis strategies for them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from hypothesis import strategies as st
+
+from kb.model import DAY, Bound, Rank, Statement, Value, WikiTime
+from kb.relations import Cardinality, Relation
+
+AT = datetime(2026, 9, 1, 2, tzinfo=UTC)
+
+
+def relation(cardinality: str = "one_open", **changed: Any) -> Relation:
+    values: dict[str, Any] = {
+        "property": "P6",
+        "name": "head of government",
+        "cardinality": Cardinality(cardinality),
+        "ended": "vacate",
+        "hold_hours": 48,
+        "edit_templates": ("The head of government of {subject} is",),
+        "heldback_templates": ("{subject} is led by",),
+    }
+    return Relation(**values | changed)
+
+
+def day(text: str) -> WikiTime:
+    """`2020`, `2020-05` or `2020-05-07`, at the precision that is written."""
+    return WikiTime(text, 8 + len(text.split("-")) if not text.startswith("-") else 9)
+
+
+def until(text: str) -> Bound:
+    return Bound("value", day(text))
+
+
+def statement(item: str = "Q1", number: int = 1, **changed: Any) -> Statement:
+    values: dict[str, Any] = {
+        "id": f"Q100$A{number}",
+        "subject": "Q100",
+        "property": "P6",
+        "value": Value.item(item),
+        "rank": Rank.NORMAL,
+        "reference_count": 1,
+        "revision": 7,
+    }
+    return Statement(**values | changed)
+
+
+def dates() -> st.SearchStrategy[WikiTime]:
+    def build(year: int, month: int, one: int, precision: int) -> WikiTime:
+        return WikiTime.of(year, month, one, precision)
+
+    near = st.builds(
+        build, st.integers(2023, 2029), st.integers(1, 12), st.integers(1, 28), st.integers(7, DAY)
+    )
+    far = st.builds(
+        build, st.integers(-3000, 12000), st.integers(1, 12), st.integers(1, 28), st.integers(0, DAY)
+    )
+    return near | far
+
+
+def bounds() -> st.SearchStrategy[Bound | None]:
+    return (
+        st.none()
+        | st.sampled_from([Bound("somevalue"), Bound("novalue"), Bound("value")])
+        | st.builds(Bound, st.just("value"), dates())
+    )
+
+
+def values() -> st.SearchStrategy[Value]:
+    items = st.sampled_from(["Q1", "Q2", "Q3"]).map(Value.item)
+    return items | st.sampled_from([Value.somevalue(), Value.novalue()])
+
+
+@st.composite
+def groups(draw: st.DrawFn, largest: int = 6) -> list[Statement]:
+    """Statements of one subject and property, ids unique."""
+    count = draw(st.integers(0, largest))
+    return [
+        statement(
+            number=number,
+            item="Q1",
+            value=draw(values()), rank=draw(st.sampled_from(Rank)), start=draw(bounds()), end=draw(bounds()), point_in_time=draw(st.none() | dates()), reference_count=draw(st.integers(0, 2)),
+        )
+        for number in range(count)
+    ]
