@@ -11,6 +11,7 @@ from collections.abc import Callable
 OnPoint = Callable[[str], None]
 
 TRANSACTIONS = (
+    "ensure_model",
     "writer",
     "recover",
     "begin_run",

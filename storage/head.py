@@ -116,6 +116,8 @@ def rollback(
     if still_open is not None:
         raise OpenCheckpointError(still_open.id, still_open.state)
     head = connection.scalars(select(Model.head_checkpoint_id).where(Model.id == lease.model.id)).one()
+    if head == target:
+        return
     before, after = set(walk(connection, head)), set(walk(connection, target))
     added, removed = sorted(after - before), sorted(before - after)
     _move_head(connection, lease, head, target, added=added, removed=removed, now=now, point=point)

@@ -3,9 +3,10 @@
 One transaction a call, and a call may cover only part of the groups: a large plan is recorded in batches.
 Recording the same batch twice changes nothing.
 
-An edit request's identity is (model, fact, operation, value, templates, statements with revisions, the edit
-it replaces). The revisions are in it so that A→B→A is three wishes, not one; the replaced edit is in it so
-that the same statement can be wished again after a rollback.
+An edit request's identity is (fact, operation, value, templates, statements with revisions, digest of the
+checkpoint whose fact it replaces). The revisions are in it so that A→B→A is three wishes, not one; the
+replaced checkpoint is in it so that a statement that vanished and came back at its old revision is wished anew.
+No surrogate key is in it: a run that crashed and ran again wishes the same as one that never crashed.
 """
 
 from __future__ import annotations
@@ -308,12 +309,12 @@ def _write_requests(
 ) -> None:
     """Queue what is wished now; withdraw pending wishes of the reviewed groups that are wished no more."""
     live = {
-        _scope_of(row): row.edit_id
+        _scope_of(row): row.checkpoint
         for row in held_rows(plan.connection, plan.model_id, {request.subject for request in requests})
     }
     statements = _statement_keys(plan.connection, requests)
     pending = _pending(plan, pairs)
-    keys = {_scope(row): _identity(plan.model_id, row, live.get(_scope(row))) for row in requests}
+    keys = {_scope(row): _identity(row, live.get(_scope(row))) for row in requests}
     for scope, (key, identity) in pending.items():
         if keys.get(scope) != identity:
             _supersede(plan, key)
@@ -334,9 +335,8 @@ def _scope_of(row: Any) -> Scope:  # noqa: ANN401  any record with a scope
     return row.subject, row.property, row.slot
 
 
-def _identity(model_id: int, row: EditRequestRow, replaces: int | None) -> str:
+def _identity(row: EditRequestRow, replaces: str | None) -> str:
     said = [
-        model_id,
         *_scope(row),
         row.op,
         row.value_kind,

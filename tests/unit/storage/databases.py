@@ -47,6 +47,12 @@ class Postgres:
         self._run(f"CREATE DATABASE {name} TEMPLATE {'template0' if empty else self.template}")
         return self.admin.set(database=name).render_as_string(hide_password=False)
 
+    def copy(self, url: str) -> str:
+        """Copy a database that nobody is connected to; return the copy's URL."""
+        name = f"factsync_test_{secrets.token_hex(6)}"
+        self._run(f"CREATE DATABASE {name} TEMPLATE {make_url(url).database}")
+        return self.admin.set(database=name).render_as_string(hide_password=False)
+
     def drop(self, url: str) -> None:
         """Drop a database, with whoever is still connected."""
         self._run(f"DROP DATABASE IF EXISTS {make_url(url).database} WITH (FORCE)")
