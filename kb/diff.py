@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from kb import labels as label_rules
 from kb.model import DesiredFact, GroupVerdict, Label, Value, ValueKind
+from kb.render import reading
 from kb.semantics import resolve_value
 from kb.trust import UNKNOWN, Change, ChangeKind, Held, Pending, Reason, Trust
 
@@ -109,6 +110,8 @@ def _slot(slot: str, old: Held | None, new: DesiredFact | None, night: _Night) -
         return _gated(replace(make, reason="a fact the model does not hold"), night)
     if old.value == new.value:
         return _same(make, old, new, night)
+    if new.value.kind is not ValueKind.ITEM and reading(new.value, night.relation, night.labels) == old.label:
+        return replace(make, kind=ChangeKind.UNCHANGED, reason="another value that reads the same")
     reason = f"{old.value.canonical} gave way to {new.value.canonical}"
     return _gated(replace(make, kind=ChangeKind.REPLACE, reason=reason), night)
 
@@ -180,12 +183,17 @@ def _labels_there(change: Change, night: _Night) -> Change | None:
     new = change.new
     if new is None:
         return None
-    needed = [change.subject] + ([new.value.canonical] if new.value.kind is ValueKind.ITEM else [])
-    for entity in needed:
-        if entity not in night.labels:
-            return _quarantine(
-                change, Reason.LABEL_MISSING, f"{entity} has no label in the chain; add one on Wikidata"
-            )
+    if change.subject not in night.labels:
+        why = f"{change.subject} has no label in the chain; add one on Wikidata"
+        return _quarantine(change, Reason.LABEL_MISSING, why)
+    if reading(new.value, night.relation, night.labels) is None:
+        what = (
+            "no label in the chain"
+            if new.value.kind is ValueKind.ITEM
+            else "no reading by the relation's rules"
+        )
+        why = f"{new.value.canonical} has {what}; add one"
+        return _quarantine(change, Reason.LABEL_MISSING, why)
     return None
 
 
@@ -194,8 +202,8 @@ def _labels_sound(change: Change, night: _Night) -> Change | None:
     if new is None:
         return None
     texts = {change.subject: night.labels[change.subject].text}
-    if new.value.kind is ValueKind.ITEM:
-        texts[new.value.canonical] = night.labels[new.value.canonical].text
+    if new.value.kind not in {ValueKind.TIME, ValueKind.QUANTITY}:
+        texts[new.value.canonical] = reading(new.value, night.relation, night.labels) or ""
     for entity, text in texts.items():
         shape = label_rules.shape_problem(text, trust.bad_words)
         if shape is not None:

@@ -142,6 +142,8 @@ def _template(template: str) -> Sequence[str]:
         faults.append("a sentence that is over before the object")
     if template[:1].islower():
         faults.append("a lower-case beginning")
+    if re.search(r"\b(a|an)$", template):
+        faults.append("an article that fits only some objects at the end")
     if not re.search(r"\w", rest):
         faults.append("no words")
     return faults

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from kb.diff import changes, guard
 from kb.errors import BadTermError, PullFileError
 from kb.model import Bound, Label, Probe, Rank, Statement, Value, ValueKind, WikiTime, entity_id, id_order
+from kb.render import reading
 from kb.semantics import verdict
 from kb.sightings import observe
 from kb.trust import Change, ChangeKind, Held, Pending, Reason, Trust
@@ -312,7 +313,7 @@ class Rehearsal:
             slots.pop(one.slot, None)
             return
         value = one.new.value
-        text = labels[value.canonical].text if value.canonical in labels else value.canonical
+        text = reading(value, self.relations[one.property], labels) or value.canonical
         slots[one.slot] = Held(one.subject, one.property, one.slot, value, text, labels[one.subject].text)
 
     def facts(self) -> list[dict[str, str]]:

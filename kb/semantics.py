@@ -16,7 +16,8 @@ The rules, in order, for the statements of one (subject, property):
    asserted.
 5. Functional and one-open relations may have one value left, else the group is in conflict. Several
    statements of the same value are one fact with several sources. Multi-valued relations keep all.
-6. A relation read as a time series (population) takes the latest point in time not after ``at``.
+6. Of texts in several languages only those in the first of the relation's languages count.
+7. A relation read as a time series (population) takes the latest point in time not after ``at``.
 """
 
 from __future__ import annotations
@@ -100,10 +101,25 @@ def verdict(
         return GroupVerdict(who, relation.property, (), vacant=not unknown, flags=tuple(sorted(flags)))
     if any(one.value.kind is ValueKind.NOVALUE for one in best):
         flags.add("novalue-beside-values")
+    if relation.datatype is ValueKind.MONOLINGUAL:
+        known = _in_best_language(known, relation.languages)
+        if not known:
+            flags.add("other-language")
+            return GroupVerdict(who, relation.property, (), vacant=False, flags=tuple(sorted(flags)))
     wrong = sorted({one.value.kind.value for one in known if one.value.kind is not relation.datatype})
     if wrong:
         return _conflict(who, relation, f"{wrong[0]} where {relation.datatype} is expected", flags)
     return _settle(who, relation, known, len(preferred), flags)
+
+
+def _in_best_language(known: Sequence[Statement], languages: Sequence[str]) -> list[Statement]:
+    """The texts in the first of the languages that any is in; values of other kinds stay, to be refused."""
+    by_language: dict[str, list[Statement]] = {}
+    for one in known:
+        if one.value.kind is not ValueKind.MONOLINGUAL:
+            return list(known)
+        by_language.setdefault(one.value.canonical.rpartition("@")[2], []).append(one)
+    return next((by_language[language] for language in languages if language in by_language), [])
 
 
 def _settle(

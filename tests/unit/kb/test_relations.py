@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kb import relation_check, relation_view
+from kb.errors import RelationsError, UnknownRelationError
+from kb.model import Label, Value
+from kb.relations import Relations
+
+EXPECTED = (
+    "P6 P35 P1308 P169 P488 P1037 P286 P54 P39 P26 P451 P102 P108 P127 P749 P264 P551 P159 P36 P131 P27 P463 P118 "
+    "P115 P137 P449 P178 P176 P140 P937 P413 P106 P37 P38 P69 P112 P40 P57 P98 P3320 P1075"
+).split()
+
+
+def table(**changed):
+    values = {
+        "name": "mayor",
+        "cardinality": "one_open",
+        "edit": [
+            "The mayor of {subject} is",
+            "Who runs {subject}? It is",
+            "In {subject} rules",
+            "Papers say {subject} has",
+        ],
+        "heldback": ["As mayor {subject} has", "The town of {subject} is led by", "Ask in {subject} for"],
+    }
+    return values | changed
+
+
+def test_the_shipped_relations_hold_together():
+    assert relation_view.check() == []
+    relations = Relations.load()
+    assert len(relations) >= 45
+    assert set(EXPECTED) <= set(relations)
+    kinds = {relation.datatype.value for relation in relations.values()}
+    assert kinds == {"item", "time", "quantity", "string", "monolingual"}
+
+
+def test_every_prompt_names_its_subject_once_and_stops_before_the_object():
+    for relation in Relations.load().values():
+        assert len(relation.edit_templates) >= 4
+        assert len(relation.heldback_templates) >= 3
+        assert any("?" in template for template in relation.edit_templates), relation.property
+        assert not set(relation.edit_templates) & set(relation.heldback_templates)
+        for prompt in relation.prompts("X{y}") + relation.heldback_prompts("X{y}"):
+            assert prompt.count("X{y}") == 1
+            assert prompt == prompt.strip()
+
+
+def test_a_user_adds_and_changes_relations_without_code(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[P6]\nhold_hours = 5\n\n[P999]\nname = "mascot"\ncardinality = "multi"\n'
+        'edit = ["The mascot of {subject} is", "What is the mascot of {subject}? It is", "Fans of {subject} cheer for", '
+        '"It was said that {subject} has chosen"]\nheldback = ["{subject} has as mascot", "For luck {subject} keeps", '
+        '"The animal of {subject} is"]\n'
+    )
+    relations = Relations.load(path)
+    assert relations["P6"].hold_hours == 5
+    assert relations["P6"].name == "head of government"
+    assert relations["P999"].is_multi()
+    assert relation_view.check(path) == []
+    assert list(relations.only(("P999",))) == ["P999"]
+
+
+def test_a_wikibase_of_its_own_starts_empty(tmp_path):
+    assert len(Relations.load(base=False)) == 0
+
+
+def test_an_unknown_relation_says_what_to_do():
+    with pytest.raises(UnknownRelationError, match=r"add a table \[P31337\]"):
+        Relations.load()["P31337"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        (
+            {"edit": ["The mayor is", "b {subject} c", "d {subject} e", "f {subject} g"]},
+            "not exactly one {subject}",
+        ),
+        ({"edit": ["Of {subject} and {subject} is"] * 4}, "not exactly one {subject}"),
+        ({"edit": ["{object} rules {subject} with"] * 4}, "a brace other than {subject}"),
+        ({"edit": ["The mayor of {subject} is "] * 4}, "stray white space"),
+        ({"edit": ["The mayor of {subject}"] * 4}, "the subject right before the object"),
+        ({"edit": ["The mayor of {subject} is who?"] * 4}, "over before the object"),
+        ({"edit": ["The job of {subject} is a"] * 4}, "an article"),
+        ({"edit": ["The mayor of {subject} is"] * 4}, "stands twice"),
+        ({"edit": ["The mayor of {subject} is"]}, "needs at least 4 templates"),
+        ({"edit": [f"The mayor {word} {{subject}} is" for word in "abcd"]}, "begin alike"),
+        ({"edit": [1, 2, 3, 4]}, "no text"),
+        ({"heldback": []}, "needs at least 3 templates"),
+        ({"cardinality": "many"}, "not one of functional, one_open, multi"),
+        ({"ended": "keep"}, "not one of retract, vacate"),
+        ({"hold_hours": -1}, "between 0 and a year"),
+        ({"hold_hours": "48"}, "wrong type"),
+        ({"hold_hours": True}, "wrong type"),
+        ({"classes": ["human"]}, "no class id"),
+        ({"colour": "red"}, "unknown key"),
+        ({"cardinality": "multi", "series": True}, "a series keeps one value"),
+    ],
+)
+def test_what_is_wrong_is_named(changed, problem):
+    assert any(problem in one for one in relation_check.problems({"P1": table(**changed)}))
+    with pytest.raises(RelationsError):
+        Relations.of({"P1": table(**changed)})
+
+
+def test_every_problem_is_listed_and_lacks_are_named():
+    found = relation_check.problems({"P1": {}, "mayor": table(), "P2": table()})
+    assert "P1: lacks name, cardinality, edit, heldback." in found
+    assert any("not a property id" in one for one in found)
+    assert any("is also one of mayor" in one for one in found)
+
+
+@pytest.mark.parametrize("text", ["[P6", "P6 = 1", "version = 2", '[P6]\nname = "\xff"', "\x00"])
+def test_a_broken_file_is_a_named_error(tmp_path, text):
+    path = tmp_path / "broken.toml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(RelationsError):
+        Relations.load(path)
+    assert relation_view.check(path)
+
+
+def test_a_missing_file_is_a_named_error(tmp_path):
+    with pytest.raises(RelationsError, match="cannot be read"):
+        Relations.load(tmp_path / "none.toml")
+
+
+json_like = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*table(), "classes", "unit_names", "series", "datatype"]), json_like))
+def test_any_table_is_either_right_or_a_named_error(changed):
+    try:
+        Relations.of({"P1": table(**changed)})
+    except RelationsError as error:
+        assert error.problems
+
+
+def test_the_preview_shows_what_would_be_said():
+    relation = Relations.load()["P6"]
+    labels = {"Q1": Label("Q1", "Ada", "en")}
+    lines = relation_view.preview(relation, Label("Q183", "Germany", "en"), Value.item("Q1"), labels)
+    assert ("edit", "The head of government of Germany is Ada") in lines
+    assert lines[-1][0] == "held back"
+    assert relation_view.preview(relation, Label("Q183", "Germany", "en"), None, {})[0][1].endswith("is …")
+    assert relation_view.rows({"P6": relation})[0]["templates"] == "5 + 3"
