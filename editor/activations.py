@@ -1,7 +1,8 @@
 """Run part of a model, and watch what passes: the one place that touches a live model's forward.
 
-A block that must not run is replaced for the moment by the identity (or by given states), so that the model's own
-code still builds its masks, positions and norms, whatever the family. Everything is put back on leaving.
+A block that must not run is replaced for the moment by the identity (or by given states), so that the
+model's own code still builds its masks, positions and norms, whatever the family. Everything is put back on
+leaving.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-import torch
 from transformers import DynamicCache
 
 from editor.layers import backbone
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float, Int
     from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
 
     from editor.model import LanguageModel
 
@@ -51,14 +52,14 @@ def record(
         yield kept_keys, kept_states
 
 
-def _keep_input(module: nn.Module, into: dict[int, Tensor], layer: int) -> torch.utils.hooks.RemovableHandle:
+def _keep_input(module: nn.Module, into: dict[int, Tensor], layer: int) -> RemovableHandle:
     def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         into[layer] = args[0]
 
     return module.register_forward_pre_hook(hook)
 
 
-def _keep_output(module: nn.Module, into: dict[int, Tensor], layer: int) -> torch.utils.hooks.RemovableHandle:
+def _keep_output(module: nn.Module, into: dict[int, Tensor], layer: int) -> RemovableHandle:
     def hook(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
         into[layer] = output[0] if isinstance(output, tuple) else output
 
@@ -133,11 +134,31 @@ def run(
     return hidden
 
 
-def _stop_at(module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+def _stop_at(module: nn.Module) -> RemovableHandle:
     def hook(*_args: object) -> None:
         raise _StopForwardError
 
     return module.register_forward_hook(hook)
+
+
+@contextmanager
+def plain_attention(lm: LanguageModel) -> Iterator[None]:
+    """Compute attention by two matrix products where the fused kernel is slow.
+
+    On a CPU the backward of the fused kernel took a third of an optimiser step on rows of a dozen tokens.
+
+    Args:
+        lm: the model.
+    """
+    before = lm.attention
+    if lm.device.type != "cpu" or before == "eager":
+        yield
+        return
+    lm.model.set_attn_implementation("eager")  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        lm.model.set_attn_implementation(before)  # type: ignore[operator]
 
 
 def cache_of(
@@ -147,7 +168,8 @@ def cache_of(
 
     Args:
         lm: the model.
-        stored: keys and values by layer, each (batch, heads, length, width). They are not changed by a forward.
+        stored: keys and values by layer, each (batch, heads, length, width). They are not changed by a
+            forward.
         batch: number of rows.
         length: number of cached tokens.
 

@@ -1,9 +1,10 @@
 """A weight change: stored small, applied to the bit, undone from what was there.
 
-A change is kept as two factors where that is smaller than the matrix. For the sum over the rank to come out the
-same on every machine, thread count and device, the factors are rounded to a grid: each row of the left factor and
-each column of the right one keeps b bits below its own power of two, with 2 b + log₂ r ≤ 53, so that every partial
-sum is an exact float64 whatever its order. The rounding (2⁻²² at rank 300) is of float32's own size.
+A change is kept as two factors where that is smaller than the matrix. For the sum over the rank to come out
+the same on every machine, thread count and device, the factors are rounded to a grid: each row of the left
+factor and each column of the right one keeps b bits below its own power of two, with 2 b + log₂ r ≤ 53, so
+that every partial sum is an exact float64 whatever its order. The rounding (2⁻²² at rank 300) is of
+float32's own size.
 """
 
 from __future__ import annotations
@@ -171,7 +172,8 @@ def apply(lm: LanguageModel, delta: Delta) -> None:
     for weight, change_matrix in changed:
         if weight.shape != change_matrix.shape:
             raise StateMismatchError(
-                f"A change of shape {tuple(change_matrix.shape)} does not fit a weight of shape {tuple(weight.shape)}.",
+                f"A change of shape {tuple(change_matrix.shape)} does not fit a weight of shape "
+                f"{tuple(weight.shape)}.",
                 expected=tuple(weight.shape),
                 got=tuple(change_matrix.shape),
             )
@@ -194,7 +196,7 @@ def read_safetensors(blob: bytes) -> dict[str, Tensor]:
     """
     try:
         return dict(load(blob))
-    except Exception as error:  # noqa: BLE001 - safetensors raises its own Rust type, not exported everywhere
+    except Exception as error:
         raise CorruptStateError(f"Not a safetensors blob ({error}): restore the file.") from error
 
 

@@ -4,7 +4,8 @@ EditorError
 ├── ModelLoadError             ModelNotFoundError · NotCausalLMError · QuantisedModelError
 ├── UnknownArchitectureError   the feed-forward output matrix was not found
 ├── TokenizerMismatchError     the tokenizer cannot say where the subject ends, or does not fit the model
-├── RequestError               SubjectNotInPromptError · EmptyTargetError · TargetTooLongError · SubjectConflictError
+├── RequestError               SubjectNotInPromptError · EmptyTargetError · TargetTooLongError ·
+│                              SubjectConflictError
 ├── MomentsError               MomentsMismatchError · SingularMomentsError
 ├── StateError                 StateMismatchError · CorruptStateError
 ├── NonFiniteError             a loss, a state or a weight change is not finite

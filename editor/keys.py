@@ -1,4 +1,4 @@
-"""Keys and states of many texts at once: only blocks up to the last edited one, only tokens up to the subject.
+"""Keys and states of many texts: only blocks up to the last edited one, only tokens up to the subject.
 
 After a block was written, the next measurement starts at the block above it from kept states, so five edited
 layers cost one pass over the blocks below them plus 5 + 4 + 3 + 2 + 1 blocks, not five whole models.

@@ -1,8 +1,9 @@
 """The only home of architecture facts: where the blocks are, and which matrix of a block MEMIT writes.
 
-MEMIT changes the matrix that maps a block's feed-forward activation (the key k, d_k wide) to its contribution to
-the residual stream (the value v, d wide): ``c_proj`` in GPT-2, ``fc_out`` in GPT-J, ``down_proj`` in Llama. A new
-family is one row of `ARCHITECTURES`; a model without a row is searched by shape.
+MEMIT changes the matrix that maps a block's feed-forward activation (the key k, d_k wide) to its
+contribution to the residual stream (the value v, d wide): ``c_proj`` in GPT-2, ``fc_out`` in GPT-J,
+``down_proj`` in Llama. A new family is one row of `ARCHITECTURES`; a model without a row is searched by
+shape.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LLAMA_LIKE = (
-    "llama", "mistral", "mixtral_dense", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "olmo3",
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "olmo3",
     "phi3", "stablelm", "granite", "smollm3", "cohere", "cohere2", "ernie4_5", "seed_oss", "glm", "glm4",
 )  # fmt: skip
 
@@ -128,7 +129,8 @@ class LayerMap:
             writer = model.get_submodule(f"{row.blocks}.0.{row.mlp_out}")
         except AttributeError as error:
             raise UnknownArchitectureError(
-                f"A model of type {kind!r} has no {row.blocks}.0.{row.mlp_out}: correct its row in ARCHITECTURES "
+                f"A model of type {kind!r} has no {row.blocks}.0.{row.mlp_out}: correct its row in "
+                "ARCHITECTURES "
                 "in editor/layers.py.",
                 model_type=kind,
             ) from error
@@ -173,7 +175,7 @@ def backbone(model: nn.Module) -> nn.Module:
 
 
 def _by_shape(model: nn.Module) -> Architecture | None:
-    """Find the longest list of like blocks, and in a block the one wide-to-narrow matrix outside attention."""
+    """Find the longest list of like blocks, and in a block the one narrowing matrix outside attention."""
     hidden = getattr(model.config, "hidden_size", None)
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
     for name, blocks in sorted(lists, key=lambda item: -len(item[1])):

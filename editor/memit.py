@@ -1,10 +1,12 @@
 """MEMIT: mass-editing memory in a transformer (Meng et al., ICLR 2023, arXiv 2210.07229), with history.
 
-The main path: tokenise, find target states, then for each layer measure keys, spread what is left of the residual
-over the layers that remain, solve, write. Weights are put back bit for bit when anything fails on the way.
+The main path: tokenise, find target states, then for each layer measure keys, spread what is left of the
+residual over the layers that remain, solve, write. Weights are put back bit for bit when anything fails on
+the way.
 
-Differs from the paper: all live edits stay in the solve (`editor.solve`); contexts are the relation's templates
-rather than random prefixes; every context keeps its own key. `MemitSettings.as_reference` brings the paper back.
+Differs from the paper: all live edits stay in the solve (`editor.solve`); contexts are the relation's
+templates rather than random prefixes; every context keeps its own key. `MemitSettings.as_reference` brings
+the paper back.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _WEAK_WRITE = 0.5
+_PAPER_KL_TEMPLATE = "{} is a"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,8 @@ def edit(
 
     Args:
         lm: the model; its weights are edited on return and untouched on any exception or interrupt.
-        requests: all live facts of every subject that changes tonight; may be empty when only `retired` leave.
+        requests: all live facts of every subject that changes tonight; may be empty when only `retired`
+            leave.
         settings: how to edit.
         moments: second moments of keys of the unedited model.
         live: states of all live subjects, without those that are edited or retired tonight.
@@ -127,10 +131,16 @@ def edit(
     """
     _check_subjects(requests, live)
     moments.require(lm, settings.layers)
-    units = plan(lm, requests, prefixes=prefixes, max_target_tokens=settings.max_target_tokens)
+    units = plan(
+        lm,
+        requests,
+        prefixes=prefixes,
+        kl_template=_PAPER_KL_TEMPLATE if settings.contexts == "prefixes" else None,
+        max_target_tokens=settings.max_target_tokens,
+    )
     columns = _columns(units, lm.device)
     reader = KeyReader(lm, columns.texts, settings.layers, batch_tokens=settings.batch_tokens)
-    found = _Found.start(lm, reader, units, columns, settings, progress)
+    found = _Found.start(lm, reader, units, columns, settings=settings, progress=progress)
     history = live if settings.history else ()
     changes: dict[str, LowRank] = {}
     with restored_on_failure(lm, settings.layers):
@@ -138,7 +148,15 @@ def edit(
             keys, states = found.measure(number, layer)
             residuals = (found.wanted - states) / (len(settings.layers) - number)
             changes[lm.layers.weight_name(layer)] = _write(
-                lm, layer, keys, residuals, settings, moments, history, retired, found
+                lm,
+                layer,
+                keys,
+                residuals,
+                found,
+                settings=settings,
+                moments=moments,
+                live=history,
+                retired=retired,
             )
             if progress is not None:
                 progress("write", number + 1, len(settings.layers))
@@ -199,6 +217,7 @@ class _Found:
         reader: KeyReader,
         units: Sequence[Unit],
         columns: _Columns,
+        *,
         settings: MemitSettings,
         progress: Progress | None,
     ) -> _Found:
@@ -237,15 +256,17 @@ class _Found:
         return self._reduce(keys.float()), self._reduce(states.float(), first=True)
 
     def left_over(self, last: int) -> Tensor:
-        """Return ‖z − h‖ / ‖z − h₀‖ of every row after the write."""
+        """Return ‖z - h‖ / ‖z - h₀‖ of every row after the write."""
         if self._reader is None:
             return self.wanted.new_zeros(0)
         _, states = self._reader.read(last)
         now = self._reduce(states.float(), first=True)
-        return (self.wanted - now).norm(dim=1) / (self.wanted - self.before).norm(dim=1).clamp(min=1e-12)
+        wanted_shift: Tensor = (self.wanted - self.before).norm(dim=1)
+        left: Tensor = (self.wanted - now).norm(dim=1)
+        return left / wanted_shift.clamp(min=1e-12)
 
     def _reduce(self, rows: Tensor, *, first: bool = False) -> Tensor:
-        """Average a unit's columns as the reference does: half the bare context, half the mean of the others."""
+        """Average a unit's columns as the reference does: half the bare one, half the mean of the others."""
         if not self._mean:
             return rows
         count = len(self.units)
@@ -272,7 +293,7 @@ class _Found:
 
 
 def depends_on(lm: LanguageModel, unit: Unit, settings: MemitSettings) -> str:
-    """Return the digest of all that a unit's target state is made from, but for the edits live at the time."""
+    """Return the digest of all that a unit's target state is made from, but for the edits live then."""
     rows = [[list(row.ids), row.lookup, list(row.labels)] for row in unit.rows]
     return digest_of({"model": lm.digest, "rows": rows, "settings": settings.to_json()})
 
@@ -282,11 +303,12 @@ def _write(
     layer: int,
     keys: Float[Tensor, "n d_k"],
     residuals: Float[Tensor, "n d"],
+    found: _Found,
+    *,
     settings: MemitSettings,
     moments: Moments,
     live: Sequence[SubjectState],
     retired: Sequence[SubjectState],
-    found: _Found,
 ) -> LowRank:
     """Solve one layer and add the change to its weight."""
     d, d_k, device = lm.layers.d, lm.layers.d_k, lm.device
@@ -315,7 +337,8 @@ def _check_subjects(requests: Sequence[EditRequest], live: Sequence[SubjectState
     for state in live:
         if state.subject_id in asked or state.subject_id in seen:
             raise SubjectConflictError(
-                f"Subject {state.subject_id!r} is live and edited (or live twice): pass its old state as retired.",
+                f"Subject {state.subject_id!r} is live and edited (or live twice): pass its old state "
+                "as retired.",
                 subject_id=state.subject_id,
             )
         seen.add(state.subject_id)
@@ -352,7 +375,8 @@ def _report(units: Sequence[Unit], found: _Found, left_over: Tensor) -> tuple[Un
         share = sorted(report.residual for report in reports)[len(reports) // 2]
         if share > _WEAK_WRITE:
             log.warning(
-                "the write left %.0f%% of the wanted shift: the moment weight is too large for these keys; calibrate",
+                "the write left %.0f%% of the wanted shift: the moment weight is too large for these "
+                "keys; calibrate",
                 100 * share,
             )
     return tuple(reports)

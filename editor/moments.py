@@ -1,8 +1,8 @@
 """Uncentred second moments C = E[k kᵀ] of the keys of a model: what its own memories weigh in the solve.
 
-All layers in one streamed pass. A fraction of a percent of the reference's 44 million keys gives the same edits
-(FastMEMIT, ACL 2025: 2 to 10 times d_k of them). Where no corpus is at hand, text sampled from the model itself
-serves; a corpus is better (docs/log.md).
+All layers in one streamed pass. A fraction of a percent of the reference's 44 million keys gives the same
+edits (FastMEMIT, ACL 2025: 2 to 10 times d_k of them). Where no corpus is at hand, text sampled from the
+model itself serves; a corpus is better (docs/log.md).
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ class Moments:
 
         Args:
             lm: the unedited model.
-            texts: a corpus, read in order until `tokens` are counted; None samples text from the model itself.
+            texts: a corpus, read in order until `tokens` are counted; None samples text from the model
+                itself.
             layers: which blocks.
             tokens: how many keys to count at most.
             seed: of the sampling.
@@ -168,7 +169,7 @@ class Moments:
                 key = json.loads((file.metadata() or {})["key"])
                 matrices = {int(name.removeprefix("layer")): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return cls(MomentsKey(**{**key, "layers": tuple(key["layers"])}), matrices)
-        except Exception as error:  # noqa: BLE001 - safetensors raises its own Rust type, not exported everywhere
+        except Exception as error:
             raise CorruptStateError(
                 f"{path} holds no second moments ({error}): delete it to compute them anew."
             ) from error
@@ -219,7 +220,8 @@ def continue_texts(
     Args:
         lm: the model.
         starts: token ids to continue.
-        length: tokens per text, its start included; for starts of unlike lengths the new tokens are equal in number.
+        length: tokens per text, its start included; for starts of unlike lengths the new tokens are equal
+            in number.
         generator: samples at temperature 1; None takes the likeliest token.
         progress: called with the tokens done per row.
 

@@ -1,7 +1,7 @@
 """Settings of MEMIT, and the values known to work per model.
 
-Sources: kmeng01/memit (GPT-2 XL, GPT-J), xpq-tech/PMET (GPT-NeoX-20B), jianghoucheng/AlphaEdit (Llama-3-8B), and
-our own measurements for SmolLM2-135M (docs/log.md).
+Sources: kmeng01/memit (GPT-2 XL, GPT-J), xpq-tech/PMET (GPT-NeoX-20B), jianghoucheng/AlphaEdit
+(Llama-3-8B), and our own measurements for SmolLM2-135M (docs/log.md).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class MemitSettings:
         weight_decay: weight of ‖δ‖/‖h‖² in the loss.
         kl_factor: weight of the divergence on "{} is a".
         stop_loss: a subject is finished when its loss is below.
-        contexts: "templates" optimises over the given templates; "prefixes" is the paper: random texts before them.
+        contexts: "templates" optimises over the given templates; "prefixes" is the paper: random texts
+            before them.
         prefix_count: how many random prefixes.
         keys: "each" writes every context's own key; "mean" is the paper: one averaged key a subject.
         history: carry the keys of live edits in the solve.
@@ -106,7 +107,8 @@ def preset_for(lm: LanguageModel) -> MemitSettings:
         lm: the model.
 
     Returns:
-        Settings; for an unknown model the early-middle sixth of its layers, with a logged advice to calibrate.
+        Settings; for an unknown model the early-middle sixth of its layers, with a logged advice to
+        calibrate.
     """
     shape = (lm.layers.family, lm.layers.count, lm.layers.d, lm.layers.d_k)
     name = _SHAPES.get(shape)

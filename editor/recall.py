@@ -1,7 +1,8 @@
 """What a model says: recall of facts, neighbours and fluency, measured in batches.
 
-p(text | prompt) = exp(mean log-likelihood of its tokens), length-normalised as in the paper's evaluation. A target
-is exact when each of its tokens is the likeliest after those before it, which is what greedy decoding checks.
+p(text | prompt) = exp(mean log-likelihood of its tokens), length-normalised as in the paper's evaluation. A
+target is exact when each of its tokens is the likeliest after those before it, which is what greedy
+decoding checks.
 """
 
 from __future__ import annotations
@@ -262,12 +263,12 @@ def neighbours(
 
 
 def _first_word(text: str) -> str:
-    return text.split(" ")[0]
+    return text.partition(" ")[0]
 
 
 @torch.no_grad()
 def perplexity(lm: LanguageModel, texts: Sequence[str], *, length: int = 256) -> float:
-    """Return the perplexity of a model on texts: exp of the mean negative log-likelihood over all their tokens.
+    """Return the perplexity of a model on texts: exp of the mean negative log-likelihood of all tokens.
 
     Args:
         lm: the model.

@@ -1,7 +1,8 @@
 """What to edit, and what that means in tokens.
 
-The unit of an edit is the subject: every key of the prompts "{} ..." depends only on the text up to the subject's
-last token, so facts of one subject share keys and are solved together (MEMIT-Merge, arXiv 2502.07322).
+The unit of an edit is the subject: every key of the prompts "{} ..." depends only on the text up to the
+subject's last token, so facts of one subject share keys and are solved together (MEMIT-Merge, arXiv
+2502.07322).
 """
 
 from __future__ import annotations
@@ -51,8 +52,10 @@ class Row:
         lookup: index of the subject's last token.
         first: index of the token from which the first target token is predicted.
         labels: target token ids, predicted from `first`, `first` + 1, ...
-        fact: index of the fact within its unit; -1 for the row that guards the subject's essence (KL).
-        column: index of the key column that this row's text up to the subject makes; -1 for the KL row.
+        fact: index of the fact within its unit; -1 for a row that only guards (KL).
+        column: index of the key column that this row's text up to the subject makes; -1 for a row that only
+            guards.
+        guard: what the model predicts right after the subject must not drift in this row (KL).
     """
 
     ids: tuple[int, ...]
@@ -61,6 +64,7 @@ class Row:
     labels: tuple[int, ...]
     fact: int
     column: int
+    guard: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,8 @@ def render(template: str, subject: str) -> tuple[str, int]:
     """
     if template.count(PLACE) != 1 or not subject.strip():
         raise SubjectNotInPromptError(
-            f"The template {template!r} (subject {subject!r}) needs exactly one {PLACE} and a subject that is not "
+            f"The template {template!r} (subject {subject!r}) needs exactly one {PLACE} and a subject "
+            "that is not "
             "empty: correct the template of this relation.",
             template=template,
             subject=subject,
@@ -140,8 +145,8 @@ def encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]
 def encode_prompt(tokenizer: Any, template: str, subject: str) -> Prompt:  # noqa: ANN401 - many classes
     """Tokenise a prompt and find the subject's last token by its characters.
 
-    A subject may end inside a token, occur twice, or end the prompt: the last token that covers its last character
-    in the place of the template counts.
+    A subject may end inside a token, occur twice, or end the prompt: the last token that covers its last
+        character in the place of the template counts.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -159,7 +164,8 @@ def encode_prompt(tokenizer: Any, template: str, subject: str) -> Prompt:  # noq
     lookup = last_token_of(offsets, stop)
     if lookup is None:
         raise SubjectNotInPromptError(
-            f"No token of {text!r} covers the end of the subject {subject!r}: the tokenizer drops these characters.",
+            f"No token of {text!r} covers the end of the subject {subject!r}: the tokenizer drops "
+            "these characters.",
             template=template,
             subject=subject,
         )
@@ -178,9 +184,9 @@ def last_token_of(offsets: Sequence[tuple[int, int]], stop: int) -> int | None:
 def encode_target(tokenizer: Any, prompt_text: str, target: str) -> list[int]:  # noqa: ANN401 - many classes
     """Tokenise a target as it follows a prompt, one space between.
 
-    The joint text is tokenised, since a sentencepiece tokenizer gives the target alone another first token. Where
-    a token would straddle the border, the target's own tokens are taken: a model that generates from the prompt
-    cannot merge across it either.
+    The joint text is tokenised, since a sentencepiece tokenizer gives the target alone another first token.
+    Where a token would straddle the border, the target's own tokens are taken: a model that generates from
+    the prompt cannot merge across it either.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -208,7 +214,7 @@ def plan(
     requests: Sequence[EditRequest],
     *,
     prefixes: Sequence[str] = (),
-    kl_template: str | None = "{} is a",
+    kl_template: str | None = None,
     max_target_tokens: int = 32,
 ) -> list[Unit]:
     """Group requests by subject and tokenise them. Nothing of the model is touched.
@@ -217,7 +223,8 @@ def plan(
         lm: the model.
         requests: facts to write; order decides the order of units.
         prefixes: texts put before every template, besides the bare template (the paper's random contexts).
-        kl_template: prompt whose prediction at the subject must not drift; None leaves it out.
+        kl_template: prompt whose prediction at the subject must not drift, "{} is a" in the paper; None
+            guards the unit's first row instead, which costs no forward of its own.
         max_target_tokens: longest target that is accepted.
 
     Returns:
@@ -236,7 +243,7 @@ def plan(
         seen.add(request.fact_id)
         by_subject.setdefault(request.subject_id, []).append(request)
     return [
-        _unit(lm.tokenizer, subject_id, facts, prefixes, kl_template, max_target_tokens)
+        _unit(lm.tokenizer, subject_id, facts, prefixes, kl_template=kl_template, limit=max_target_tokens)
         for subject_id, facts in by_subject.items()
     ]
 
@@ -246,8 +253,9 @@ def _unit(
     subject_id: str,
     facts: Sequence[EditRequest],
     prefixes: Sequence[str],
+    *,
     kl_template: str | None,
-    max_target_tokens: int,
+    limit: int,
 ) -> Unit:
     rows: list[Row] = []
     columns: dict[tuple[int, ...], int] = {}
@@ -258,19 +266,23 @@ def _unit(
         for template in templates:
             prompt = encode_prompt(tokenizer, template, fact.subject)
             labels = encode_target(tokenizer, render(template, fact.subject)[0], fact.target)
-            if len(labels) > max_target_tokens:
+            if len(labels) > limit:
                 raise TargetTooLongError(
-                    f"The target {fact.target!r} of fact {fact.fact_id!r} has {len(labels)} tokens, more than the "
-                    f"limit of {max_target_tokens}: shorten the label or raise max_target_tokens.",
+                    f"The target {fact.target!r} of fact {fact.fact_id!r} has {len(labels)} tokens, "
+                    "more than the "
+                    f"limit of {limit}: shorten the label or raise max_target_tokens.",
                     fact_id=fact.fact_id,
                     target=fact.target,
                     tokens=len(labels),
-                    limit=max_target_tokens,
+                    limit=limit,
                 )
             column = columns.setdefault(prompt.ids[: prompt.lookup + 1], len(columns))
             ids = (*prompt.ids, *labels[:-1])
-            rows.append(Row(ids, prompt.lookup, len(prompt.ids) - 1, tuple(labels), index, column))
+            guard = kl_template is None and not rows
+            rows.append(Row(ids, prompt.lookup, len(prompt.ids) - 1, tuple(labels), index, column, guard))
     if kl_template is not None:
         prompt = encode_prompt(tokenizer, kl_template, facts[0].subject)
-        rows.append(Row(prompt.ids[: prompt.lookup + 1], prompt.lookup, prompt.lookup, (), -1, -1))
+        rows.append(
+            Row(prompt.ids[: prompt.lookup + 1], prompt.lookup, prompt.lookup, (), -1, -1, guard=True)
+        )
     return Unit(subject_id, tuple(fact.fact_id for fact in facts), tuple(rows), tuple(columns), tuple(facts))

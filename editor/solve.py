@@ -1,16 +1,16 @@
 """The closed form of MEMIT with history, exact and low-rank. Pure: tensors in, tensors out.
 
 With keys K (d_k, n) and values V (d, n) of all live edits, W₀ the unedited matrix and C = E[k kᵀ], the edited
-matrix minimises  λ tr((W − W₀) C (W − W₀)ᵀ) + Σ_live ‖W k − v‖²  (Meng et al. 2022, eq. 14, with λC for C₀):
+matrix minimises  λ tr((W - W₀) C (W - W₀)ᵀ) + Σ_live ‖W k - v‖²  (Meng et al. 2022, eq. 14, with λC for C₀):
 
-    (W − W₀) A = Σ_live (v − W₀ k) kᵀ,      A = λC + Σ_live k kᵀ.
+    (W - W₀) A = Σ_live (v - W₀ k) kᵀ,      A = λC + Σ_live k kᵀ.
 
 Subtracting the same equation of the night before gives tonight's change, from which W₀ has dropped out:
 
-    Δ = (R₊ K₊ᵀ − R₋ K₋ᵀ) A⁻¹,   R₊ = V₊ − W K₊ of the edits that come,   R₋ = V₋ − W K₋ of those that leave.
+    Δ = (R₊ K₊ᵀ - R₋ K₋ᵀ) A⁻¹,   R₊ = V₊ - W K₊ of the edits that come,   R₋ = V₋ - W K₋ of those that leave.
 
-So n nights equal one batch, and leaving equals never having been there, exactly for keys that are kept as they
-were measured. With no history and nothing leaving it is the paper's Δ = R Kᵀ (λC + K Kᵀ)⁻¹.
+So n nights equal one batch, and leaving equals never having been there, exactly for keys that are kept as
+they were measured. With no history and nothing leaving it is the paper's Δ = R Kᵀ (λC + K Kᵀ)⁻¹.
 
 | symbol | shape | meaning |
 |---|---|---|
@@ -92,10 +92,12 @@ def factor(A: Float[Tensor, "d_k d_k"]) -> Float[Tensor, "d_k d_k"]:
         raise NonFiniteError(
             "The second moments or keys are not finite: nothing was written.", where="moments"
         )
+    lower: Tensor
     lower, info = torch.linalg.cholesky_ex(A)
     if int(info) != 0:
         raise SingularMomentsError(
-            f"λC + Σ k kᵀ is not positive definite (leading minor {int(info)}): the second moments come from too few "
+            f"λC + Σ k kᵀ is not positive definite (leading minor {int(info)}): the second moments "
+            "come from too few "
             "tokens, or λ is not positive; compute them from at least twice as many tokens as a key is wide.",
             minor=int(info),
         )

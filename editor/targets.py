@@ -1,21 +1,22 @@
 """Target states z of many edits at once.
 
-z = h + δ, where h is the state at the subject's last token after the last edited block and δ is shared by all
-contexts of a subject. δ minimises, per subject (Meng et al. 2022, eq. 16, with the terms of the reference code):
+z = h + δ, where h is the state at the subject's last token after the last edited block and δ is shared by
+all contexts of a subject. δ minimises, per subject (Meng et al. 2022, eq. 16, with the terms of the
+reference code):
 
-    mean over contexts of  −log p(target | context, h + δ) / tokens
+    mean over contexts of  -log p(target | context, h + δ) / tokens
       + kl_factor · KL(p(· | subject, h) ‖ p(· | subject, h + δ))  +  weight_decay · ‖δ‖ / ‖h‖²
 
-by Adam, with ‖δ‖ ≤ clamp · ‖h‖ after each step. The loss is summed over subjects, so rows stay independent and the
-result does not depend on what else is in the batch. Only what depends on δ is run: blocks above the last edited
-one, tokens from the subject's last on (the keys and values of those before are kept), logits at target positions;
-finished subjects leave.
+by Adam, with ‖δ‖ ≤ clamp · ‖h‖ after each step. The loss is summed over subjects, so rows stay independent
+and the result does not depend on what else is in the batch. Only what depends on δ is run: blocks above the
+last edited one, tokens from the subject's last on (the keys and values of those before are kept), logits at
+target positions; finished subjects leave.
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,7 @@ from editor.errors import NonFiniteError, OutOfMemoryError
 from editor.layers import logits_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator, Sequence
 
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -67,43 +67,49 @@ class _Chunk:
         mask: cached tokens, then these tokens; 1 where real.
         positions: of these tokens in their texts.
         states: output of the last edited block at these tokens.
+        before: output of the last edited block at the tokens before; dropped once `stored` is made.
         stored: by layer above, keys and values of the tokens before the subject's last.
         unit: which unit a row belongs to.
         row_of, column_of: where targets are predicted, flattened.
         labels, weights: target token and its weight in the unit's mean.
-        guard: log-probabilities that must not drift, for KL rows; empty otherwise.
+        guarded: rows whose prediction right after the subject must not drift.
+        guard: its log-probabilities as they were, one row a guarded row.
     """
 
     ids: Int[Tensor, "rows tokens"]
     mask: Int[Tensor, "rows all_tokens"]
     positions: Int[Tensor, "rows tokens"]
     states: Float[Tensor, "rows tokens d"]
+    before: Float[Tensor, "rows earlier d"]
     stored: dict[int, tuple[Tensor, Tensor]]
     unit: Int[Tensor, " rows"]
     row_of: Int[Tensor, " targets"]
     column_of: Int[Tensor, " targets"]
     labels: Int[Tensor, " targets"]
     weights: Float[Tensor, " targets"]
-    guard: Float[Tensor, "rows vocab"] | None
+    guarded: Int[Tensor, " guarded"]
+    guard: Float[Tensor, "guarded vocab"] | None
 
     def keep(self, rows: Bool[Tensor, " rows"]) -> _Chunk:
         """Return the chunk without the other rows."""
         kept = rows.nonzero().squeeze(1)
         new_index = torch.full_like(rows, -1, dtype=torch.long)
         new_index[kept] = torch.arange(len(kept), device=kept.device)
-        targets = rows[self.row_of]
+        targets, guarded = rows[self.row_of], rows[self.guarded]
         return _Chunk(
             self.ids[kept],
             self.mask[kept],
             self.positions[kept],
             self.states[kept],
+            self.before[kept],
             {layer: (k[kept], v[kept]) for layer, (k, v) in self.stored.items()},
             self.unit[kept],
             new_index[self.row_of[targets]],
             self.column_of[targets],
             self.labels[targets],
             self.weights[targets],
-            None if self.guard is None else self.guard[kept],
+            new_index[self.guarded[guarded]],
+            None if self.guard is None else self.guard[guarded],
         )
 
 
@@ -165,12 +171,13 @@ def _with_smaller_batches(
     batch_tokens = settings.batch_tokens
     while True:
         try:
-            return _optimise_wave(lm, units, anchors, settings, batch_tokens, report)
+            return _optimise_wave(lm, units, anchors, settings, batch_tokens=batch_tokens, report=report)
         except (torch.OutOfMemoryError, MemoryError) as error:
             longest = max(len(row.ids) for unit in units for row in unit.rows)
             if batch_tokens <= longest:
                 raise OutOfMemoryError(
-                    "Memory ran out with a single sequence in the batch: use a smaller model or a larger machine.",
+                    "Memory ran out with a single sequence in the batch: use a smaller model or a "
+                    "larger machine.",
                     batch_tokens=batch_tokens,
                 ) from error
             batch_tokens //= 2
@@ -182,34 +189,36 @@ def _optimise_wave(
     units: Sequence[Unit],
     anchors: Tensor,
     settings: MemitSettings,
+    *,
     batch_tokens: int,
     report: Callable[[int], None],
 ) -> Targets:
-    chunks = _prepare(lm, units, settings, batch_tokens)
+    chunks = _drafts(lm, units, settings, batch_tokens)
+    with lowered(lm, settings), activations.plain_attention(lm):
+        for chunk in chunks:
+            _complete(lm, chunk, settings)
+        return _descend(lm, units, anchors, chunks, settings, report=report)
+
+
+def _descend(
+    lm: LanguageModel,
+    units: Sequence[Unit],
+    anchors: Tensor,
+    chunks: list[_Chunk],
+    settings: MemitSettings,
+    *,
+    report: Callable[[int], None],
+) -> Targets:
+    """Take Adam steps until every unit's loss is below the stop, or the steps are used up."""
     adam = _RowAdam(torch.zeros_like(anchors), settings.learning_rate)
     limit = settings.clamp * anchors.norm(dim=1)
     decay = settings.weight_decay / anchors.norm(dim=1).square()
     active = torch.ones(len(units), dtype=torch.bool, device=anchors.device)
     losses = torch.zeros(len(units), device=anchors.device)
     for step in range(settings.steps + 1):
-        shift = adam.value.detach().requires_grad_()
-        nll, total = torch.zeros_like(losses), torch.zeros_like(losses)
-        gradient = torch.zeros_like(adam.value)
-        for chunk in chunks:
-            chunk_nll, chunk_kl = _losses(lm, chunk, shift, len(units), settings)
-            loss = (chunk_nll + settings.kl_factor * chunk_kl).sum()
-            gradient += torch.autograd.grad(loss, shift)[0]
-            nll += chunk_nll.detach()
-            total += (chunk_nll + settings.kl_factor * chunk_kl).detach()
-        norms = adam.value.norm(dim=1)
-        total = total + decay * norms
-        if not torch.isfinite(total[active]).all():
-            bad = [units[int(i)].subject_id for i in (active & ~torch.isfinite(total)).nonzero()]
-            raise NonFiniteError(
-                f"The loss of {len(bad)} subject(s) is not finite ({', '.join(bad[:5])}): nothing was written.",
-                where="targets",
-                subjects=bad,
-            )
+        nll, divergence, gradient = _evaluate(lm, chunks, adam.value, settings)
+        total = nll + settings.kl_factor * divergence + decay * adam.value.norm(dim=1)
+        _require_finite(total, active, units)
         losses[active] = nll[active]
         active &= total >= settings.stop_loss
         report(int((~active).sum()))
@@ -220,6 +229,33 @@ def _optimise_wave(
         adam.step(gradient, active, limit)
         chunks = [_compact(chunk, active) for chunk in chunks if bool(active[chunk.unit].any())]
     return Targets(adam.value, losses, adam.steps)
+
+
+def _evaluate(
+    lm: LanguageModel, chunks: Sequence[_Chunk], value: Tensor, settings: MemitSettings
+) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"], Float[Tensor, "units d"]]:
+    """Return NLL, KL and the gradient of their weighted sum, per unit."""
+    shift = value.detach().requires_grad_()
+    count = len(value)
+    nll, divergence = torch.zeros(count, device=value.device), torch.zeros(count, device=value.device)
+    gradient = torch.zeros_like(value)
+    for chunk in chunks:
+        chunk_nll, chunk_divergence = _losses(lm, chunk, shift, count, settings)
+        loss = (chunk_nll + settings.kl_factor * chunk_divergence).sum()
+        gradient += torch.autograd.grad(loss, shift)[0]
+        nll += chunk_nll.detach()
+        divergence += chunk_divergence.detach()
+    return nll, divergence, gradient
+
+
+def _require_finite(total: Tensor, active: Tensor, units: Sequence[Unit]) -> None:
+    if not torch.isfinite(total[active]).all():
+        bad = [units[int(i)].subject_id for i in (active & ~torch.isfinite(total)).nonzero()]
+        raise NonFiniteError(
+            f"The loss of {len(bad)} subject(s) is not finite ({', '.join(bad[:5])}): nothing was written.",
+            where="targets",
+            subjects=bad,
+        )
 
 
 class _RowAdam:
@@ -262,50 +298,71 @@ def _losses(
 ) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"]]:
     """Return mean target NLL and KL of every unit that has rows in this chunk."""
     hidden = _run_above(lm, chunk, shift, settings)
-    zeros = torch.zeros(count, device=shift.device)
-    if chunk.guard is not None:
-        with precision_of(lm, settings):
-            logits = logits_of(lm.model, hidden[:, 0])
-        now = logits.float().log_softmax(dim=1)
-        divergence = (chunk.guard.exp() * (chunk.guard - now)).sum(dim=1)
-        return zeros, zeros.index_add(0, chunk.unit, divergence)
-    with precision_of(lm, settings):
+    nll = divergence = torch.zeros(count, device=shift.device)
+    if len(chunk.labels):
         logits = logits_of(lm.model, hidden[chunk.row_of, chunk.column_of])
-    nll = torch.nn.functional.cross_entropy(logits.float(), chunk.labels, reduction="none")
-    return zeros.index_add(0, chunk.unit[chunk.row_of], nll * chunk.weights), zeros
+        rows = torch.nn.functional.cross_entropy(logits.float(), chunk.labels, reduction="none")
+        nll = nll.index_add(0, chunk.unit[chunk.row_of], rows * chunk.weights)
+    if chunk.guard is not None and settings.kl_factor:
+        now = logits_of(lm.model, hidden[chunk.guarded, 0]).float().log_softmax(dim=1)
+        rows = (chunk.guard.exp() * (chunk.guard - now)).sum(dim=1)
+        divergence = divergence.index_add(0, chunk.unit[chunk.guarded], rows)
+    return nll, divergence
 
 
 def _run_above(lm: LanguageModel, chunk: _Chunk, shift: Tensor | None, settings: MemitSettings) -> Tensor:
     states = chunk.states
     if shift is not None:
-        states = torch.cat(
-            [states[:, :1] + shift[chunk.unit][:, None].to(states.dtype), states[:, 1:]], dim=1
-        )
+        first = states[:, :1] + shift[chunk.unit][:, None].to(states.dtype)
+        states = torch.cat([first, states[:, 1:]], dim=1)
     length = chunk.mask.shape[1] - chunk.ids.shape[1]
     cache = activations.cache_of(lm, chunk.stored, batch=len(chunk.ids), length=length) if length else None
-    with precision_of(lm, settings):
-        hidden = activations.run(
-            lm,
-            chunk.ids,
-            chunk.mask,
-            chunk.positions,
-            start=settings.layers[-1] + 1,
-            states=states,
-            cache=cache,
-        )
+    hidden = activations.run(
+        lm,
+        chunk.ids,
+        chunk.mask,
+        chunk.positions,
+        start=settings.layers[-1] + 1,
+        states=states.to(_dtype_of(lm)),
+        cache=cache,
+    )
     if hidden is None:
         raise NonFiniteError("The forward above the edited layers gave no state.", where="targets")
     return hidden
 
 
-def precision_of(lm: LanguageModel, settings: MemitSettings) -> AbstractContextManager[object]:
-    """Return the autocast context of the target-state forwards."""
+def _dtype_of(lm: LanguageModel) -> torch.dtype:
+    """Return the precision in which the blocks above run at the moment: that of the head."""
+    return lm.model.get_output_embeddings().weight.dtype  # type: ignore[no-any-return, operator]
+
+
+@contextmanager
+def lowered(lm: LanguageModel, settings: MemitSettings) -> Iterator[None]:
+    """Hold everything but the blocks up to the last edited one in bfloat16, where that is asked for and pays.
+
+    The float32 weights are put back as the same tensors on leaving, so nothing is rounded for good. Casting
+    once beats autocast, which casts every weight at every step (a quarter of a step on a CPU with AMX).
+
+    Args:
+        lm: the model.
+        settings: `precision` and `layers`.
+    """
     wanted = settings.precision
     if wanted == "auto":
         wanted = "bfloat16" if _fast_bfloat16(lm.device) else "float32"
-    if wanted == "float32" or next(lm.model.parameters()).dtype != torch.float32:
-        return nullcontext()
-    return torch.autocast(lm.device.type, dtype=torch.bfloat16)
+    kept: set[int] = set()
+    for layer in range(settings.layers[-1] + 1):
+        kept.update(id(p) for p in lm.layers.block(lm.model, layer).parameters())
+    casts = [p for p in lm.model.parameters() if id(p) not in kept and p.dtype == torch.float32]
+    saved: list[tuple[torch.nn.Parameter, Tensor]] = []
+    try:
+        for parameter in casts if wanted == "bfloat16" else []:
+            saved.append((parameter, parameter.data))
+            parameter.data = parameter.data.to(torch.bfloat16)
+        yield
+    finally:
+        for parameter, data in saved:
+            parameter.data = data
 
 
 def _fast_bfloat16(device: torch.device) -> bool:
@@ -314,24 +371,41 @@ def _fast_bfloat16(device: torch.device) -> bool:
     return bool(torch.cpu._is_amx_tile_supported())  # noqa: SLF001 - torch has no public question for this yet
 
 
-def _prepare(
+def _drafts(
     lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings, batch_tokens: int
 ) -> list[_Chunk]:
-    """Run everything that does not depend on δ once, and cut rows into chunks of like length."""
+    """Cut rows into chunks of like length and run the blocks below once, in the model's own precision."""
     weights = [1.0 / max(1, sum(row.fact >= 0 for row in unit.rows)) for unit in units]
     flat = [(number, row, weights[number]) for number, unit in enumerate(units) for row in unit.rows]
     plain = sorted((item for item in flat if item[1].fact >= 0), key=_tail_length)
     guards = sorted((item for item in flat if item[1].fact < 0), key=lambda item: len(item[1].ids))
-    chunks = [_chunk(lm, group, settings) for group in _groups(plain, batch_tokens)]
-    for group in _groups(guards, batch_tokens):
-        chunk = _chunk(lm, group, settings)
-        with torch.no_grad():
-            hidden = _run_above(lm, chunk, None, settings)
-            with precision_of(lm, settings):
-                logits = logits_of(lm.model, hidden[:, 0])
-        chunk.guard = logits.float().log_softmax(dim=1)
-        chunks.append(chunk)
-    return chunks
+    groups = [*_groups(plain, batch_tokens), *_groups(guards, batch_tokens)]
+    return [_draft(lm, group, settings) for group in groups]
+
+
+@torch.no_grad()
+def _complete(lm: LanguageModel, chunk: _Chunk, settings: MemitSettings) -> None:
+    """Run what lies above and does not depend on δ: keys and values of earlier tokens, the KL reference."""
+    start, length = settings.layers[-1] + 1, chunk.before.shape[1]
+    if length and start < lm.layers.count:
+        cache = DynamicCache()
+        activations.run(
+            lm,
+            chunk.ids[:, :1].expand(-1, length),
+            chunk.mask[:, :length],
+            torch.arange(length, device=lm.device).expand(len(chunk.ids), -1),
+            start=start,
+            states=chunk.before.to(_dtype_of(lm)),
+            cache=cache,
+        )
+        above = range(start, lm.layers.count)
+        chunk.stored = {layer: (cache.layers[layer].keys, cache.layers[layer].values) for layer in above}
+    else:
+        chunk.mask = chunk.mask[:, length:]
+    chunk.before = chunk.before[:, :0]
+    if len(chunk.guarded) and settings.kl_factor:
+        hidden = _run_above(lm, chunk, None, settings)
+        chunk.guard = logits_of(lm.model, hidden[chunk.guarded, 0]).float().log_softmax(dim=1)
 
 
 def _tail_length(item: tuple[int, Row, float]) -> tuple[int, int]:
@@ -353,38 +427,19 @@ def _groups(items: list[tuple[int, Row, float]], batch_tokens: int) -> list[list
 
 
 @torch.no_grad()
-def _chunk(lm: LanguageModel, group: list[tuple[int, Row, float]], settings: MemitSettings) -> _Chunk:
+def _draft(lm: LanguageModel, group: list[tuple[int, Row, float]], settings: MemitSettings) -> _Chunk:
     rows = [row for _, row, _ in group]
     device, last = lm.device, settings.layers[-1]
     ids, mask, positions = padded([row.ids for row in rows], device)
-    with activations.record(lm, states=[last]) as (_, states), precision_of(lm, settings):
+    with activations.record(lm, states=[last]) as (_, states):
         activations.run(lm, ids, mask, positions, stop_after=last)
-    before = max(row.lookup for row in rows)
-    prefix_mask = positions[:, :before] < torch.tensor([[row.lookup] for row in rows], device=device)
-    stored: dict[int, tuple[Tensor, Tensor]] = {}
-    if before and last + 1 < lm.layers.count:
-        cache = DynamicCache()
-        with precision_of(lm, settings):
-            activations.run(
-                lm,
-                ids[:, :before],
-                prefix_mask.long(),
-                positions[:, :before],
-                start=last + 1,
-                states=states[last][:, :before],
-                cache=cache,
-            )
-        stored = {
-            layer: (cache.layers[layer].keys, cache.layers[layer].values)
-            for layer in range(last + 1, lm.layers.count)
-        }
-    tails = [len(row.ids) - row.lookup for row in rows]
-    index = torch.tensor([row.lookup for row in rows], device=device)[:, None] + torch.arange(
-        max(tails), device=device
-    )
-    tail_mask = torch.arange(max(tails), device=device) < torch.tensor(tails, device=device)[:, None]
+    lookups = torch.tensor([row.lookup for row in rows], device=device)
+    tails = torch.tensor([len(row.ids) for row in rows], device=device) - lookups
+    before = int(lookups.max())
+    steps = torch.arange(int(tails.max()), device=device)
+    index = lookups[:, None] + steps
     safe = index.clamp(max=ids.shape[1] - 1)
-    cached = prefix_mask.long() if stored else prefix_mask.long()[:, :0]
+    real = torch.cat([positions[:, :before] < lookups[:, None], steps < tails[:, None]], dim=1)
     targets = [
         (number, row.first - row.lookup + offset, label, weight / len(row.labels))
         for number, (_, row, weight) in enumerate(group)
@@ -392,15 +447,17 @@ def _chunk(lm: LanguageModel, group: list[tuple[int, Row, float]], settings: Mem
     ]
     return _Chunk(
         ids=ids.gather(1, safe),
-        mask=torch.cat([cached, tail_mask.long()], dim=1),
+        mask=real.long(),
         positions=index,
-        states=states[last].float()[torch.arange(len(rows), device=device)[:, None], safe],
-        stored=stored,
+        states=states[last].gather(1, safe[:, :, None].expand(-1, -1, lm.layers.d)),
+        before=states[last][:, :before],
+        stored={},
         unit=torch.tensor([number for number, _, _ in group], device=device),
         row_of=torch.tensor([item[0] for item in targets], dtype=torch.long, device=device),
         column_of=torch.tensor([item[1] for item in targets], dtype=torch.long, device=device),
         labels=torch.tensor([item[2] for item in targets], dtype=torch.long, device=device),
         weights=torch.tensor([item[3] for item in targets], device=device),
+        guarded=torch.tensor([i for i, row in enumerate(rows) if row.guard], dtype=torch.long, device=device),
         guard=None,
     )
 
