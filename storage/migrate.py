@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from functools import cache
@@ -14,7 +15,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import text
+from sqlalchemy import delete, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from storage.database import make_engine, writing
@@ -22,10 +23,12 @@ from storage.errors import LedgerError, LedgerNewerThanCodeError, LedgerOutdated
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Connection
+from storage.schema import LedgerMeta
 
 logger = logging.getLogger(__name__)
 
 _MIGRATION_LOCK = 0x66616374_6D696772
+_VIEWS = "views"
 _VIEW = re.compile(r"CREATE VIEW (\w+) AS\b.*?;", re.DOTALL)
 
 
@@ -61,7 +64,7 @@ def check(connection: Connection) -> bool:
     """Compare the database with the code.
 
     Returns:
-        True if the schema is the code's, False if it must be migrated.
+        True if the schema and the views are the code's, False if they must be migrated.
 
     Raises:
         LedgerNewerThanCodeError: If the database knows more than the code.
@@ -73,7 +76,7 @@ def check(connection: Connection) -> bool:
         ScriptDirectory.from_config(config()).get_revision(found)
     except CommandError as error:
         raise LedgerNewerThanCodeError(found) from error
-    return found == code_revision()
+    return found == code_revision() and views_current(connection)
 
 
 def refuse_outdated(connection: Connection) -> None:
@@ -132,6 +135,18 @@ def drop_views(connection: Connection) -> None:
 
 
 def create_views(connection: Connection) -> None:
-    """Create the public views."""
+    """Create the public views, and remember which text they came from."""
     for statement in views().values():
         connection.exec_driver_sql(statement)
+    connection.execute(delete(LedgerMeta).where(LedgerMeta.name == _VIEWS))
+    connection.execute(insert(LedgerMeta).values(name=_VIEWS, value=_views_digest()))
+
+
+def views_current(connection: Connection) -> bool:
+    """Say whether the views that stand were made from this code's text."""
+    said = connection.scalars(select(LedgerMeta.value).where(LedgerMeta.name == _VIEWS)).one_or_none()
+    return said == _views_digest()
+
+
+def _views_digest() -> str:
+    return hashlib.sha256("\n".join(views().values()).encode()).hexdigest()

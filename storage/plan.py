@@ -6,7 +6,7 @@ Recording the same batch twice changes nothing.
 An edit request's identity is (fact, operation, value, templates, statements with revisions, digest of the
 checkpoint whose fact it replaces). The revisions are in it so that A→B→A is three wishes, not one; the
 replaced checkpoint is in it so that a statement that vanished and came back at its old revision is wished anew.
-No surrogate key is in it: a run that crashed and ran again wishes the same as one that never crashed.
+No surrogate key is in it: a run that crashed and ran again wishes the same as one that never did.
 """
 
 from __future__ import annotations
@@ -441,9 +441,13 @@ def _statement_keys(connection: Connection, requests: Sequence[EditRequestRow]) 
     """Find the version of each source statement: the one that stands, or else the last that did."""
     wanted = sorted({guid for row in requests for guid, _ in row.sources})
     found: dict[str, int] = {}
+    # Two questions, because two partial indexes answer them.
     for part in batches(wanted):
         query = select(Statement.guid, Statement.id).where(Statement.guid.in_(part)).order_by(Statement.id)
-        found.update({row.guid: row.id for row in connection.execute(query)})
+        closed = connection.execute(query.where(Statement.seen_to.is_not(None)))
+        found.update({row.guid: row.id for row in closed})
+        standing = connection.execute(query.where(Statement.seen_to.is_(None)))
+        found.update({row.guid: row.id for row in standing})
     for guid in wanted:
         if guid not in found:
             raise UnknownStatementError(guid)

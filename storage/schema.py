@@ -58,6 +58,16 @@ def _where(condition: str) -> dict[str, Any]:
 _STRICT: dict[str, Any] = {"sqlite_strict": True}
 
 
+class LedgerMeta(Base):
+    """What the ledger remembers about itself: which version of the views stands."""
+
+    __tablename__ = "ledger_meta"
+    __table_args__ = (_STRICT,)
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+
+
 class Model(Base):
     """A language model; the head and the fencing epoch."""
 
@@ -335,7 +345,11 @@ class RequestSource(Base):
     """The statements behind a request: the version in this ledger and the revision it was read at."""
 
     __tablename__ = "request_source"
-    __table_args__ = (Index("ix_request_source_statement_id", "statement_id"), _STRICT)
+    __table_args__ = (
+        Index("ix_request_source_statement_id", "statement_id"),
+        Index("ix_request_source_guid", "guid"),
+        _STRICT,
+    )
 
     request_id: Mapped[int] = mapped_column(Key, ForeignKey("edit_request.id"), primary_key=True)
     statement_id: Mapped[int] = mapped_column(Key, ForeignKey("statement.id"), primary_key=True)
@@ -464,7 +478,7 @@ class RecallSummary(Base):
     """The checks of a checkpoint by relation and probe, so that a trend is read without counting them."""
 
     __tablename__ = "recall_summary"
-    __table_args__ = (_STRICT,)
+    __table_args__ = (Index("ix_recall_summary_property", "property", "checkpoint_id"), _STRICT)
 
     checkpoint_id: Mapped[int] = mapped_column(Key, ForeignKey("checkpoint.id"), primary_key=True)
     property: Mapped[str] = mapped_column(primary_key=True)
@@ -481,7 +495,7 @@ class Holding(Base):
     __table_args__ = (
         Index("uq_holding_live", "model_id", "fact_id", unique=True, **_where("held_to IS NULL")),
         Index("ix_holding_fact_id", "fact_id", "held_from"),
-        Index("ix_holding_held_from", "model_id", "held_from"),
+        Index("ix_holding_held_from", "held_from"),
         CheckConstraint("held_to IS NULL OR held_to >= held_from", name="held"),
         _STRICT,
     )

@@ -106,8 +106,8 @@ SELECT
     c.digest AS checkpoint,
     p.digest AS parent,
     c.state AS state,
-    CASE WHEN c.state IN ('promoted', 'superseded') THEN 1 ELSE 0 END AS on_lineage,
-    CASE WHEN c.id = m.head_checkpoint_id THEN 1 ELSE 0 END AS is_head,
+    c.state IN ('promoted', 'superseded') AS on_lineage,
+    COALESCE(c.id = m.head_checkpoint_id, false) AS is_head,
     c.algorithm AS algorithm,
     c.settings AS settings,
     c.metrics AS metrics,
@@ -142,6 +142,30 @@ SELECT
     c.id AS checkpoint_id
 FROM recall_summary s
 JOIN checkpoint c ON c.id = s.checkpoint_id
+JOIN model m ON m.id = c.model_id;
+
+CREATE VIEW fact_recall AS
+SELECT
+    m.name AS model,
+    f.subject AS subject,
+    f.property AS property,
+    f.slot AS slot,
+    k.probe AS probe,
+    k.idx AS number,
+    k.prompt AS prompt,
+    k.expected AS expected,
+    k.got AS completion,
+    k.p_new AS p_new,
+    k.p_old AS p_old,
+    k.passed AS passed,
+    c.digest AS checkpoint,
+    c.state AS checkpoint_state,
+    c.decided_at AS decided_at,
+    c.depth AS position,
+    c.id AS checkpoint_id
+FROM recall_check k
+JOIN fact f ON f.id = k.fact_id
+JOIN checkpoint c ON c.id = k.checkpoint_id
 JOIN model m ON m.id = c.model_id;
 
 CREATE VIEW sync_runs AS
@@ -205,7 +229,7 @@ SELECT
     f.slot AS slot,
     r.value AS value,
     r.target AS target,
-    s.guid AS statement_id,
+    x.guid AS statement_id,
     x.revision AS revision,
     s.rank AS rank,
     s.value AS statement_value,

@@ -64,7 +64,7 @@ def run_step(place: Place, step: int, on_point: Callable[[str], None]) -> None:
         if step == 4:
             with ledger.writer(steps.MODEL, holder="a person") as lease:
                 ledger.recover(lease, files)
-                first = ledger.checkpoints(lease.model)[0]
+                first = ledger.lineage(lease.model)[0]
                 ledger.rollback(lease, first.id, reason="looks wrong")
         else:
             verdict = "reject" if step == 3 else "promote"
