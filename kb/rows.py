@@ -147,7 +147,7 @@ class StatementReader:
                 yield self._statement(iri, one, versions.get(one.item, 0))
             except BadTermError as error:
                 self.skipped.append(Skipped(iri, one.item, "unreadable"))
-                _LOG.warning("Statement %s of %s was left out: %s", iri, one.item, error)
+                _LOG.debug("Statement %s of %s was left out: %s", iri, one.item, error)
 
     def _statement(self, iri: str, one: _Parts, revision: int) -> Statement:
         names, prop = self._names, one.claim.removeprefix(self._names.p)
