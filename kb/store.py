@@ -10,9 +10,7 @@ nothing:
     FOLDER/state-….lock       held shared while a server reads the state
     FOLDER/load.lock          held by the one process that loads
 
-The server is read-only, answers on 127.0.0.1 alone, and ends when its context ends or this process does,
-however that happens: its keeper waits on a pipe that only we hold open. (``PR_SET_PDEATHSIG`` would tie it to
-the thread that started it, and a flow's threads come and go.)
+The server is read-only, answers on 127.0.0.1 alone, and ends when its context ends or this process does.
 """
 
 from __future__ import annotations
@@ -21,16 +19,12 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import http.client
 import json
 import logging
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 import uuid
@@ -39,37 +33,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kb.errors import StoreError
+from kb.serving import ENVIRONMENT, Server, StorePortTakenError, StoreStartError, claim_port, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+__all__ = [
+    "LocalStore",
+    "Night",
+    "StoreBinaryMissingError",
+    "StoreEmptyError",
+    "StoreLoadError",
+    "StorePortTakenError",
+    "StoreStartError",
+    "UnknownNightError",
+    "nights",
+]
 
 logger = logging.getLogger(__name__)
 
 SAMPLE: Final = Path(__file__).parent / "sample"
 
 _FORMATS: Final = {".ttl": "ttl", ".nt": "nt"}
-_HOST: Final = "127.0.0.1"
-_LISTENING: Final = "Listening for requests"
-_RESULTS: Final = "application/sparql-results+json"
 _PORT_ATTEMPTS: Final = 5
-_POLL_S: Final = 0.05
-_STOP_S: Final = 5.0
-_SAID_BYTES: Final = 64 * 1024
-_ENVIRONMENT: Final = {"PATH": os.defpath, "RUST_BACKTRACE": "0"}  # a reason is one line, not a stack
-
-# Starts "$@", ends it when our end of the pipe on standard input closes, and leaves with its exit status. The
-# signal can only ever reach that child: until `wait` returns, nobody else can have its process id.
-_KEEPER: Final = """
-exec 3<&0
-"$@" </dev/null 3<&- &
-server=$!
-( cat <&3 >/dev/null; kill -TERM "$server" ) 2>/dev/null &
-watch=$!
-wait "$server"
-status=$?
-kill "$watch" 2>/dev/null
-exit "$status"
-"""
 
 
 class StoreBinaryMissingError(StoreError):
@@ -82,14 +68,6 @@ class StoreLoadError(StoreError):
 
 class StoreEmptyError(StoreError):
     """Nothing was ever loaded into this folder."""
-
-
-class StorePortTakenError(StoreError):
-    """Another program listens on the port that was asked for."""
-
-
-class StoreStartError(StoreError):
-    """The server ended at once, or did not answer in time."""
 
 
 class UnknownNightError(StoreError):
@@ -217,7 +195,8 @@ class LocalStore:
 
         Args:
             port: The loopback port to listen on; by default a free one.
-            query_timeout_s: The server gives a query up after this many whole seconds, as Wikidata's does.
+            query_timeout_s: The server gives a query up after this many whole seconds. Like Wikidata's it may
+                then break off in the middle of a reply; it does not look at the clock while it sorts.
             start_timeout_s: How long the server may take to answer its first query, in seconds.
 
         Yields:
@@ -239,11 +218,11 @@ class LocalStore:
 
     def _start(
         self, binary: Path, state: Path, port: int | None, query_timeout_s: int, start_timeout_s: float
-    ) -> _Server:
+    ) -> Server:
         attempts_left = _PORT_ATTEMPTS if port is None else 1
         while True:
             attempts_left -= 1
-            server = _Server(binary, state, _claim(port), query_timeout_s)
+            server = Server(binary, state, claim_port(port), query_timeout_s)
             try:
                 server.wait_until_healthy(start_timeout_s)
             except StorePortTakenError:
@@ -306,7 +285,7 @@ class LocalStore:
                     text=True,
                     check=False,
                     timeout=timeout_s,
-                    env=_ENVIRONMENT,
+                    env=ENVIRONMENT,
                 )
             except subprocess.TimeoutExpired as error:
                 raise StoreLoadError(
@@ -315,7 +294,7 @@ class LocalStore:
             if done.returncode != 0:
                 raise StoreLoadError(
                     f"{', '.join(file.name for file in files)} could not be loaded "
-                    f"({_reason(done.stderr)}); the store holds what it held before."
+                    f"({reason(done.stderr)}); the store holds what it held before."
                 )
 
     @contextlib.contextmanager
@@ -345,60 +324,6 @@ class LocalStore:
             (self.folder / f"{name}{suffix}").unlink(missing_ok=True)
 
 
-class _Server:
-    """One oxigraph process behind its keeper."""
-
-    def __init__(self, binary: Path, state: Path, port: int, query_timeout_s: int) -> None:
-        self.port = port
-        self.url = f"http://{_HOST}:{port}/query"
-        self._errors = tempfile.TemporaryFile(mode="w+b")  # noqa: SIM115 - closed by stop()
-        serve = [str(binary), "serve-read-only", "--location", str(state), "--bind", f"{_HOST}:{port}"]
-        self._process = subprocess.Popen(  # noqa: S603 - our own script and arguments
-            ["/bin/sh", "-c", _KEEPER, "keeper", *serve, "--timeout-s", str(query_timeout_s)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=self._errors,
-            env=_ENVIRONMENT,
-            start_new_session=True,  # Ctrl-C is ours to handle, and the group is ours to end
-        )
-
-    def wait_until_healthy(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            # We ask only after the server itself says it has the port: else another program may answer.
-            healthy = _LISTENING in self._said() and _answers(self.port)
-            if self._process.poll() is not None:
-                reason = _reason(self._said())
-                if "in use" in reason.lower():
-                    raise StorePortTakenError(f"Port {self.port} is taken; choose another or leave it out.")
-                raise StoreStartError(
-                    f"The server of the local store ended at once ({reason}); load the store again."
-                )
-            if healthy:
-                return
-            if time.monotonic() > deadline:
-                raise StoreStartError(
-                    f"The server of the local store did not answer within {timeout_s:g} s; "
-                    "raise start_timeout_s."
-                )
-            time.sleep(_POLL_S)
-
-    def stop(self) -> None:
-        """End the server and its keeper, by force if they linger, and reap them."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        self._errors.close()
-
-    def _said(self) -> str:
-        # Not seek and read: the server shares our place in the file and would write over its own words.
-        return os.pread(self._errors.fileno(), _SAID_BYTES, 0).decode(errors="replace")
-
-
 @contextlib.contextmanager
 def _locked(path: Path, operation: int) -> Iterator[None]:
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -407,39 +332,6 @@ def _locked(path: Path, operation: int) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-def _claim(port: int | None) -> int:
-    """The port to use: the given one if nobody listens there, else a free one."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
-        try:
-            probe.bind((_HOST, port or 0))
-        except OSError as error:
-            raise StorePortTakenError(
-                f"Port {port} cannot be used ({error.strerror}); choose another or leave it out."
-            ) from error
-        return int(probe.getsockname()[1])
-
-
-def _answers(port: int) -> bool:
-    connection = http.client.HTTPConnection(_HOST, port, timeout=1.0)
-    try:
-        connection.request(
-            "GET", "/query?query=ASK%7B%7D", headers={"Accept": "application/sparql-results+json"}
-        )
-        return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
-def _reason(said: str) -> str:
-    """The line of oxigraph's words that tells what went wrong."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    errors = [line.removeprefix("Error: ") for line in lines if line.startswith("Error")]
-    return (errors or lines or ["it gave no reason"])[0].rstrip(".")
 
 
 def _write_synced(path: Path, text: str) -> None:

@@ -1,7 +1,7 @@
 """Make the sample's files from its tables: ``python -m kb.sample.build``.
 
 items.toml, facts.toml, changes.toml and nights.toml go in; night1.ttl, night2.ttl, expected.toml and the
-table in README.md come out. The same tables always give the same bytes: nothing here asks the clock or chance.
+table in README.md come out. The same tables always give the same bytes: nothing here asks the clock.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 import tomllib
 import uuid
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ PROPERTIES: Final = {
     "P1308": "officeholder",
 }
 HUMAN: Final = "Q5"
+_WRITTEN: Final = re.compile(r"\d{4}(-\d\d(-\d\d)?)?|somevalue|novalue", re.ASCII)
 PRECISIONS: Final = {4: 9, 7: 10, 10: 11}  # by the length of what is written
 
 # Revision 2 471 717 825 was made on 13 March 2026 and 2 483 686 550 on 21 April: about 3.5 in a second.
@@ -121,7 +123,7 @@ def states() -> tuple[State, State]:
     for change in changes:
         _apply(change, second)
     for state in (first, second):
-        _check(state)
+        check(state)
     return first, second
 
 
@@ -183,14 +185,20 @@ def _merge(state: State, old: str, new: str, edited: datetime) -> None:
     state.redirects[old] = new
 
 
-def _check(state: State) -> None:
+def check(state: State) -> None:
+    """Refuse a state that contradicts itself.
+
+    Raises:
+        TableError: An item or property is not described, a date cannot be read, two statements have one id,
+            or an item was edited after the watermark.
+    """
     for fact in state.facts:
         if fact.subject not in state.items or fact.value not in state.items:
             raise TableError(f"{fact.key} names an item that items.toml does not have.")
         if fact.relation not in PROPERTIES:
             raise TableError(f"{fact.key} is of a property that build.py does not name.")
         for written in (fact.start, fact.end, fact.at):
-            if written not in (None, "somevalue", "novalue") and len(str(written)) not in PRECISIONS:
+            if written is not None and not _WRITTEN.fullmatch(written):
                 raise TableError(f"{fact.key} has the date {written}; write 2014, 2014-02 or 2014-02-04.")
     if len({fact.node.upper() for fact in state.facts}) != len(state.facts):
         raise TableError("Two statements have one id.")
