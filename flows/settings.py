@@ -58,6 +58,7 @@ class Settings(BaseSettings):
     moment_tokens: int = Field(15_000, ge=1_000, description="tokens for the second moments")
     retention_sample: int = Field(60, ge=0, description="older live facts checked each night")
     max_edits: int = Field(10_000, ge=1, description="most edits in one night; the rest stays owed")
+    max_lag_hours: float = Field(24.0, gt=0, description="a source further behind than this is refused")
     burst_share: float = Field(0.25, gt=0, le=1, description="a night changing more than this share waits")
     prefect_port: int = Field(4200, ge=1, le=65535, description="port of the Prefect server of `factsync up`")
     ui: Literal["v1", "v2"] = Field("v1", description="Prefect UI; v2 makes the browser call a vendor host")

@@ -1,0 +1,184 @@
+"""Measure a candidate: does it say tonight's facts, still hold the older ones, and leave everything else alone?"""
+
+from __future__ import annotations
+
+import random
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from editor import recall
+from editor.requests import EditRequest, render
+from flows.editing import fact_id, from_held, scope, with_rivals
+from flows.gates import Metrics
+from storage.records import CheckRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from editor.model import LanguageModel
+    from editor.recall import RecallResult
+    from kb.relations import Relations
+    from storage.records import HeldRow
+
+    Progress = Callable[[str, int, int], None]
+
+NEIGHBOUR_TOKENS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """All that a night asks a model, before and after.
+
+    Attributes:
+        tonight: tonight's facts, each with a rival to beat.
+        older: a sample of other live facts, likewise.
+        neighbours: prompts about subjects that no edit is about.
+        fluency: held-out text.
+    """
+
+    tonight: tuple[EditRequest, ...]
+    older: tuple[EditRequest, ...]
+    neighbours: tuple[str, ...]
+    fluency: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseAnswers:
+    """What the unedited model says."""
+
+    neighbours: tuple[str, ...]
+    perplexity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What a model scored in an exam."""
+
+    tonight: tuple[RecallResult, ...]
+    older: tuple[RecallResult, ...]
+    neighbours: recall.NeighbourResult
+    perplexity: float
+
+
+def sample_older(held: Iterable[HeldRow], asked: Iterable[str], size: int, seed: int) -> list[EditRequest]:
+    """Draw the older live facts to ask about: the companions of tonight's subjects first, then a seeded sample."""
+    skip = set(asked)
+    touched = {scope(fact)[0] for fact in skip}
+    rows = [row for row in held if fact_id(row.subject, row.property, row.slot) not in skip]
+    near = [row for row in rows if row.subject in touched]
+    far = [row for row in rows if row.subject not in touched]
+    # A seeded sample, so that running a night again asks the same questions.
+    chosen = random.Random(seed).sample(far, min(size, len(far)))  # noqa: S311 - no secret
+    return [from_held(row) for row in (*near, *chosen)]
+
+
+def neighbour_prompts(relations: Relations, properties: Iterable[str], taken: Iterable[str]) -> tuple[str, ...]:
+    """Prompts about subjects near the edited ones, without subjects that the model holds facts of."""
+    table = tomllib.loads((resources.files("flows") / "neighbours.toml").read_text(encoding="utf-8"))["subjects"]
+    skip = set(taken)
+    return tuple(
+        relations[prop].prompts(subject)[0]
+        for prop in sorted(set(properties))
+        for subject in table.get(prop, [])
+        if subject not in skip
+    )
+
+
+def fluency_texts() -> tuple[str, ...]:
+    """The held-out text that ships with the project."""
+    text = (resources.files("flows") / "heldout.txt").read_text(encoding="utf-8")
+    return tuple(line for line in text.splitlines() if line.strip())
+
+
+def set_exam(
+    base: LanguageModel, tonight: Sequence[EditRequest], older: Sequence[EditRequest], neighbours: tuple[str, ...]
+) -> tuple[Exam, BaseAnswers]:
+    """Ask the unedited model first: its answers are the rivals of facts that replace nothing, and the neighbours' key."""
+    facts = [*tonight, *older]
+    firsts = [render(fact.prompts[0], fact.subject)[0] for fact in facts]
+    said = dict(zip((fact.fact_id for fact in facts), recall.completions(base, firsts), strict=True))
+    fluency = fluency_texts()
+    exam = Exam(with_rivals(tonight, said), with_rivals(older, said), neighbours, fluency)
+    answers = recall.completions(base, neighbours, tokens=NEIGHBOUR_TOKENS) if neighbours else []
+    return exam, BaseAnswers(tuple(answers), recall.perplexity(base, fluency))
+
+
+def sit_exam(lm: LanguageModel, exam: Exam, base: BaseAnswers, progress: Progress | None = None) -> Marks:
+    """Ask a model everything."""
+    results = recall.check(lm, [*exam.tonight, *exam.older], progress=progress)
+    count = len(exam.tonight)
+    return Marks(
+        tuple(results[:count]),
+        tuple(results[count:]),
+        recall.neighbours(lm, exam.neighbours, base.neighbours, tokens=NEIGHBOUR_TOKENS),
+        recall.perplexity(lm, exam.fluency),
+    )
+
+
+def measure(before: Sequence[RecallResult], marks: Marks, base: BaseAnswers) -> Metrics:
+    """Condense marks to the numbers that gates read."""
+    return Metrics(
+        efficacy=_share(p.success for r in marks.tonight for p in r.prompts),
+        exact=_share(r.exact for r in marks.tonight),
+        heldback=_share(p.success for r in marks.tonight for p in r.heldback),
+        heldback_exact=_share(p.exact for r in marks.tonight for p in r.heldback),
+        efficacy_before=_share(p.success for r in before for p in r.prompts),
+        exact_before=_share(r.exact for r in before),
+        retention=_share(r.success for r in marks.older),
+        retention_exact=_share(r.exact for r in marks.older),
+        neighbours=marks.neighbours.unchanged if base.neighbours else None,
+        perplexity=marks.perplexity,
+        perplexity_base=base.perplexity,
+    )
+
+
+def check_rows(exam: Exam, marks: Marks) -> list[CheckRow]:
+    """Every measured answer, for the ledger."""
+    rows: list[CheckRow] = []
+    asked: Mapping[str, EditRequest] = {fact.fact_id: fact for fact in (*exam.tonight, *exam.older)}
+    for probe, results in (("efficacy", marks.tonight), ("retention", marks.older)):
+        for result in results:
+            target = asked[result.fact_id].target
+            rows.extend(_rows(probe, result, target, result.prompts, with_greedy=True))
+            if probe == "efficacy":
+                rows.extend(_rows("paraphrase", result, target, result.heldback, with_greedy=False))
+    changed = {prompt: (before, now) for prompt, before, now in marks.neighbours.changed}
+    for number, prompt in enumerate(exam.neighbours):
+        before, now = changed.get(prompt, ("", ""))
+        same = prompt not in changed or before.split(" ")[0] == now.split(" ")[0]
+        rows.append(CheckRow("neighbourhood", same, index=number, prompt=prompt, expected=before, got=now or None))
+    return rows
+
+
+def _rows(
+    probe: str,
+    result: RecallResult,
+    target: str,
+    prompts: Sequence[recall.PromptRecall],
+    *,
+    with_greedy: bool,
+) -> list[CheckRow]:
+    subject, prop, slot = scope(result.fact_id)
+    return [
+        CheckRow(
+            probe,
+            asked.success,
+            subject,
+            prop,
+            slot,
+            number,
+            asked.prompt,
+            target,
+            result.greedy if with_greedy and number == 0 else None,
+            asked.p_new,
+            asked.p_old,
+        )
+        for number, asked in enumerate(prompts)
+    ]
+
+
+def _share(values: Iterable[bool]) -> float | None:
+    found = list(values)
+    return sum(found) / len(found) if found else None

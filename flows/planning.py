@@ -1,0 +1,219 @@
+"""From reviewed groups to what the ledger records: changes, holds and owed edits. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from flows import translate
+from kb import labels as label_rules
+from kb.diff import changes as diff_changes
+from kb.diff import guard
+from kb.model import Label, Value, ValueKind
+from kb.semantics import verdict
+from kb.trust import Change, ChangeKind, Held, Pending, Reason, Trust
+from storage.records import ChangeRow, EditRequestRow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from kb.diff import BurstVerdict
+    from kb.relations import Relation, Relations
+    from storage.records import Group, HeldRow, PendingRow
+
+SUBJECT_SLOT = "{subject}"
+EDITOR_SLOT = "{}"
+BLOCKED = "blocked"
+APPROVED = "approved"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a night means to do.
+
+    Attributes:
+        changes: one a fact, `unchanged` ones included.
+        labels: text by entity id, for people to read.
+        burst: the burst guard's verdict; when it stops, the edits are held back instead.
+        reviewed: the (subject, property) groups that were decided.
+    """
+
+    changes: tuple[Change, ...]
+    labels: Mapping[str, str]
+    burst: BurstVerdict
+    reviewed: tuple[tuple[str, str], ...]
+
+    @property
+    def edits(self) -> list[Change]:
+        """The changes that edit the model."""
+        return [change for change in self.changes if change.kind.is_edit]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of changes by kind."""
+        return dict(sorted(Counter(change.kind.value for change in self.changes).items()))
+
+
+def make_plan(
+    groups: Iterable[Group],
+    relations: Relations,
+    trust: Trust,
+    at: datetime,
+    *,
+    held_per_relation: Mapping[str, int],
+    burst_approved: bool = False,
+) -> Plan:
+    """Decide every group under review.
+
+    Args:
+        groups: from the ledger; those of relations that are not synced are passed over.
+        relations: what a model may learn.
+        trust: how much to believe.
+        at: the reference time.
+        held_per_relation: live facts by property before tonight.
+        burst_approved: a person has looked at the burst and lets it through.
+    """
+    reviewed = [group for group in groups if group.property in relations]
+    labels = _labels(reviewed)
+    shared = label_rules.shared([labels[g.subject] for g in reviewed if g.subject in labels])
+    planned = [
+        change
+        for group in reviewed
+        for change in _decide(group, relations[group.property], labels, shared, trust, at)
+    ]
+    burst = guard(planned, held_per_relation, trust)
+    if burst.stop and not burst_approved:
+        planned = [_held_for_burst(change, burst) for change in planned]
+    texts = {entity: label.text for entity, label in labels.items()}
+    return Plan(tuple(planned), texts, burst, tuple((group.subject, group.property) for group in reviewed))
+
+
+def _decide(
+    group: Group,
+    relation: Relation,
+    labels: Mapping[str, Label],
+    shared: frozenset[str],
+    trust: Trust,
+    at: datetime,
+) -> list[Change]:
+    said = verdict([translate.statement(row) for row in group.statements], relation, at, subject=group.subject)
+    redirects = {entity.id: entity.redirect_to for entity in group.labels.values() if entity.redirect_to}
+    decided = diff_changes(
+        said,
+        [_held(row) for row in group.held],
+        [_pending(row) for row in group.pending],
+        labels,
+        group.entity.modified_at,
+        at,
+        relation,
+        _with_decisions(trust, group.pending),
+        shared=shared,
+        redirects=redirects,
+    )
+    blocked = {(row.slot, row.value or "") for row in group.pending if row.decision == BLOCKED}
+    return [_blocked(change) if change.kind.is_edit and _key(change) in blocked else change for change in decided]
+
+
+def _key(change: Change) -> tuple[str, str]:
+    return change.slot, change.new.value.canonical if change.new else ""
+
+
+def _blocked(change: Change) -> Change:
+    reason = f"{Reason.BLOCKED.value}: a person said no; release it to edit"
+    return replace(change, kind=ChangeKind.QUARANTINE, would_be=change.kind, reason=reason)
+
+
+def _with_decisions(trust: Trust, pending: Sequence[PendingRow]) -> Trust:
+    approved = {(row.subject, row.property, row.slot, row.value or "") for row in pending if row.decision == APPROVED}
+    return replace(trust, released=trust.released | approved) if approved else trust
+
+
+def _held_for_burst(change: Change, burst: BurstVerdict) -> Change:
+    caught = change.kind.is_edit and (not burst.properties or change.property in burst.properties)
+    if not caught:
+        return change
+    reason = f"{Reason.BURST.value}: {burst.reasons[0]}; look at it, then sync with the burst approved"
+    return replace(change, kind=ChangeKind.QUARANTINE, would_be=change.kind, reason=reason)
+
+
+def _labels(groups: Sequence[Group]) -> dict[str, Label]:
+    found: dict[str, Label] = {}
+    for group in groups:
+        for row in (group.entity, *group.labels.values()):
+            label = translate.label(row)
+            if label is not None:
+                found[row.id] = label
+    return found
+
+
+def _held(row: HeldRow) -> Held:
+    value = Value(ValueKind(row.value_kind), row.value)
+    return Held(row.subject, row.property, row.slot, value, row.label, row.subject_label)
+
+
+def _pending(row: PendingRow) -> Pending:
+    known = row.value is not None and row.value_kind is not None
+    return Pending(
+        subject=row.subject,
+        property=row.property,
+        slot=row.slot,
+        value=Value(ValueKind(row.value_kind), str(row.value)) if known else None,
+        first_seen_at=row.first_seen_at,
+        sightings=row.sightings,
+        previous_values=row.previous_values,
+        label=row.label or "",
+    )
+
+
+def change_row(change: Change, labels: Mapping[str, str]) -> ChangeRow:
+    """A change, as the ledger records it."""
+    new, old = change.new, change.old
+    return ChangeRow(
+        kind=change.kind.value,
+        subject=change.subject,
+        property=change.property,
+        slot=change.slot,
+        reason=change.reason,
+        old_value=old and old.value.canonical,
+        old_label=old and old.label,
+        new_value_kind=new and new.value.kind.value,
+        new_value=new and new.value.canonical,
+        new_label=new and text_of(new.value, labels),
+        valid_from=new and new.valid_from,
+        flags=new.flags if new else (),
+        releases_at=change.releases_at,
+        sources=change.sources,
+    )
+
+
+def request_row(change: Change, relation: Relation, labels: Mapping[str, str]) -> EditRequestRow:
+    """An edit that is now owed. Prompts are kept as templates, with the subject's text beside them."""
+    new, old = change.new, change.old
+    subject_label = labels.get(change.subject) or (old.subject_label if old else "")
+    prompts = tuple(template.replace(SUBJECT_SLOT, EDITOR_SLOT) for template in relation.edit_templates)
+    heldback = tuple(template.replace(SUBJECT_SLOT, EDITOR_SLOT) for template in relation.heldback_templates)
+    return EditRequestRow(
+        subject=change.subject,
+        property=change.property,
+        slot=change.slot,
+        op=change.kind.value,
+        subject_label=subject_label,
+        target=text_of(new.value, labels) if new else "",
+        prompts=prompts,
+        heldback=heldback,
+        value_kind=new.value.kind.value if new else None,
+        value=new.value.canonical if new else None,
+        old_value=old and old.value.canonical,
+        old_label=old and old.label,
+        valid_from=new and new.valid_from,
+        template_digest=hashlib.sha256("\n".join((*prompts, "--", *heldback)).encode()).hexdigest(),
+        sources=change.sources,
+    )
+
+
+def text_of(value: Value, labels: Mapping[str, str]) -> str:
+    """What a model should say for a value: an item's label, else the value's own text."""
+    return labels.get(value.canonical, value.canonical) if value.kind is ValueKind.ITEM else value.canonical

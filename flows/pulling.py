@@ -1,0 +1,115 @@
+"""Ask the source what changed, and fetch just that. The network part of a night; nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from kb import cursor as cursors
+from kb.model import ValueKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from kb.feed import ChangeFeed
+    from kb.model import Label, Probe, Statement
+    from kb.relations import Relations
+    from storage.records import EntityRow
+
+BEGINNING = datetime(2012, 10, 29, tzinfo=UTC)
+"""Wikidata's first day: discovery without a cursor begins here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the probe found.
+
+    Attributes:
+        at: the run's reference time.
+        lag: how far the source had followed Wikidata before the pull.
+        cursor: where the last pull had read to.
+        probes: one an item that is tracked or was discovered.
+        changed: the items to fetch: new, edited, merged or deleted since they were last read.
+    """
+
+    at: datetime
+    lag: datetime
+    cursor: datetime | None
+    probes: tuple[Probe, ...]
+    changed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """What was fetched of the changed items.
+
+    Attributes:
+        seen: what the probe found.
+        statements: all statements of the changed items for the synced relations.
+        labels: of the changed items and of every item among the values.
+        cursor_to: where the read cursor may move, once this is stored.
+        skipped: statements that could not be read, with the reason.
+    """
+
+    seen: Seen
+    statements: tuple[Statement, ...]
+    labels: Mapping[str, Label]
+    cursor_to: datetime
+    skipped: tuple[str, ...]
+
+    def pairs(self, relations: Relations) -> list[tuple[str, str]]:
+        """The groups that were pulled completely: a known statement missing from one of them is gone."""
+        return [(subject, prop) for subject in self.seen.changed for prop in relations]
+
+
+def probe(
+    feed: ChangeFeed,
+    relations: Relations,
+    known: Mapping[str, EntityRow],
+    *,
+    at: datetime,
+    lag: datetime,
+    cursor: datetime | None,
+    since: datetime | None,
+    subjects: Sequence[str] = (),
+) -> Seen:
+    """Find out which items must be fetched.
+
+    Args:
+        feed: the source.
+        relations: what is synced.
+        known: the tracked items, as last read.
+        at: the reference time.
+        lag: the source's own date.
+        cursor: where the last pull had read to.
+        since: where discovery begins without a cursor; None: at Wikidata's beginning.
+        subjects: look at these only (a backfill by hand), and discover nothing.
+    """
+    start = cursors.window_start(cursor) or since or BEGINNING
+    # The window is half-open; the source's own second still belongs to it.
+    found = list(subjects) or feed.discover(start, lag + timedelta(seconds=1), relations.values())
+    probes = feed.probe({*found} if subjects else {*known, *found})
+    changed = tuple(one.subject for one in probes if _moved(one, known.get(one.subject)))
+    return Seen(at, lag, cursor, tuple(probes), changed)
+
+
+def _moved(now: Probe, known: EntityRow | None) -> bool:
+    if known is None:
+        return not now.is_deleted
+    return (now.revision, now.redirect_to, now.is_deleted) != (known.revision, known.redirect_to, known.deleted)
+
+
+def pull(feed: ChangeFeed, relations: Relations, seen: Seen, *, max_lag_hours: float) -> Pulled:
+    """Fetch statements and labels of what changed, and settle where the cursor may move.
+
+    Raises:
+        StaleSourceError: the source is too far behind.
+        SourceWentBackError: another replica answered, with older content.
+    """
+    statements = feed.statements(seen.changed, tuple(relations)) if seen.changed else []
+    values = {one.value.canonical for one in statements if one.value.kind is ValueKind.ITEM}
+    labels = feed.labels({*seen.changed, *values}) if seen.changed else {}
+    cursor_to = cursors.advance(seen.cursor, seen.lag, feed.lag(), seen.at, max_lag_hours=max_lag_hours)
+    skipped = tuple(str(one) for one in getattr(feed, "skipped", ()))
+    return Pulled(seen, tuple(statements), labels, cursor_to, skipped)

@@ -1,0 +1,122 @@
+"""The nightly sync: probe → pull → diff → plan → edit → check → promote."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime  # noqa: TC003 - Prefect reads the annotations at run time
+from typing import TYPE_CHECKING, Annotated
+
+from prefect import flow
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from flows import models, tasks
+from flows.errors import GateError
+from flows.progress import report, say
+from flows.settings import Settings
+from flows.workspace import Workspace
+
+if TYPE_CHECKING:
+    from flows.night import Candidate
+    from flows.planning import Plan
+    from storage.records import IngestReport, Lease, PlanReport
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Night:
+    """What a sync did.
+
+    Attributes:
+        run: its key in the ledger.
+        at: the reference time.
+        ingested: what the pull brought.
+        plan: what was decided, and why.
+        planned: what the plan added to the queue.
+        candidate: the checkpoint it made; None if nothing was owed.
+        promoted: whether that checkpoint is live now.
+    """
+
+    run: int
+    at: datetime
+    ingested: IngestReport
+    plan: Plan
+    planned: PlanReport
+    candidate: Candidate | None
+    promoted: bool
+
+
+@flow(name="sync", flow_run_name="sync")
+def sync(
+    as_of: datetime | None = None,
+    limit: Annotated[int | None, Field(ge=1, le=100_000)] = None,
+    approve_burst: bool = False,
+) -> Night:
+    """Bring the model up to date with the knowledge base.
+
+    Running it twice does what running it once does; what a failed run left owed, the next one edits.
+
+    Args:
+        as_of: The moment to judge everything at. Empty: now (for the local sample, the moment it was taken).
+        limit: Most edits in this run; the rest stays owed.
+        approve_burst: Let a night through that changes unusually much; set it after looking at the plan.
+    """
+    settings = Settings.read()
+    with Workspace.open(settings) as ws:
+        register(ws)
+        with ws.writer() as lease:
+            ws.ledger.recover(lease, ws.files)
+            return _night(ws, lease, as_of, limit or settings.max_edits, approve_burst=approve_burst)
+
+
+def _night(ws: Workspace, lease: Lease, as_of: datetime | None, limit: int, *, approve_burst: bool) -> Night:
+    say("asking the knowledge base what changed")
+    with ws.feed() as feed:
+        seen = tasks.probe(ws, feed, as_of=as_of)
+        pulled = tasks.pull(ws, feed, seen)
+    run = ws.ledger.begin_run(lease, "sync", reference_time=seen.at, flow_run_id=flow_run.id)
+    try:
+        say(f"comparing {len(pulled.statements)} statements with the ledger")
+        ingested = tasks.diff(ws, lease, run, pulled)
+        plan, planned = tasks.plan(ws, lease, run, seen.at, burst_approved=approve_burst)
+        owed = ws.ledger.owed(lease.model, limit)
+        counters = {"changes": plan.counts, "skipped": len(pulled.skipped), "owed": len(owed)}
+        if not owed:
+            state = "held" if plan.burst.stop and not approve_burst else "nothing"
+            ws.ledger.finish_run(lease, run, state, counters=counters)
+            return Night(run, seen.at, ingested, plan, planned, None, promoted=False)
+        say(f"editing {len(owed)} facts")
+        edited = tasks.edit(ws, lease, run, [row.id for row in owed if row.id is not None], report)
+        candidate = tasks.check(ws, lease, edited, report)
+        promoted = tasks.promote(ws, lease, candidate)
+        state = "succeeded" if promoted else "rejected"
+        ws.ledger.finish_run(lease, run, state, counters=counters, error=None if promoted else candidate.failures)
+    except BaseException as error:
+        # Whatever stood open is settled by the next run's recovery; the run itself says why it ended.
+        ws.ledger.finish_run(lease, run, "failed", error=f"{type(error).__name__}: {error}")
+        raise
+    return Night(run, seen.at, ingested, plan, planned, candidate, promoted)
+
+
+def register(ws: Workspace) -> None:
+    """Make sure the ledger knows the model. Only a model it does not know is loaded for this."""
+    if ws.model_name not in {model.name for model in ws.ledger.models()}:
+        say("reading the model for the first time")
+        lm = models.load_base(ws.settings)
+        ws.ledger.ensure_model(ws.model_name, ws.settings.model, lm.digest)
+
+
+def require_promoted(night: Night) -> Night:
+    """Turn a rejected night into an error, for callers that must not take it for a success.
+
+    Raises:
+        GateError: the candidate failed a gate.
+    """
+    if night.candidate is not None and not night.promoted:
+        raise GateError(
+            f"The night was rejected and yesterday's model stays: {night.candidate.failures}. "
+            "The facts stay owed; `factsync history` and the view recall_by_relation show which ones fell short."
+        )
+    return night

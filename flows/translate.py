@@ -1,0 +1,82 @@
+"""Between the three packages' words. Pure, and the only place where two of them meet."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from kb.model import Label, Statement
+from storage.records import EntityRow, StatementRow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from kb.model import Bound, Probe
+
+
+def statement_row(statement: Statement) -> StatementRow:
+    """A statement as the ledger stores it."""
+    content = json.loads(statement.to_json())
+    return StatementRow(
+        id=statement.id,
+        subject=statement.subject,
+        property=statement.property,
+        value_kind=statement.value.kind.value,
+        value=statement.value.canonical,
+        rank=statement.rank.value,
+        revision=statement.revision,
+        content_hash=statement.content_hash(),
+        qualifiers={name: content[name] for name in ("start", "end", "point_in_time")},
+        reference_count=statement.reference_count,
+        valid_from=_bound_text(statement.start),
+        valid_to=_bound_text(statement.end),
+    )
+
+
+def statement(row: StatementRow) -> Statement:
+    """The statement that a ledger row was made from."""
+    content = {
+        "id": row.id,
+        "subject": row.subject,
+        "property": row.property,
+        "value": {"kind": row.value_kind, "canonical": row.value},
+        "rank": row.rank,
+        "reference_count": row.reference_count,
+        "revision": row.revision,
+        **row.qualifiers,
+    }
+    return Statement.from_json(json.dumps(content))
+
+
+def entity_rows(probes: Iterable[Probe], labels: Mapping[str, Label]) -> list[EntityRow]:
+    """Items as probed, with their labels; and the objects among the labels, which were not probed."""
+    rows = []
+    seen = set()
+    for probe in probes:
+        seen.add(probe.subject)
+        label = labels.get(probe.subject)
+        rows.append(
+            EntityRow(
+                id=probe.subject,
+                label=label and label.text,
+                language=label and label.language,
+                revision=probe.revision,
+                modified_at=probe.modified_at,
+                redirect_to=probe.redirect_to,
+                deleted=probe.is_deleted,
+            )
+        )
+    objects = (label for entity, label in labels.items() if entity not in seen)
+    rows.extend(EntityRow(id=label.entity, label=label.text, language=label.language) for label in objects)
+    return rows
+
+
+def label(row: EntityRow) -> Label | None:
+    """The label of a ledger's item, if it has one."""
+    return Label(row.id, row.label, row.language or "") if row.label else None
+
+
+def _bound_text(bound: Bound | None) -> str | None:
+    if bound is None:
+        return None
+    return bound.time.iso if bound.time else bound.kind

@@ -1,0 +1,130 @@
+"""What a run works with: the settings, the ledger, the checkpoint files, the relations and a source of statements."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from flows.errors import SettingsError
+from kb.budget import BanFile
+from kb.endpoint import Endpoint
+from kb.feed import SparqlFeed
+from kb.relations import Relations
+from kb.store import LocalStore
+from kb.trust import Trust
+from storage.checkpoints import CheckpointFiles
+from storage.crash import silent
+from storage.ledger import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flows.settings import Settings
+    from storage.crash import OnPoint
+    from storage.records import Lease
+
+USER_AGENT = "factsync/0.1 (https://github.com/factsync; {contact})"
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """One home, opened.
+
+    Attributes:
+        settings: as read.
+        ledger: the truth about the model.
+        files: the checkpoint folders.
+        relations: what a model may learn, as selected.
+    """
+
+    settings: Settings
+    ledger: Ledger
+    files: CheckpointFiles
+    relations: Relations
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, settings: Settings) -> Iterator[Workspace]:
+        """Open a home, migrating its ledger if it is older than the code.
+
+        Raises:
+            LedgerError: the ledger is newer than the code, or cannot be opened.
+            RelationsError: the relations file does not hold together.
+            UnknownRelationError: a selected relation is not described.
+        """
+        settings.home.mkdir(parents=True, exist_ok=True)
+        relations = Relations.load(settings.relations_file)
+        if settings.relations:
+            relations = relations.only(tuple(settings.relations))
+        on_point = crash_hook(settings.crash_at)
+        ledger = Ledger.open(settings.resolved_ledger_url, on_point=on_point)
+        try:
+            yield cls(settings, ledger, CheckpointFiles(settings.checkpoints_dir, on_point=on_point), relations)
+        finally:
+            ledger.close()
+
+    @property
+    def model_name(self) -> str:
+        """The model's name in the ledger."""
+        return self.settings.resolved_model_name
+
+    @property
+    def source(self) -> str:
+        """The name of the read cursor: one an endpoint."""
+        return self.settings.endpoint
+
+    @property
+    def trust(self) -> Trust:
+        """How much to believe, from the settings."""
+        return Trust(burst_share=self.settings.burst_share)
+
+    def writer(self) -> contextlib.AbstractContextManager[Lease]:
+        """The right to write the model, for one run."""
+        return self.ledger.writer(self.model_name, f"factsync on {socket.gethostname()}, process {os.getpid()}")
+
+    @contextlib.contextmanager
+    def feed(self) -> Iterator[SparqlFeed]:
+        """A source of statements: the endpoint that is configured, or the local store while the block lasts.
+
+        Raises:
+            ContactMissingError: the endpoint is public and no contact is set.
+            StoreError: the local store is empty or does not start.
+        """
+        if self.settings.is_embedded:
+            with LocalStore(self.settings.store_dir).serve() as url:
+                yield SparqlFeed(Endpoint.local(url), relations=self.relations)
+            return
+        contact = self.settings.contact
+        agent = USER_AGENT.format(contact=contact) if contact else ""
+        bans = BanFile(self.settings.home / "bans.json")
+        yield SparqlFeed(Endpoint(self.settings.endpoint, agent), relations=self.relations, bans=bans)
+
+    def reference_time(self, lag: datetime, as_of: datetime | None) -> datetime:
+        """The one moment that a run judges everything at.
+
+        Given, or else now; for the local store, whose content stands still, the moment it was taken.
+
+        Raises:
+            SettingsError: a given moment has no time zone.
+        """
+        if as_of is not None:
+            if as_of.tzinfo is None:
+                raise SettingsError("The reference time needs a time zone, such as 2026-09-01T02:00:00Z.")
+            return as_of.astimezone(UTC)
+        return lag if self.settings.is_embedded else datetime.now(UTC)
+
+
+def crash_hook(crash_at: str | None) -> OnPoint:
+    """For the crash tests: end this very process, without any clean-up, at a named point."""
+    return partial(_crash, crash_at) if crash_at else silent
+
+
+def _crash(crash_at: str, name: str) -> None:
+    if name == crash_at:
+        os.kill(os.getpid(), signal.SIGKILL)
