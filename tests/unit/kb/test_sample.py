@@ -9,6 +9,8 @@ from datetime import timedelta
 import pytest
 
 from kb.relations import Relations
+from kb.sample import build as build_module
+from kb.sample import tables as tables_module
 from kb.sample.build import build
 from kb.sample.tables import HERE, PROPERTIES, State, TableError, check, read, states
 from kb.store import LocalStore, UnknownNightError, nights
@@ -145,3 +147,13 @@ def test_an_edit_after_the_watermark_is_refused() -> None:
 def test_there_is_no_third_night(tmp_path) -> None:  # noqa: ANN001
     with pytest.raises(UnknownNightError, match="choose one of 1, 2"):
         LocalStore(tmp_path).load_night(3)
+
+
+def test_building_writes_every_file(tmp_path, monkeypatch) -> None:  # noqa: ANN001
+    for name in ("items.toml", "facts.toml", "changes.toml", "nights.toml", "README.md"):
+        (tmp_path / name).write_text((HERE / name).read_text(encoding="utf-8"), encoding="utf-8")
+    for module in (build_module, tables_module):
+        monkeypatch.setattr(module, "HERE", tmp_path)
+    build_module.main()
+    for name in ("night1.ttl", "night2.ttl", "expected.toml", "README.md"):
+        assert (tmp_path / name).read_text(encoding="utf-8") == (HERE / name).read_text(encoding="utf-8")
