@@ -69,7 +69,11 @@ class Ledger(LedgerReader):
 
     @staticmethod
     def _fence(connection: Connection, lease: Lease) -> None:
-        query = select(ModelTable.lock_epoch).where(ModelTable.id == lease.model.id).with_for_update()
+        query = (
+            select(ModelTable.lock_epoch)
+            .where(ModelTable.id == lease.model.id)
+            .with_for_update(key_share=True)
+        )
         epoch = connection.scalars(query).one_or_none()
         if epoch is None:
             raise UnknownModelError(lease.model.name)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from storage.database import raise_os_error, sqlite_path, translated
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 _ADVISORY_CLASS = 0x66616374  # "fact"
+_KEYS = "CAST(:class AS int), CAST(:model AS int)"
 
 
 @contextmanager
@@ -75,15 +77,17 @@ def _flock(ledger: Path, model_name: str) -> Iterator[bool]:
 def _advisory(engine: Engine, model_id: int) -> Iterator[bool]:
     keys = {"class": _ADVISORY_CLASS, "model": model_id}
     connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    free = False
     try:
         with translated():
-            free = bool(
-                connection.scalar(
-                    text("SELECT pg_try_advisory_lock(CAST(:class AS int), CAST(:model AS int))"), keys
-                )
-            )
+            free = bool(connection.scalar(text(f"SELECT pg_try_advisory_lock({_KEYS})"), keys))
         yield free
     finally:
-        # The session ends with its connection, and the lock with the session: nothing to forget.
+        if free:
+            # Said aloud, because the server notices a closed connection a moment later than the next writer
+            # asks.
+            with suppress(DBAPIError):
+                connection.execute(text(f"SELECT pg_advisory_unlock({_KEYS})"), keys)
+        # Never back into the pool: a session that might hold the lock ends with its connection.
         connection.invalidate()
         connection.close()

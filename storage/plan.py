@@ -5,8 +5,8 @@ Recording the same batch twice changes nothing.
 
 An edit request's identity is (fact, operation, value, templates, statements with revisions, digest of the
 checkpoint whose fact it replaces). The revisions are in it so that A→B→A is three wishes, not one; the
-replaced checkpoint is in it so that a statement that vanished and came back at its old revision is wished anew.
-No surrogate key is in it: a run that crashed and ran again wishes the same as one that never did.
+replaced checkpoint is in it so that a statement that vanished and came back at its old revision is wished
+anew. No surrogate key is in it: a run that crashed and ran again wishes the same as one that never did.
 """
 
 from __future__ import annotations

@@ -1,27 +1,30 @@
 """Real processes that run a step of a small scenario and die at a named point.
 
-A child is forked, opens its own ledger, and is ended with SIGKILL by itself at the point, or by its parent at a
-random time. No handler, no `finally`, no commit runs after that.
+A child is forked, opens its own ledger, and is ended with SIGKILL by itself at the point, or by its parent
+at a random time. No handler, no `finally`, no commit runs after that.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from storage.checkpoints import CheckpointFiles
+from storage.database import reading
 from storage.errors import LockHeldError
 from storage.ledger import Ledger
 from storage.recovery import known_digests
-from storage.database import reading
 from tests.unit.storage import steps
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+    from pathlib import Path
 
 STEPS = (1, 2, 3, 4, 5)
 """1 and 2: promoted nights. 3: a rejected night. 4: a rollback to night 1. 5: a promoted night."""

@@ -11,19 +11,22 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from storage import migrate
-from storage.checkpoints import CheckpointFiles
 from storage.errors import QueryRefusedError
-from storage.ledger import Ledger
 from storage.records import ChangeRow, CheckRow
 from tests.unit.storage import steps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from storage.checkpoints import CheckpointFiles
+    from storage.ledger import Ledger
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "ledger.md").read_text(encoding="utf-8")

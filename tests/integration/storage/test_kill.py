@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy.engine import make_url
@@ -15,7 +14,11 @@ from sqlalchemy.engine import make_url
 from storage import crash
 from tests.integration.storage import killing
 from tests.integration.storage.killing import Place
-from tests.unit.storage.databases import Postgres
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.unit.storage.databases import Postgres
 
 
 class Snapshots:
@@ -66,7 +69,7 @@ def snapshots(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Snapshots]:
     server = request.getfixturevalue("postgres") if request.param == "postgresql" else None
-    yield Snapshots(request.param, tmp_path_factory.mktemp("kill"), server)
+    return Snapshots(request.param, tmp_path_factory.mktemp("kill"), server)
 
 
 def survive(snapshots: Snapshots, step: int, kill: Callable[[Place], Any]) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
 
 from storage import doctor
-from storage.checkpoints import CheckpointFiles
 from storage.database import writing
 from storage.errors import CorruptCheckpointError
-from storage.ledger import Ledger
 from tests.unit.storage import steps
+
+if TYPE_CHECKING:
+    from storage.checkpoints import CheckpointFiles
+    from storage.ledger import Ledger
 
 
 @pytest.fixture

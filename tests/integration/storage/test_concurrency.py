@@ -1,0 +1,232 @@
+"""Two writers, one model; sleepers that wake up late; fifty readers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+
+from storage.database import writing
+from storage.errors import LockHeldError, StaleLeaseError
+from storage.ledger import Ledger
+from storage.records import Lease
+from tests.unit.storage import steps
+
+if TYPE_CHECKING:
+    from storage.checkpoints import CheckpointFiles
+
+
+def open_again(ledger: Ledger, **options: float) -> Ledger:
+    return Ledger.open(ledger.url.render_as_string(hide_password=False), **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def world() -> steps.World:
+    world = steps.World()
+    for number in range(1, 6):
+        world.set(f"Q{number}", "P6", f"Q{100 + number}")
+    return world
+
+
+def test_the_second_writer_is_told_who_the_first_is(ledger: Ledger) -> None:
+    ledger.ensure_model(steps.MODEL, "local", steps.BASE)
+    ledger.ensure_model("other", "local", steps.BASE)
+    with ledger.writer(steps.MODEL, holder="sync 12 on host a, process 7"), open_again(ledger) as second:
+        with (
+            pytest.raises(LockHeldError, match="sync 12 on host a, process 7") as refusal,
+            second.writer(steps.MODEL, holder="sync 13"),
+        ):
+            pass
+        assert refusal.value.since is not None
+        with second.writer("other", holder="sync 14"):
+            pass
+    with ledger.writer(steps.MODEL, holder="sync 15") as lease:
+        assert lease.epoch == 2
+
+
+def test_an_exception_frees_the_lock_and_names_the_last_holder(ledger: Ledger) -> None:
+    ledger.ensure_model(steps.MODEL, "local", steps.BASE)
+    with pytest.raises(RuntimeError), ledger.writer(steps.MODEL, holder="unlucky"):
+        raise RuntimeError
+    with ledger.writer(steps.MODEL, holder="next") as lease:
+        assert lease.epoch == 2
+
+
+def test_a_dead_holders_lock_is_free_within_a_second(ledger: Ledger) -> None:
+    ledger.ensure_model(steps.MODEL, "local", steps.BASE)
+    reader, writer = os.pipe()
+
+    def hold() -> None:
+        with open_again(ledger) as mine, mine.writer(steps.MODEL, holder="soon dead"):
+            os.write(writer, b"x")
+            time.sleep(60)
+
+    def kill_when_held() -> None:
+        child = os.fork()
+        if child == 0:
+            hold()
+            os._exit(1)
+        os.read(reader, 1)
+        with pytest.raises(LockHeldError, match="soon dead"), ledger.writer(steps.MODEL, holder="too early"):
+            pass
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+    kill_when_held()
+    start = time.monotonic()
+    while True:
+        try:
+            with ledger.writer(steps.MODEL, holder="heir"):
+                break
+        except LockHeldError:
+            assert time.monotonic() - start < 1
+            time.sleep(0.005)
+    assert time.monotonic() - start < 1
+
+
+def test_a_sleeper_that_wakes_up_late_writes_nothing(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    """The lock is gone (its connection dropped, its file system failed over) and the process does not know."""
+    steps.sync(ledger, files, world, 1)
+    with ledger.writer(steps.MODEL, holder="sleeper") as lease:
+        run = ledger.begin_run(lease, "sync", reference_time=steps.night(2))
+        world.set("Q1", "P6", "Q999")
+        steps.ingest(ledger, lease, run, world, 2)
+        steps.plan(ledger, lease, run)
+        checkpoint = steps.make_candidate(ledger, lease, run, files)
+        assert checkpoint is not None
+        stale = Lease(lease.model, lease.epoch - 1, "sleeper")
+        before = ledger.status(lease.model)
+        for act in (
+            lambda: ledger.recover(stale, files),
+            lambda: ledger.begin_run(stale, "sync", reference_time=steps.night(3)),
+            lambda: steps.ingest(ledger, stale, run, world, 3),
+            lambda: ledger.record_plan(stale, run, [], []),
+            lambda: ledger.begin_checkpoint(stale, run, [], algorithm="memit", settings={}),
+            lambda: ledger.promote(stale, checkpoint, reason="mine"),
+            lambda: ledger.reject(stale, checkpoint, reason="mine"),
+            lambda: ledger.rollback(stale, None, reason="mine"),
+            lambda: ledger.finish_run(stale, run, "succeeded"),
+            lambda: ledger.retry(stale),
+        ):
+            with pytest.raises(StaleLeaseError):
+                act()
+        assert ledger.status(lease.model) == before
+        ledger.promote(lease, checkpoint, reason="gates passed")
+    assert steps.held(ledger) == world.values
+
+
+def test_a_promotion_swaps_the_head_it_was_made_on(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    first = steps.sync(ledger, files, world, 1)["checkpoint"]
+    world.set("Q1", "P6", "Q999")
+    second = steps.sync(ledger, files, world, 2, verdict="leave")["checkpoint"]
+    assert second is not None
+    with writing(ledger.engine) as connection:
+        connection.execute(text("UPDATE model SET head_checkpoint_id = NULL"))
+    with ledger.writer(steps.MODEL, holder="test") as lease:
+        with pytest.raises(StaleLeaseError):
+            ledger.promote(lease, second, reason="gates passed")
+        assert ledger.checkpoint(lease.model, second).state == "candidate"
+        assert first is not None
+        assert ledger.checkpoint(lease.model, first).state == "promoted"
+
+
+def test_two_processes_that_open_an_empty_ledger_make_one(ledger_url: str) -> None:
+    fresh = ledger_url.replace("ledger.db", "fresh.db")
+    children = []
+    for number in range(4):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                with Ledger.open(fresh) as mine:
+                    mine.ensure_model(f"model {number % 2}", "local", steps.BASE)
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0, 0]
+    with Ledger.open(fresh) as ledger:
+        assert [model.name for model in ledger.models()] == ["model 0", "model 1"]
+
+
+def test_writers_of_two_models_take_turns_and_both_finish(ledger: Ledger, files: CheckpointFiles) -> None:
+    for name in ("one", "two"):
+        ledger.ensure_model(name, "local", steps.BASE)
+
+    def work(name: str) -> None:
+        with open_again(ledger, busy_timeout_s=30) as mine, mine.writer(name, holder=name) as lease:
+            for number in range(15):
+                run = mine.begin_run(lease, "sync", reference_time=steps.night(number))
+                mine.ingest(
+                    lease,
+                    run,
+                    source=name,
+                    cursor_to=steps.night(number),
+                    entities=[],
+                    statements=[steps.statement(f"Q{n}", "P6", f"Q{number}", number + 1) for n in range(20)],
+                    pulled_groups=[],
+                )
+                mine.finish_run(lease, run, "nothing")
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, ["one", "two"]))
+    rows = ledger.query("SELECT count(*), min(revision) FROM statement WHERE seen_to IS NULL").rows
+    assert rows == ((20, 15),)
+    assert [ledger.cursor(name) for name in ("one", "two")] == [steps.night(14)] * 2
+
+
+def test_fifty_readers_see_whole_states_and_never_block_the_writer(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    """Each promotion moves three facts at once: a reader sees all three of a night, or none."""
+    for number in (7, 8, 9):
+        world.set(f"Q{number}", "P6", "Q1000")
+    steps.sync(ledger, files, world, 1)
+    done = threading.Event()
+    seen: set[str] = set()
+    torn: list[object] = []
+    waits_s: list[float] = []
+
+    def read(_number: int) -> int:
+        looked = 0
+        with open_again(ledger) as mine:
+            model = mine.model(steps.MODEL)
+            while not done.is_set() or looked == 0:
+                start = time.monotonic()
+                values = {row.value for row in mine.live_facts(model, subjects=["Q7", "Q8", "Q9"])}
+                waits_s.append(time.monotonic() - start)
+                if len(values) != 1:
+                    torn.append(values)
+                seen.update(values)
+                mine.status(model)
+                looked += 1
+        return looked
+
+    with ThreadPoolExecutor(50) as pool:
+        readers = [pool.submit(read, number) for number in range(50)]
+        slowest_s = 0.0
+        try:
+            for night in range(2, 8):
+                for number in (7, 8, 9):
+                    world.set(f"Q{number}", "P6", f"Q{1000 + night}")
+                start = time.monotonic()
+                steps.sync(ledger, files, world, night)
+                slowest_s = max(slowest_s, time.monotonic() - start)
+        finally:
+            done.set()
+        looks = [reader.result() for reader in readers]
+    assert torn == []
+    assert len(seen) >= 3
+    assert min(looks) >= 1
+    # A reader that held the writer up would hold it until its time limit.
+    assert slowest_s < 30

@@ -1,0 +1,230 @@
+"""What a plan leaves in the ledger: reasons, desired facts, what waits, what is owed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import event
+
+from storage.errors import CheckpointStateError, UnknownStatementError
+from storage.records import ChangeRow, EditRequestRow, PlanReport
+from tests.unit.storage import steps
+from tests.unit.storage.steps import night, statement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from storage.checkpoints import CheckpointFiles
+    from storage.ledger import Ledger
+    from storage.records import Lease
+
+
+class Desk:
+    """Plans for one fact, night after night."""
+
+    def __init__(self, ledger: Ledger, lease: Lease) -> None:
+        self.ledger = ledger
+        self.lease = lease
+        self.number = 0
+
+    def night(self, *, ended: bool = True) -> int:
+        self.number += 1
+        run = self.ledger.begin_run(self.lease, "sync", reference_time=night(self.number))
+        if ended:
+            self.ledger.finish_run(self.lease, run, "nothing")
+        return run
+
+    def see(self, value: str | None, revision: int, run: int) -> None:
+        self.ledger.ingest(
+            self.lease,
+            run,
+            source=steps.SOURCE,
+            cursor_to=None,
+            entities=[],
+            statements=[] if value is None else [statement("Q1", "P6", value, revision)],
+            pulled_groups=[("Q1", "P6")],
+        )
+
+    def wish(self, value: str, revision: int, run: int) -> PlanReport:
+        self.see(value, revision, run)
+        return self.ledger.record_plan(self.lease, run, [change("insert", value)], [request(value, revision)])
+
+    def hold(self, value: str | None, run: int, kind: str = "quarantine") -> PlanReport:
+        return self.ledger.record_plan(self.lease, run, [change(kind, value)], [])
+
+    def owed(self) -> list[tuple[str | None, int]]:
+        return [(row.value, row.sources[0][1]) for row in self.ledger.owed(self.lease.model)]
+
+    def states(self) -> list[tuple[str, str]]:
+        return list(self.ledger.query("SELECT value, state FROM edit_request ORDER BY id").rows)  # type: ignore[arg-type]
+
+
+def change(kind: str, value: str | None) -> ChangeRow:
+    return ChangeRow(
+        kind, "Q1", "P6", reason=f"because {kind}", new_value_kind="item", new_value=value, new_label=value
+    )
+
+
+def request(value: str, revision: int, op: str = "insert") -> EditRequestRow:
+    return EditRequestRow(
+        "Q1", "P6", "", op, "One", value, ("{} is led by",), value_kind="item", value=value,
+        sources=(("Q1$P6", revision),),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def desk(ledger: Ledger) -> Iterator[Desk]:
+    ledger.ensure_model(steps.MODEL, "local", steps.BASE)
+    with ledger.writer(steps.MODEL, holder="test") as lease:
+        yield Desk(ledger, lease)
+
+
+def test_recording_a_plan_twice_is_recording_it_once(desk: Desk) -> None:
+    run = desk.night()
+    assert desk.wish("Q10", 1, run) == PlanReport({"insert": 1}, 1, 0, 0, 0, 0)
+    assert desk.wish("Q10", 1, run) == PlanReport({"insert": 1}, 0, 1, 0, 0, 0)
+    assert desk.owed() == [("Q10", 1)]
+    assert desk.ledger.query("SELECT count(*) FROM change").rows == ((1,),)
+    assert list(desk.ledger.groups_to_review(run)) == []
+
+
+def test_a_newer_wish_replaces_the_older(desk: Desk) -> None:
+    desk.wish("Q10", 1, desk.night())
+    assert desk.wish("Q11", 2, desk.night()).superseded == 1
+    assert desk.owed() == [("Q11", 2)]
+    # Back to the first value at a new revision: a third wish. At its very first revision: the first one
+    # again.
+    desk.wish("Q10", 3, desk.night())
+    assert desk.owed() == [("Q10", 3)]
+    desk.wish("Q10", 1, desk.night())
+    assert desk.owed() == [("Q10", 1)]
+    assert [state for _, state in desk.states()] == ["pending", "superseded", "superseded"]
+
+
+def test_a_wish_that_is_wished_no_more_is_withdrawn(desk: Desk) -> None:
+    desk.wish("Q10", 1, desk.night())
+    run = desk.night()
+    desk.see(None, 2, run)
+    report = desk.ledger.record_plan(desk.lease, run, [], [], reviewed=[("Q1", "P6")])
+    assert (report.superseded, desk.owed()) == (1, [])
+
+
+def test_a_wish_that_is_held_back_now_is_withdrawn(desk: Desk) -> None:
+    desk.wish("Q10", 1, desk.night())
+    assert desk.hold("Q11", desk.night()).superseded == 1
+    assert desk.owed() == []
+
+
+def test_a_request_rests_on_statements_that_were_ingested(desk: Desk) -> None:
+    with pytest.raises(UnknownStatementError):
+        desk.ledger.record_plan(desk.lease, desk.night(), [], [request("Q10", 1)])
+    assert desk.owed() == []
+
+
+def test_a_retraction_may_rest_on_a_statement_that_is_gone(desk: Desk) -> None:
+    desk.see("Q10", 1, desk.night())
+    run = desk.night()
+    desk.see(None, 2, run)
+    gone = EditRequestRow("Q1", "P6", "", "retract", "One", "", (), sources=(("Q1$P6", 1),))
+    desk.ledger.record_plan(desk.lease, run, [change("retract", None)], [gone])
+    assert desk.ledger.owed(desk.lease.model)[0].sources == (("Q1$P6", 1),)
+
+
+def test_a_pull_is_a_sighting_and_the_same_night_twice_is_one(desk: Desk) -> None:
+    first = desk.night()
+    desk.hold("Q10", first)
+    desk.hold("Q10", first)
+    desk.hold("Q10", desk.night())
+    (pending,) = desk.ledger.pending(desk.lease.model)
+    assert (pending.sightings, pending.first_seen_at, pending.last_seen_at) == (2, night(1), night(2))
+    assert (pending.reason, pending.previous_values) == ("because quarantine", ())
+
+
+def test_a_value_that_gives_way_while_it_waits_is_remembered(desk: Desk) -> None:
+    for value in ("Q10", "Q11", None, "Q10"):
+        desk.hold(value, desk.night())
+    (pending,) = desk.ledger.pending(desk.lease.model)
+    assert (pending.value, pending.sightings, pending.previous_values) == ("Q10", 1, ("Q10", "Q11", ""))
+    assert pending.first_seen_at == night(4)
+    resolutions = desk.ledger.query("SELECT resolution FROM quarantine ORDER BY quarantine_id").rows
+    assert [row[0] for row in resolutions] == ["replaced", "replaced", "replaced", None]
+
+
+def test_what_waited_is_released_or_withdrawn(desk: Desk) -> None:
+    desk.hold("Q10", desk.night())
+    assert desk.wish("Q10", 1, desk.night()).released == 1
+    desk.hold("Q12", desk.night())
+    desk.ledger.record_plan(desk.lease, desk.night(), [change("unchanged", "Q10")], [])
+    resolutions = desk.ledger.query("SELECT value, resolution FROM quarantine ORDER BY quarantine_id").rows
+    assert list(resolutions) == [("Q10", "released"), ("Q12", "withdrawn")]
+    assert desk.ledger.pending(desk.lease.model) == []
+
+
+def test_what_waits_is_reviewed_every_night_and_carries_a_persons_word(desk: Desk) -> None:
+    desk.hold("Q10", desk.night(), kind="conflict")
+    (pending,) = desk.ledger.pending(desk.lease.model)
+    assert desk.ledger.decide(desk.lease, pending.id, "approved", by="Kim")
+    assert not desk.ledger.decide(desk.lease, pending.id + 1, "approved", by="Kim")
+    (group,) = desk.ledger.groups_to_review(desk.night())
+    assert [(row.kind, row.decision) for row in group.pending] == [("conflict", "approved")]
+
+
+def test_desired_facts_keep_both_times(desk: Desk) -> None:
+    changed = replace(change("insert", "Q10"), valid_from="2025-12-08")
+    desk.see("Q10", 1, desk.night())
+    desk.ledger.record_plan(desk.lease, 1, [changed], [])
+    desk.ledger.record_plan(desk.lease, desk.night(), [changed], [])
+    desk.ledger.record_plan(desk.lease, desk.night(), [replace(changed, kind="replace", new_value="Q11")], [])
+    desk.ledger.record_plan(desk.lease, desk.night(), [change("retract", None)], [])
+    rows = desk.ledger.query("SELECT value, valid_from, known_to IS NULL FROM desired_fact ORDER BY id").rows
+    assert [(value, since, bool(standing)) for value, since, standing in rows] == [
+        ("Q10", "2025-12-08", False),
+        ("Q11", "2025-12-08", False),
+    ]
+
+
+def test_a_newer_wish_overtakes_one_that_is_being_tried(desk: Desk) -> None:
+    desk.wish("Q10", 1, desk.night())
+    run = desk.night(ended=False)
+    (tried,) = desk.ledger.owed(desk.lease.model)
+    intent = desk.ledger.begin_checkpoint(desk.lease, run, [tried.id or 0], algorithm="memit", settings={})
+    desk.wish("Q11", 2, run)
+    assert desk.ledger.reject(desk.lease, intent.id, reason="recall too low") == 0
+    assert desk.states() == [("Q10", "superseded"), ("Q11", "pending")]
+
+
+def test_failed_requests_wait_for_a_person(desk: Desk, files: CheckpointFiles) -> None:
+    desk.wish("Q10", 1, desk.night())
+    run = desk.night(ended=False)
+    (tried,) = desk.ledger.owed(desk.lease.model)
+    intent = desk.ledger.begin_checkpoint(desk.lease, run, [tried.id or 0], algorithm="memit", settings={})
+    desk.ledger.reject(desk.lease, intent.id, reason="never works", failed=[tried.id or 0])
+    assert desk.states() == [("Q10", "failed")]
+    assert desk.wish("Q10", 1, run).known == 1
+    assert desk.owed() == []
+    with pytest.raises(CheckpointStateError):
+        desk.ledger.begin_checkpoint(desk.lease, run, [tried.id or 0], algorithm="memit", settings={})
+    assert desk.ledger.retry(desk.lease) == 1
+    assert [(row.value, row.attempts) for row in desk.ledger.owed(desk.lease.model)] == [("Q10", 1)]
+
+
+def test_reviewing_many_groups_asks_few_questions(desk: Desk) -> None:
+    run = desk.night()
+    desk.ledger.ingest(
+        desk.lease,
+        run,
+        source=steps.SOURCE,
+        cursor_to=None,
+        entities=[],
+        statements=[statement(f"Q{number}", "P6", f"Q{number + 1}", 1) for number in range(300)],
+        pulled_groups=[],
+    )
+    asked = []
+    event.listen(desk.ledger.engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
+    groups = list(desk.ledger.groups_to_review(run, page_size=100))
+    assert len(groups) == 300
+    assert [(g.subject, g.property) for g in groups] == sorted((g.subject, g.property) for g in groups)
+    questions = [sql for sql in asked if sql.startswith("SELECT")]
+    assert len(questions) <= 1 + 4 * 5
