@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         HeldRow,
         HistoryRow,
         Model,
+        Pair,
         PendingRow,
         QueryResult,
         Status,
@@ -154,6 +155,16 @@ class LedgerReader:
         with read_transaction(self.engine) as connection:
             model_id = connection.scalars(select(SyncRun.model_id).where(SyncRun.id == run)).one()
         return review.groups_to_review(self.engine, model_id, page_size)
+
+    def groups(self, model: Model, pairs: Iterable[Pair], *, page_size: int = 500) -> Iterator[Group]:
+        """Yield the named groups, known or not: for a plan that looks further than at what changed, or that only looks.
+
+        Args:
+            model: The model.
+            pairs: The (subject, property) of each group.
+            page_size: Groups a page.
+        """
+        return review.groups(self.engine, model.id, pairs, page_size)
 
     def owed(self, model: Model, limit: int | None = None) -> list[EditRequestRow]:
         """Read the pending requests, oldest first."""

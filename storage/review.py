@@ -46,6 +46,24 @@ def groups_to_review(engine: Engine, model_id: int, page_size: int) -> Iterator[
         after = page[-1]
 
 
+def groups(engine: Engine, model_id: int, pairs: Iterable[Pair], page_size: int) -> Iterator[Group]:
+    """Yield the named groups, known or not, in order of (subject, property).
+
+    Args:
+        engine: The ledger's engine.
+        model_id: The model.
+        pairs: Which groups.
+        page_size: Groups a page.
+
+    Yields:
+        Each group with all that the plan needs of it; one that the ledger does not know is empty.
+    """
+    for page in batches(sorted(set(pairs)), page_size):
+        with reading(engine) as connection:
+            found = _fill(connection, model_id, list(page))
+        yield from found
+
+
 def _page(connection: Connection, model_id: int, after: Pair | None, size: int) -> list[Pair]:
     marked = select(Review.subject, Review.property).where(Review.model_id == model_id)
     waiting = (
