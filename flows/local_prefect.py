@@ -29,7 +29,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Prefect's settings for this home: its own database, no telemetry, loopback only."""
+    """Settings of Prefect and torch for this home: its own database, no telemetry, loopback only."""
     return {
         "PREFECT_HOME": str(settings.prefect_dir),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -41,8 +41,9 @@ def environment(settings: Settings) -> dict[str, str]:
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_ROOT_LEVEL": "WARNING",
-        # An hour-old run whose process is gone is not worth a warning at every start.
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        # Read by torch's thread pool at import: waiting threads that spin make a shared machine many times slower.
+        "OMP_WAIT_POLICY": "passive",
     }
 
 

@@ -114,10 +114,15 @@ def probe(
     )
 
 
-def pull(ws: Workspace, feed: ChangeFeed, seen: Seen) -> Pulled:
+def pull(ws: Workspace, model: Model, feed: ChangeFeed, seen: Seen) -> Pulled:
     """Fetch what changed."""
-    max_lag_hours = float("inf") if ws.settings.is_embedded else ws.settings.max_lag_hours
-    return pulling.pull(feed, ws.relations, seen, max_lag_hours=max_lag_hours)
+    return pulling.pull(
+        feed,
+        ws.relations,
+        seen,
+        held_objects={row.value for row in ws.ledger.live_facts(model) if row.value_kind == "item"},
+        max_lag_hours=float("inf") if ws.settings.is_embedded else ws.settings.max_lag_hours,
+    )
 
 
 def record(ws: Workspace, lease: Lease, run: int, pulled: Pulled) -> IngestReport:
@@ -135,10 +140,13 @@ def record(ws: Workspace, lease: Lease, run: int, pulled: Pulled) -> IngestRepor
 
 
 def plan(
-    ws: Workspace, lease: Lease, run: int, at: datetime, *, burst_approved: bool = False
+    ws: Workspace, lease: Lease, run: int, pulled: Pulled, *, burst_approved: bool = False
 ) -> tuple[Plan, PlanReport]:
     """Decide every group that changed or waits, and record changes, holds and owed edits: one transaction."""
-    made = decide(ws, lease.model, ws.ledger.groups_to_review(run), at, burst_approved=burst_approved)
+    groups = {(group.subject, group.property): group for group in ws.ledger.groups_to_review(run)}
+    renamed = relabelled(ws, lease.model, pulled) - groups.keys()
+    groups |= {(group.subject, group.property): group for group in ws.ledger.groups(lease.model, renamed)}
+    made = decide(ws, lease.model, groups.values(), pulled.seen.at, burst_approved=burst_approved)
     report = ws.ledger.record_plan(
         lease,
         run,
@@ -147,6 +155,15 @@ def plan(
         reviewed=made.reviewed,
     )
     return made, report
+
+
+def relabelled(ws: Workspace, model: Model, pulled: Pulled) -> set[tuple[str, str]]:
+    """Groups whose object reads differently than it was taught: looked at, and by rule never edited for it."""
+    return {
+        (row.subject, row.property)
+        for row in ws.ledger.live_facts(model)
+        if (label := pulled.labels.get(row.value)) is not None and label.text != row.label
+    }
 
 
 def decide(

@@ -10,7 +10,7 @@ from kb import cursor as cursors
 from kb.model import ValueKind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from kb.feed import ChangeFeed
     from kb.model import Label, Probe, Statement
@@ -47,7 +47,8 @@ class Pulled:
     Attributes:
         seen: what the probe found.
         statements: all statements of the changed items for the synced relations.
-        labels: of the changed items and of every item among the values.
+        labels: of the changed items, of every item among the values, and of every object that the model holds:
+            an object's label lives on its own item, whose edits no tracked subject's revision shows.
         cursor_to: where the read cursor may move, once this is stored.
         skipped: statements that could not be read, with the reason.
     """
@@ -100,8 +101,17 @@ def _moved(now: Probe, known: EntityRow | None) -> bool:
     return (now.revision, now.redirect_to, now.is_deleted) != (known.revision, known.redirect_to, known.deleted)
 
 
-def pull(feed: ChangeFeed, relations: Relations, seen: Seen, *, max_lag_hours: float) -> Pulled:
+def pull(
+    feed: ChangeFeed, relations: Relations, seen: Seen, *, held_objects: Collection[str], max_lag_hours: float
+) -> Pulled:
     """Fetch statements and labels of what changed, and settle where the cursor may move.
+
+    Args:
+        feed: the source.
+        relations: what is synced.
+        seen: what the probe found.
+        held_objects: items that the model names as objects; their labels are looked at every night.
+        max_lag_hours: a source further behind is refused.
 
     Raises:
         StaleSourceError: the source is too far behind.
@@ -109,7 +119,7 @@ def pull(feed: ChangeFeed, relations: Relations, seen: Seen, *, max_lag_hours: f
     """
     statements = feed.statements(seen.changed, tuple(relations)) if seen.changed else []
     values = {one.value.canonical for one in statements if one.value.kind is ValueKind.ITEM}
-    labels = feed.labels({*seen.changed, *values}) if seen.changed else {}
+    labels = feed.labels({*seen.changed, *values, *held_objects})
     cursor_to = cursors.advance(seen.cursor, seen.lag, feed.lag(), seen.at, max_lag_hours=max_lag_hours)
     skipped = tuple(str(one) for one in getattr(feed, "skipped", ()))
     return Pulled(seen, tuple(statements), labels, cursor_to, skipped)

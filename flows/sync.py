@@ -75,12 +75,12 @@ def _night(ws: Workspace, lease: Lease, as_of: datetime | None, limit: int, *, a
     say("asking the knowledge base what changed")
     with ws.feed() as feed:
         seen = tasks.probe(ws, feed, as_of=as_of)
-        pulled = tasks.pull(ws, feed, seen)
+        pulled = tasks.pull(ws, lease.model, feed, seen)
     run = ws.ledger.begin_run(lease, "sync", reference_time=seen.at, flow_run_id=flow_run.id)
     try:
         say(f"comparing {len(pulled.statements)} statements with the ledger")
         ingested = tasks.diff(ws, lease, run, pulled)
-        plan, planned = tasks.plan(ws, lease, run, seen.at, burst_approved=approve_burst)
+        plan, planned = tasks.plan(ws, lease, run, pulled, burst_approved=approve_burst)
         owed = ws.ledger.owed(lease.model, limit)
         counters = {"changes": plan.counts, "skipped": len(pulled.skipped), "owed": len(owed)}
         if not owed:

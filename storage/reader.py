@@ -157,7 +157,7 @@ class LedgerReader:
         return review.groups_to_review(self.engine, model_id, page_size)
 
     def groups(self, model: Model, pairs: Iterable[Pair], *, page_size: int = 500) -> Iterator[Group]:
-        """Yield the named groups, known or not: for a plan that looks further than at what changed, or that only looks.
+        """Yield the named groups, known or not, for a plan that looks beyond what changed.
 
         Args:
             model: The model.

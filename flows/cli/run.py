@@ -1,0 +1,96 @@
+"""Commands that run nights: sync, plan, demo."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime  # noqa: TC003 - typer reads the annotations at run time
+from typing import Annotated, Any
+
+import typer
+
+from flows import local_prefect
+from flows.cli.main import app
+from flows.settings import Settings
+
+AsOf = Annotated[datetime | None, typer.Option(help="Judge everything at this moment (UTC); default: now.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+
+@app.command(epilog="Example: factsync sync --limit 200")
+def sync(
+    context: typer.Context,
+    as_of: AsOf = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most edits in this run.")] = None,
+    approve_burst: Annotated[bool, typer.Option(help="Let an unusually large night through.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pull what changed, edit the model, check it, promote it."""
+    settings: Settings = context.obj
+    local_prefect.configure(settings)
+    from flows.cli import show
+    from flows.sync import require_promoted
+    from flows.sync import sync as run
+
+    with show.bars():
+        night = run(as_of=as_of, limit=limit, approve_burst=approve_burst)
+    out = show.console()
+    if as_json:
+        out.print_json(json.dumps(_night_json(night)))
+    else:
+        out.print(show.changes_table(night.plan, title="What changed"))
+        if night.candidate is not None:
+            out.print(show.metrics_table([("tonight", night.candidate)], title="What was measured"))
+        out.print(show.night_summary(night))
+    require_promoted(night)
+
+
+def _night_json(night: Any) -> dict[str, Any]:  # noqa: ANN401 - flows.sync is loaded late
+    candidate = night.candidate
+    return {
+        "run": night.run,
+        "reference_time": night.at.isoformat(),
+        "changes": night.plan.counts,
+        "checkpoint": candidate.digest if candidate else None,
+        "promoted": night.promoted,
+        "metrics": candidate.metrics.to_json() if candidate else None,
+        "gates": {gate.name: gate.passed for gate in candidate.gates} if candidate else {},
+    }
+
+
+@app.command(epilog="Example: factsync plan --as-of 2026-09-08T02:00:00")
+def plan(context: typer.Context, as_of: AsOf = None, as_json: AsJson = False) -> None:
+    """Show what a sync would change. Nothing is written."""
+    settings: Settings = context.obj
+    from flows.cli import show
+    from flows.dry_run import dry_run
+
+    made = dry_run(settings, as_of)
+    out = show.console()
+    if as_json:
+        changes = [
+            {
+                "kind": change.kind.value,
+                "subject": change.subject,
+                "property": change.property,
+                "old": change.old and change.old.value.canonical,
+                "new": change.new and change.new.value.canonical,
+                "reason": change.reason,
+            }
+            for change in made.changes
+        ]
+        out.print_json(json.dumps({"counts": made.counts, "changes": changes}))
+        return
+    out.print(show.changes_table(made, title="What a sync would do (nothing was written)"))
+    out.print(", ".join(f"{count} {kind}" for kind, count in made.counts.items()) or "Nothing changed.")
+    for reason in made.burst.reasons:
+        out.print(f"[yellow]The burst guard would hold this night:[/] {reason}")
+
+
+@app.command(epilog="Example: factsync --home /tmp/tour demo")
+def demo(context: typer.Context) -> None:
+    """Sync two nights of the shipped sample into the bundled model, and show what came of it."""
+    settings: Settings = context.obj
+    local_prefect.configure(settings)
+    from flows.cli.demo import run_demo
+
+    run_demo(settings)

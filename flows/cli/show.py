@@ -1,0 +1,164 @@
+"""What the command line shows: bars for long work, tables for results."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from flows.progress import TITLES, shown_by
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from flows.night import Candidate
+    from flows.planning import Plan
+    from flows.sync import Night
+    from kb.trust import Change
+
+SHOWN_FIRST = ("replace", "insert", "retract", "vacate", "conflict", "quarantine", "relabel", "unchanged")
+
+
+def console() -> Console:
+    """Where results go."""
+    return Console(highlight=False)
+
+
+@contextlib.contextmanager
+def bars() -> Iterator[None]:
+    """Show how far the steps inside the block have come: bars on a terminal, a line a step elsewhere."""
+    out = Console(stderr=True, highlight=False)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=out, transient=True) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def on_progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                title = TITLES.get(stage, stage)
+                tasks[stage] = progress.add_task(title, total=total)
+                if not out.is_terminal:
+                    out.print(f"  … {title}")
+            progress.update(tasks[stage], completed=done, total=total)
+            if done >= total:
+                progress.remove_task(tasks.pop(stage))
+
+        def on_step(text: str) -> None:
+            out.print(f"[dim]•[/] {text}")
+
+        with shown_by(on_progress, on_step):
+            yield
+
+
+def changes_table(plan: Plan, *, title: str, kinds: Sequence[str] = SHOWN_FIRST[:-1]) -> Table:
+    """What changed in Wikidata, and what becomes of it."""
+    table = Table(title=title, title_justify="left", expand=False)
+    for column in ("change", "subject", "relation", "from", "to", "why"):
+        table.add_column(column, overflow="fold")
+    order = {kind: number for number, kind in enumerate(SHOWN_FIRST)}
+    for change in sorted(plan.changes, key=lambda one: (order[one.kind.value], one.property, one.subject)):
+        if change.kind.value in kinds:
+            table.add_row(*_change_cells(change, plan.labels))
+    return table
+
+
+def _change_cells(change: Change, labels: Mapping[str, str]) -> tuple[str, ...]:
+    new = change.new
+    return (
+        change.kind.value,
+        labels.get(change.subject) or (change.old.subject_label if change.old else change.subject),
+        change.property,
+        change.old.label if change.old else "",
+        labels.get(new.value.canonical, new.value.canonical) if new else "",
+        change.reason,
+    )
+
+
+def candidate_table(candidate: Candidate, *, title: str) -> Table:
+    """Each edited fact: what the model said before and says now."""
+    table = Table(title=title, title_justify="left")
+    for column in ("prompt", "should say", "says now", "P(new) before", "after", "P(old) after"):
+        table.add_column(column, overflow="fold", justify="right" if column.startswith(("P", "after")) else "left")
+    before = {result.fact_id: result for result in candidate.before}
+    asked = {fact.fact_id: fact for fact in candidate.exam.tonight}
+    for result in candidate.marks.tonight:
+        then, fact = before[result.fact_id], asked[result.fact_id]
+        mark = "[green]✓[/]" if result.exact else ("[yellow]~[/]" if result.success else "[red]✗[/]")
+        table.add_row(
+            result.prompts[0].prompt,
+            fact.target,
+            f"{mark} {_said(result.greedy, fact.target)}",
+            f"{then.p_new:.3f}",
+            f"{result.p_new:.3f}",
+            "" if result.p_old is None else f"{result.p_old:.3f}",
+        )
+    return table
+
+
+def _said(answer: str, target: str) -> str:
+    """The first words of an answer, a little longer than the target."""
+    words = answer.split()
+    return " ".join(words[: len(target.split()) + 2])
+
+
+def metrics_table(rows: Iterable[tuple[str, Candidate | None]], *, title: str) -> Table:
+    """The numbers of one or several nights beside their bounds."""
+    nights = list(rows)
+    table = Table(title=title, title_justify="left")
+    table.add_column("measured")
+    for name, _ in nights:
+        table.add_column(name, justify="right")
+    table.add_column("gate", justify="right")
+    lines = (
+        ("efficacy before → after, P(new) > P(old)", "efficacy_before", "efficacy", "efficacy"),
+        ("exact recall before → after", "exact_before", "exact", "exact"),
+        ("held-back phrasings: success", None, "heldback", "heldback"),
+        ("held-back phrasings: exact", None, "heldback_exact", None),
+        ("older facts still preferred", None, "retention", "retention"),
+        ("older facts still exact", None, "retention_exact", None),
+        ("neighbour answers unchanged", None, "neighbours", "neighbours"),
+        ("perplexity rise since the base model", None, "perplexity_rise", "perplexity"),
+    )
+    for title_, before, after, gate in lines:
+        cells = [_cell(candidate, before, after, gate) for _, candidate in nights]
+        table.add_row(title_, *cells, _bound(nights, gate))
+    return table
+
+
+def _cell(candidate: Candidate | None, before: str | None, after: str, gate: str | None) -> str:
+    if candidate is None:
+        return "–"
+    value = _percent(getattr(candidate.metrics, after))
+    text = value if before is None else f"{_percent(getattr(candidate.metrics, before))} → {value}"
+    failed = any(one.name == gate and not one.passed for one in candidate.gates)
+    return f"[red]{text}[/]" if failed else text
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _bound(nights: Sequence[tuple[str, Candidate | None]], gate: str | None) -> str:
+    gates = next((candidate.gates for _, candidate in nights if candidate is not None), ())
+    found = next((one for one in gates if one.name == gate), None)
+    if found is None:
+        return ""
+    sign = "≤" if gate == "perplexity" else "≥"
+    return f"{sign} {100 * found.threshold:.0f} %"
+
+
+def night_summary(night: Night) -> str:
+    """One line for a night."""
+    counts = ", ".join(f"{count} {kind}" for kind, count in night.plan.counts.items()) or "nothing changed"
+    if night.candidate is None:
+        return f"{counts}. Nothing to edit."
+    verdict = "promoted" if night.promoted else f"rejected ({night.candidate.failures})"
+    return f"{counts}. Checkpoint {night.candidate.digest[:12]} {verdict}."

@@ -1,0 +1,72 @@
+"""What a sync would do, with nothing written: the same pull and the same rules, over groups laid on top of the ledger."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows import night, translate
+from flows.workspace import Workspace
+from storage.database import parse_url, sqlite_path
+from storage.records import EntityRow, Group, Model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from flows.planning import Plan
+    from flows.pulling import Pulled
+    from flows.settings import Settings
+
+
+def dry_run(settings: Settings, as_of: datetime | None = None) -> Plan:
+    """Plan a sync without writing anything, not even an empty ledger where there is none yet.
+
+    Args:
+        settings: the home.
+        as_of: the reference time; None as in a sync.
+    """
+    path = sqlite_path(parse_url(settings.resolved_ledger_url))
+    if path is not None and not path.exists():
+        with tempfile.TemporaryDirectory(prefix="factsync-plan-") as scratch:
+            empty = settings.model_copy(update={"ledger_url": f"sqlite:///{Path(scratch) / 'ledger.db'}"})
+            return _plan(empty, as_of)
+    return _plan(settings, as_of)
+
+
+def _plan(settings: Settings, as_of: datetime | None) -> Plan:
+    with Workspace.open(settings) as ws, ws.feed() as feed:
+        model = next((one for one in ws.ledger.models() if one.name == ws.model_name), _UNKNOWN)
+        seen = night.probe(ws, feed, as_of=as_of)
+        pulled = night.pull(ws, model, feed, seen)
+        return night.decide(ws, model, _overlaid(ws, model, pulled), seen.at)
+
+
+_UNKNOWN = Model(id=-1, name="", base_ref="", base_digest="", head=None, head_digest=None, epoch=0)
+"""A model that the ledger does not know holds nothing."""
+
+
+def _overlaid(ws: Workspace, model: Model, pulled: Pulled) -> Iterator[Group]:
+    """The groups a plan would look at, with tonight's statements in place of the ledger's."""
+    rows: dict[tuple[str, str], list[object]] = {}
+    for one in pulled.statements:
+        rows.setdefault((one.subject, one.property), []).append(translate.statement_row(one))
+    fresh = set(pulled.seen.changed)
+    entities = {row.id: row for row in translate.entity_rows(pulled.seen.probes, pulled.labels)}
+    waiting = {(row.subject, row.property) for row in ws.ledger.pending(model)}
+    held = {(row.subject, row.property) for row in ws.ledger.live_facts(model) if row.subject in fresh}
+    for group in ws.ledger.groups(model, {*rows, *waiting, *held, *night.relabelled(ws, model, pulled)}):
+        pair = (group.subject, group.property)
+        labels = dict(group.labels)
+        labels.update({value: row for value, row in entities.items() if value != group.subject})
+        entity = entities.get(group.subject, group.entity)
+        if entity.label is None:
+            entity = replace(entity, label=group.entity.label, language=group.entity.language)
+        statements = tuple(rows.get(pair, ())) if group.subject in fresh else group.statements
+        yield replace(group, entity=entity, statements=statements, labels=_named(labels))  # type: ignore[arg-type]
+
+
+def _named(labels: dict[str, EntityRow]) -> dict[str, EntityRow]:
+    return {entity: row for entity, row in labels.items() if row.label}
