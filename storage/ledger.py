@@ -69,12 +69,9 @@ class Ledger(LedgerReader):
 
     @staticmethod
     def _fence(connection: Connection, lease: Lease) -> None:
-        query = (
-            select(ModelTable.lock_epoch)
-            .where(ModelTable.id == lease.model.id)
-            .with_for_update(key_share=True)
-        )
-        epoch = connection.scalars(query).one_or_none()
+        query = select(ModelTable.lock_epoch).where(ModelTable.id == lease.model.id)
+        # Not a full row lock: rows of other tables that name this model may still be inserted beside us.
+        epoch = connection.scalars(query.with_for_update(key_share=True)).one_or_none()
         if epoch is None:
             raise UnknownModelError(lease.model.name)
         if epoch != lease.epoch:

@@ -136,7 +136,7 @@ def killed_at_random(place: Place, step: int, chance: random.Random, longest_s: 
 
 
 def finish(place: Place, step: int) -> float:
-    """Run a step again, waiting for a dead holder's lock; return how long the lock stayed taken, in seconds."""
+    """Run a step again, waiting for a dead holder's lock; return for how many seconds it stayed taken."""
     start = time.monotonic()
     while True:
         waited_s = time.monotonic() - start
@@ -151,9 +151,10 @@ def finish(place: Place, step: int) -> float:
 
 
 OUTCOME = {
-    "live": "SELECT subject, property, slot, value, target, operation, checkpoint, live_since FROM live_facts",
-    "lineage": "SELECT position, checkpoint, parent, state, edits, live_facts, is_head, size_bytes, decided_at"
-    " FROM checkpoint_lineage WHERE state NOT IN ('rejected', 'abandoned')",
+    "live": "SELECT subject, property, slot, value, target, operation, checkpoint, live_since"
+    " FROM live_facts",
+    "lineage": "SELECT position, checkpoint, parent, state, edits, live_facts, is_head, size_bytes,"
+    " decided_at FROM checkpoint_lineage WHERE state NOT IN ('rejected', 'abandoned')",
     "history": "SELECT subject, property, value, held_from, held_to, checkpoint FROM fact_history",
     "edits": "SELECT subject, property, operation, new_value, old_value, status, p_new_after, checkpoint"
     " FROM edit_history WHERE checkpoint_state NOT IN ('rejected', 'abandoned')",
@@ -162,14 +163,16 @@ OUTCOME = {
     "recall": "SELECT checkpoint, property, probe, checks, passed FROM recall_by_relation"
     " WHERE checkpoint_state NOT IN ('rejected', 'abandoned')",
     "held back": "SELECT subject, property, value, sightings, resolution FROM quarantine",
-    "statements": "SELECT guid, subject, property, value, revision, seen_from, seen_to, ending FROM statement",
+    "statements": "SELECT guid, subject, property, value, revision, seen_from, seen_to, ending"
+    " FROM statement",
     "entities": "SELECT id, label, revision, tracked FROM entity",
     "cursor": "SELECT source, read_to FROM source_cursor",
     "queue": "SELECT f.subject, f.property, r.op, r.value, r.state, r.idem_key"
     " FROM edit_request r JOIN fact f ON f.id = r.fact_id",
     "desired": "SELECT f.subject, f.property, d.value, d.known_from, d.known_to"
     " FROM desired_fact d JOIN fact f ON f.id = d.fact_id",
-    "changes": "SELECT f.subject, f.property, c.kind, c.new_value FROM change c JOIN fact f ON f.id = c.fact_id",
+    "changes": "SELECT f.subject, f.property, c.kind, c.new_value"
+    " FROM change c JOIN fact f ON f.id = c.fact_id",
     "to review": "SELECT subject, property FROM review",
     "open": "SELECT state FROM checkpoint WHERE state IN ('building', 'candidate')",
     "running": "SELECT state FROM sync_run WHERE state = 'running'",
@@ -177,7 +180,7 @@ OUTCOME = {
 
 
 def outcome(place: Place) -> dict[str, list[str]]:
-    """Say all that must not depend on crashes. Keys differ (an abandoned checkpoint uses one up); nothing else does."""
+    """Say all that must not depend on crashes: everything but keys, which an abandoned checkpoint uses up."""
     with Ledger.open(place.url) as ledger:
         found = {
             name: sorted(repr(row) for row in ledger.query(sql, limit=None).rows)

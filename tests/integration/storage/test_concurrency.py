@@ -93,7 +93,7 @@ def test_a_dead_holders_lock_is_free_within_a_second(ledger: Ledger) -> None:
 def test_a_sleeper_that_wakes_up_late_writes_nothing(
     ledger: Ledger, files: CheckpointFiles, world: steps.World
 ) -> None:
-    """The lock is gone (its connection dropped, its file system failed over) and the process does not know."""
+    """Its lock is gone (the connection dropped, the disk failed over) and the process does not know."""
     steps.sync(ledger, files, world, 1)
     with ledger.writer(steps.MODEL, holder="sleeper") as lease:
         run = ledger.begin_run(lease, "sync", reference_time=steps.night(2))

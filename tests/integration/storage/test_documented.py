@@ -1,4 +1,4 @@
-"""docs/ledger.md says the truth: every query runs, every column is there, on both databases; datasette serves them."""
+"""docs/ledger.md says the truth: every query runs, every column is there, datasette serves them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process is killed at every named point; run again, it ends where a process that was never killed ends."""
+"""Killed at every named point and run again, a sync ends where one that was never killed ends."""
 
 from __future__ import annotations
 

@@ -53,6 +53,10 @@ class Postgres:
         self._run(f"CREATE DATABASE {name} TEMPLATE {make_url(url).database}")
         return self.admin.set(database=name).render_as_string(hide_password=False)
 
+    def cut(self, database: str) -> None:
+        """End all sessions of a database, as a crash of the server or of the network would."""
+        self._run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
+
     def drop(self, url: str) -> None:
         """Drop a database, with whoever is still connected."""
         self._run(f"DROP DATABASE IF EXISTS {make_url(url).database} WITH (FORCE)")
