@@ -62,7 +62,7 @@ class DocumentFeed:
         if one.target is not None:
             self._redirects[one.entity] = one.target
             entity = one.target
-            if not one.statements and not one.labels:
+            if not (one.revision or one.statements or one.labels):
                 return
         known = self._documents.get(entity)
         if known is None or known.missing or one.revision >= known.revision:

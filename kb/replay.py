@@ -29,7 +29,7 @@ from kb.diff import changes, guard
 from kb.errors import BadTermError, PullFileError
 from kb.model import Bound, Label, Probe, Rank, Statement, Value, ValueKind, WikiTime, entity_id, id_order
 from kb.render import reading
-from kb.semantics import verdict
+from kb.semantics import resolve, verdict
 from kb.sightings import observe
 from kb.trust import Change, ChangeKind, Held, Pending, Reason, Trust
 from kb.turtle import TurtleWriter, utc
@@ -269,6 +269,7 @@ class Rehearsal:
         wanted |= {one.value.canonical for one in statements if one.value.kind is ValueKind.ITEM}
         labels = feed.labels(sorted(wanted))
         probes = {one.subject: one for one in feed.probe(sorted({subject for subject, _ in self.groups}))}
+        self._merge({one.subject: one.redirect_to for one in probes.values() if one.redirect_to})
         planned: list[Change] = []
         for subject, prop in sorted(self.groups):
             decided = verdict(groups[subject, prop], self.relations[prop], at, subject=subject)
@@ -277,12 +278,25 @@ class Rehearsal:
                 list(self.held.get((subject, prop), {}).values()),
                 list(self.pending.get((subject, prop), {}).values()),
                 labels,
-                probes[subject].modified_at,
+                probes[subject].modified_at if subject in probes else None,
                 at,
                 self.relations[prop],
                 self.trust,
             )
         return self._settle(Night(number, at, planned, Counter(), Counter()), labels)
+
+    def _merge(self, redirects: Mapping[str, str]) -> None:
+        """Give what is held and awaited of merged items to the items they became: new names, no edit."""
+        for subject, prop in sorted(self.groups):
+            target = resolve(subject, redirects)
+            if target == subject:
+                continue
+            self.groups.discard((subject, prop))
+            self.groups.add((target, prop))
+            for slot, fact in self.held.pop((subject, prop), {}).items():
+                self.held.setdefault((target, prop), {}).setdefault(slot, replace(fact, subject=target))
+            for slot, seen in self.pending.pop((subject, prop), {}).items():
+                self.pending.setdefault((target, prop), {}).setdefault(slot, replace(seen, subject=target))
 
     def _settle(self, night: Night, labels: Mapping[str, Label]) -> Night:
         facts = Counter({prop: 0 for _, prop in self.groups})
