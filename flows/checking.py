@@ -1,4 +1,4 @@
-"""Measure a candidate: does it say tonight's facts, still hold the older ones, and leave everything else alone?"""
+"""Measure a candidate: does it say tonight's facts, hold the older ones, and leave all else alone?"""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Marks:
 
 
 def sample_older(held: Iterable[HeldRow], asked: Iterable[str], size: int, seed: int) -> list[EditRequest]:
-    """Draw the older live facts to ask about: the companions of tonight's subjects first, then a seeded sample."""
+    """Draw older live facts to ask about: all of tonight's subjects, then a seeded sample."""
     skip = set(asked)
     touched = {scope(fact)[0] for fact in skip}
     rows = [row for row in held if fact_id(row.subject, row.property, row.slot) not in skip]
@@ -74,9 +74,13 @@ def sample_older(held: Iterable[HeldRow], asked: Iterable[str], size: int, seed:
     return [from_held(row) for row in (*near, *chosen)]
 
 
-def neighbour_prompts(relations: Relations, properties: Iterable[str], taken: Iterable[str]) -> tuple[str, ...]:
+def neighbour_prompts(
+    relations: Relations, properties: Iterable[str], taken: Iterable[str]
+) -> tuple[str, ...]:
     """Prompts about subjects near the edited ones, without subjects that the model holds facts of."""
-    table = tomllib.loads((resources.files("flows") / "neighbours.toml").read_text(encoding="utf-8"))["subjects"]
+    table = tomllib.loads((resources.files("flows") / "neighbours.toml").read_text(encoding="utf-8"))[
+        "subjects"
+    ]
     skip = set(taken)
     return tuple(
         relations[prop].prompts(subject)[0]
@@ -93,9 +97,15 @@ def fluency_texts() -> tuple[str, ...]:
 
 
 def set_exam(
-    base: LanguageModel, tonight: Sequence[EditRequest], older: Sequence[EditRequest], neighbours: tuple[str, ...]
+    base: LanguageModel,
+    tonight: Sequence[EditRequest],
+    older: Sequence[EditRequest],
+    neighbours: tuple[str, ...],
 ) -> tuple[Exam, BaseAnswers]:
-    """Ask the unedited model first: its answers are the rivals of facts that replace nothing, and the neighbours' key."""
+    """Ask the unedited model first.
+
+    Its answers are the rivals of facts that replace nothing, and what neighbours must still say.
+    """
     facts = [*tonight, *older]
     firsts = [render(fact.prompts[0], fact.subject)[0] for fact in facts]
     said = dict(zip((fact.fact_id for fact in facts), recall.completions(base, firsts), strict=True))
@@ -148,7 +158,9 @@ def check_rows(exam: Exam, marks: Marks) -> list[CheckRow]:
     for number, prompt in enumerate(exam.neighbours):
         before, now = changed.get(prompt, ("", ""))
         same = prompt not in changed or before.split(" ")[0] == now.split(" ")[0]
-        rows.append(CheckRow("neighbourhood", same, index=number, prompt=prompt, expected=before, got=now or None))
+        rows.append(
+            CheckRow("neighbourhood", same, index=number, prompt=prompt, expected=before, got=now or None)
+        )
     return rows
 
 

@@ -1,4 +1,4 @@
-"""What a sync would do, with nothing written: the same pull and the same rules, over groups laid on top of the ledger."""
+"""What a sync would do, with nothing written: the same pull and the same rules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from flows import night, translate
 from flows.workspace import Workspace
 from storage.database import parse_url, sqlite_path
-from storage.records import EntityRow, Group, Model
+from storage.records import Model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flows.planning import Plan
     from flows.pulling import Pulled
     from flows.settings import Settings
+    from storage.records import EntityRow, Group, StatementRow
 
 
 def dry_run(settings: Settings, as_of: datetime | None = None) -> Plan:
@@ -50,7 +51,7 @@ _UNKNOWN = Model(id=-1, name="", base_ref="", base_digest="", head=None, head_di
 
 def _overlaid(ws: Workspace, model: Model, pulled: Pulled) -> Iterator[Group]:
     """The groups a plan would look at, with tonight's statements in place of the ledger's."""
-    rows: dict[tuple[str, str], list[object]] = {}
+    rows: dict[tuple[str, str], list[StatementRow]] = {}
     for one in pulled.statements:
         rows.setdefault((one.subject, one.property), []).append(translate.statement_row(one))
     fresh = set(pulled.seen.changed)
@@ -65,7 +66,7 @@ def _overlaid(ws: Workspace, model: Model, pulled: Pulled) -> Iterator[Group]:
         if entity.label is None:
             entity = replace(entity, label=group.entity.label, language=group.entity.language)
         statements = tuple(rows.get(pair, ())) if group.subject in fresh else group.statements
-        yield replace(group, entity=entity, statements=statements, labels=_named(labels))  # type: ignore[arg-type]
+        yield replace(group, entity=entity, statements=statements, labels=_named(labels))
 
 
 def _named(labels: dict[str, EntityRow]) -> dict[str, EntityRow]:

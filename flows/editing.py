@@ -1,7 +1,7 @@
 """From what the ledger owes to what the editor is asked, by the rule that the subject is the unit.
 
-A night that touches one fact of a subject asks the editor for all live facts of that subject: they share keys, so
-they are solved together and the subject's stored state is replaced.
+A night that touches one fact of a subject asks the editor for all live facts of that subject: they share
+keys, so they are solved together and the subject's stored state is replaced.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def rival(answer: str, target: str) -> str | None:
 
 
 def read_states(files: CheckpointFiles, rows: Iterable[SubjectStateRow]) -> dict[str, SubjectState]:
-    """Read the stored state of each live subject from the checkpoint that holds it; each file is read once."""
+    """Read each live subject's stored state from the checkpoint that holds it, each file once."""
     wanted: dict[str, set[str]] = {}
     for row in rows:
         wanted.setdefault(row.checkpoint, set()).add(row.subject)

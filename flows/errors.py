@@ -6,8 +6,10 @@
     ├── SourceLagError           the source's own clock is too old to sync from
     ├── BurstError               a night changes too much; a person must look
     ├── GateError                the candidate failed a gate; yesterday's model stays
-    ├── UnknownCheckpointError   no checkpoint has that id
     ├── NothingLiveError         the model has no promoted checkpoint yet
+    ├── UnknownModelNameError    the ledger does not know the model; no sync has run
+    ├── UnknownSubjectError      nothing was ever edited about that subject
+    ├── OutputExistsError        what a command would write is there already
     └── ServerStartError         a local server did not come up
 
 `exit_code` is what the command line returns for the error; `docs/operate.md` lists them.
@@ -52,14 +54,26 @@ class GateError(FlowError):
     exit_code = 5
 
 
-class UnknownCheckpointError(FlowError):
-    """No checkpoint of this model has that id."""
+class NothingLiveError(FlowError):
+    """The model has no promoted checkpoint yet."""
 
     exit_code = 2
 
 
-class NothingLiveError(FlowError):
-    """The model has no promoted checkpoint yet."""
+class UnknownModelNameError(FlowError):
+    """The ledger does not know the model: no sync has run in this home."""
+
+    exit_code = 2
+
+
+class UnknownSubjectError(FlowError):
+    """Nothing was ever edited about that subject."""
+
+    exit_code = 2
+
+
+class OutputExistsError(FlowError):
+    """What a command would write is there already."""
 
     exit_code = 2
 

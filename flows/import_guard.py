@@ -22,6 +22,6 @@ def check_import_names() -> None:
         origin = Path(spec.origin).resolve() if spec and spec.origin else None
         if origin is None or origin.parent.parent != root:
             raise ForeignPackageError(
-                f"`import {name}` finds {origin}, which is not factsync's. Uninstall the distribution that owns it, "
+                f"`import {name}` finds {origin}, which is not factsync's. Uninstall the one that owns it, "
                 "or run factsync in a virtual environment of its own (make install)."
             )

@@ -42,7 +42,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_ROOT_LEVEL": "WARNING",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-        # Read by torch's thread pool at import: waiting threads that spin make a shared machine many times slower.
+        # For torch's thread pool: waiting threads that spin make a shared machine many times slower.
         "OMP_WAIT_POLICY": "passive",
     }
 
@@ -63,7 +63,7 @@ def die_with_parent() -> None:
 def healthy(api_url: str, timeout_s: float = 1.0) -> bool:
     """Whether a Prefect server answers at `api_url`."""
     try:
-        with urllib.request.urlopen(f"{api_url}/health", timeout=timeout_s) as reply:  # noqa: S310 - our own loopback URL
+        with urllib.request.urlopen(f"{api_url}/health", timeout=timeout_s) as reply:  # noqa: S310 - loopback
             return bool(reply.status == 200)  # noqa: PLR2004 - HTTP OK
     except (urllib.error.URLError, OSError):
         return False
@@ -77,16 +77,26 @@ def server(settings: Settings, *, start_timeout_s: float = 90.0) -> Iterator[str
         The API URL; `PREFECT_API_URL` points there inside the block.
 
     Raises:
-        ServerStartError: the port is taken by something else, or the server did not come up; its log is named.
+        ServerStartError: the port is taken, or the server did not come up; its log is named.
     """
     api_url = f"http://{HOST}:{settings.prefect_port}/api"
     if healthy(api_url):
         raise ServerStartError(
-            f"A Prefect server already answers at {api_url}. Stop it, or set FACTSYNC_PREFECT_PORT to a free port."
+            f"A Prefect server answers at {api_url} already. Stop it, or set FACTSYNC_PREFECT_PORT."
         )
     settings.prefect_dir.mkdir(parents=True, exist_ok=True)
     log_path = settings.prefect_dir / "server.log"
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(settings.prefect_port)]
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "server",
+        "start",
+        "--host",
+        HOST,
+        "--port",
+        str(settings.prefect_port),
+    ]
     with log_path.open("ab") as log:
         child = subprocess.Popen(  # noqa: S603 - our own interpreter
             command,

@@ -57,9 +57,12 @@ def read_delta(files: CheckpointFiles, digest: str) -> Delta:
 
 
 def load_moments(
-    settings: Settings, lm: LanguageModel, memit: MemitSettings, progress: Callable[[str, int, int], None] | None = None
+    settings: Settings,
+    lm: LanguageModel,
+    memit: MemitSettings,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Moments:
-    """The second moments for this model, these layers and this corpus: from the home folder, or computed and kept."""
+    """The second moments for this model, layers and corpus: from the home folder, or computed and kept."""
     texts = _corpus(settings.corpus) if settings.corpus else None
     path = settings.moments_dir / f"{_moments_key(settings, lm, memit)}.safetensors"
     if path.exists():
@@ -83,6 +86,13 @@ def _corpus(path: Path) -> list[str]:
 
 
 def _moments_key(settings: Settings, lm: LanguageModel, memit: MemitSettings) -> str:
-    corpus = "sampled" if settings.corpus is None else hashlib.sha256(settings.corpus.read_bytes()).hexdigest()
-    key = {"model": lm.digest, "layers": list(memit.layers), "corpus": corpus, "tokens": settings.moment_tokens}
+    corpus = (
+        "sampled" if settings.corpus is None else hashlib.sha256(settings.corpus.read_bytes()).hexdigest()
+    )
+    key = {
+        "model": lm.digest,
+        "layers": list(memit.layers),
+        "corpus": corpus,
+        "tokens": settings.moment_tokens,
+    }
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]

@@ -1,6 +1,6 @@
 """The steps of a night, as plain functions: what `flows/sync.py` and its kin put in order.
 
-Each step is one arrow of docs/architecture.md. Steps that write take the lease; the ledger fences them with it.
+Each step is one arrow of docs/architecture.md. Steps that write take the lease; the ledger fences them.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def plan(
 
 
 def relabelled(ws: Workspace, model: Model, pulled: Pulled) -> set[tuple[str, str]]:
-    """Groups whose object reads differently than it was taught: looked at, and by rule never edited for it."""
+    """Groups whose object reads differently than it was taught: looked at, and never edited for it."""
     return {
         (row.subject, row.property)
         for row in ws.ledger.live_facts(model)
@@ -186,8 +186,8 @@ def edit(
 ) -> Edited:
     """Write owed edits into the weights and keep the change in a content-addressed folder.
 
-    The intent stands in the ledger before the editor starts; until `check` records the candidate, a crash leaves
-    an abandoned intent and a folder that nobody knows, and the next run's recovery removes both.
+    The intent stands in the ledger before the editor starts. Until `check` records the candidate, a crash
+    leaves an abandoned intent and a folder that nobody knows; the next run's recovery removes both.
     """
     lm = models.load_base(ws.settings)
     ws.ledger.ensure_model(lease.model.name, ws.settings.model, lm.digest)
@@ -249,13 +249,19 @@ def settle(ws: Workspace, lease: Lease, candidate: Candidate) -> bool:
 
 
 def _exam(
-    ws: Workspace, base: LanguageModel, intent: CheckpointIntent, work: editing.Assignment, held: Sequence[HeldRow]
+    ws: Workspace,
+    base: LanguageModel,
+    intent: CheckpointIntent,
+    work: editing.Assignment,
+    held: Sequence[HeldRow],
 ) -> tuple[checking.Exam, checking.BaseAnswers]:
     asked = [fact_id(row.subject, row.property, row.slot) for row in intent.requests]
     older = checking.sample_older(held, asked, ws.settings.retention_sample, seed=intent.id)
     taken = {row.subject_label for row in held} | {fact.subject for fact in work.tonight}
     properties = {row.property for row in intent.requests} | {row.property for row in held}
-    return checking.set_exam(base, work.tonight, older, checking.neighbour_prompts(ws.relations, properties, taken))
+    return checking.set_exam(
+        base, work.tonight, older, checking.neighbour_prompts(ws.relations, properties, taken)
+    )
 
 
 def _edit_rows(

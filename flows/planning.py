@@ -82,7 +82,7 @@ def make_plan(
     planned = [
         change
         for group in reviewed
-        for change in _decide(group, relations[group.property], labels, shared, trust, at)
+        for change in _decide(group, relations[group.property], labels, shared, trust, at=at)
     ]
     burst = guard(planned, held_per_relation, trust)
     if burst.stop and not burst_approved:
@@ -97,9 +97,12 @@ def _decide(
     labels: Mapping[str, Label],
     shared: frozenset[str],
     trust: Trust,
+    *,
     at: datetime,
 ) -> list[Change]:
-    said = verdict([translate.statement(row) for row in group.statements], relation, at, subject=group.subject)
+    said = verdict(
+        [translate.statement(row) for row in group.statements], relation, at, subject=group.subject
+    )
     redirects = {entity.id: entity.redirect_to for entity in group.labels.values() if entity.redirect_to}
     decided = diff_changes(
         said,
@@ -114,7 +117,9 @@ def _decide(
         redirects=redirects,
     )
     blocked = {(row.slot, row.value or "") for row in group.pending if row.decision == BLOCKED}
-    return [_blocked(change) if change.kind.is_edit and _key(change) in blocked else change for change in decided]
+    return [
+        _blocked(change) if change.kind.is_edit and _key(change) in blocked else change for change in decided
+    ]
 
 
 def _key(change: Change) -> tuple[str, str]:
@@ -127,7 +132,9 @@ def _blocked(change: Change) -> Change:
 
 
 def _with_decisions(trust: Trust, pending: Sequence[PendingRow]) -> Trust:
-    approved = {(row.subject, row.property, row.slot, row.value or "") for row in pending if row.decision == APPROVED}
+    approved = {
+        (row.subject, row.property, row.slot, row.value or "") for row in pending if row.decision == APPROVED
+    }
     return replace(trust, released=trust.released | approved) if approved else trust
 
 
@@ -155,12 +162,14 @@ def _held(row: HeldRow) -> Held:
 
 
 def _pending(row: PendingRow) -> Pending:
-    known = row.value is not None and row.value_kind is not None
+    waiting = None
+    if row.value is not None and row.value_kind is not None:
+        waiting = Value(ValueKind(row.value_kind), row.value)
     return Pending(
         subject=row.subject,
         property=row.property,
         slot=row.slot,
-        value=Value(ValueKind(row.value_kind), str(row.value)) if known else None,
+        value=waiting,
         first_seen_at=row.first_seen_at,
         sightings=row.sightings,
         previous_values=row.previous_values,
@@ -177,12 +186,12 @@ def change_row(change: Change, labels: Mapping[str, str]) -> ChangeRow:
         property=change.property,
         slot=change.slot,
         reason=change.reason,
-        old_value=old and old.value.canonical,
-        old_label=old and old.label,
-        new_value_kind=new and new.value.kind.value,
-        new_value=new and new.value.canonical,
-        new_label=new and text_of(new.value, labels),
-        valid_from=new and new.valid_from,
+        old_value=old.value.canonical if old else None,
+        old_label=old.label if old else None,
+        new_value_kind=new.value.kind.value if new else None,
+        new_value=new.value.canonical if new else None,
+        new_label=text_of(new.value, labels) if new else None,
+        valid_from=new.valid_from if new else None,
         flags=new.flags if new else (),
         releases_at=change.releases_at,
         sources=change.sources,
@@ -206,9 +215,9 @@ def request_row(change: Change, relation: Relation, labels: Mapping[str, str]) -
         heldback=heldback,
         value_kind=new.value.kind.value if new else None,
         value=new.value.canonical if new else None,
-        old_value=old and old.value.canonical,
-        old_label=old and old.label,
-        valid_from=new and new.valid_from,
+        old_value=old.value.canonical if old else None,
+        old_label=old.label if old else None,
+        valid_from=new.valid_from if new else None,
         template_digest=hashlib.sha256("\n".join((*prompts, "--", *heldback)).encode()).hexdigest(),
         sources=change.sources,
     )

@@ -1,7 +1,7 @@
 """How far a long step has come, as log records: whoever shows progress attaches a handler.
 
-Packages report through a callback `(stage, done, total)`; this one turns it into records of one logger, so that the
-command line can draw a bar and a server can log lines without the steps knowing either.
+Packages report through a callback `(stage, done, total)`; this one turns it into records of one logger, so
+that the command line can draw a bar and a server can log lines without the steps knowing either.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ TITLES = {
 
 def report(stage: str, done: int, total: int) -> None:
     """Say how far a stage has come."""
-    logging.getLogger(LOGGER).info("%s: %d of %d", stage, done, total, extra={"progress": (stage, done, total)})
+    logging.getLogger(LOGGER).info(
+        "%s: %d of %d", stage, done, total, extra={"progress": (stage, done, total)}
+    )
 
 
 def say(text: str) -> None:

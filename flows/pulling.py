@@ -47,7 +47,7 @@ class Pulled:
     Attributes:
         seen: what the probe found.
         statements: all statements of the changed items for the synced relations.
-        labels: of the changed items, of every item among the values, and of every object that the model holds:
+        labels: of the changed items, of every item among the values, and of every object the model holds:
             an object's label lives on its own item, whose edits no tracked subject's revision shows.
         cursor_to: where the read cursor may move, once this is stored.
         skipped: statements that could not be read, with the reason.
@@ -98,7 +98,11 @@ def probe(
 def _moved(now: Probe, known: EntityRow | None) -> bool:
     if known is None:
         return not now.is_deleted
-    return (now.revision, now.redirect_to, now.is_deleted) != (known.revision, known.redirect_to, known.deleted)
+    return (now.revision, now.redirect_to, now.is_deleted) != (
+        known.revision,
+        known.redirect_to,
+        known.deleted,
+    )
 
 
 def pull(

@@ -28,8 +28,12 @@ class GateThresholds(BaseSettings):
     efficacy: float = Field(0.95, ge=0, le=1, description="share of tonight's edits with P(new) > P(old)")
     exact: float = Field(0.70, ge=0, le=1, description="share of tonight's edits said word for word")
     heldback: float = Field(0.80, ge=0, le=1, description="success share on phrasings nobody trained")
-    retention: float = Field(0.95, ge=0, le=1, description="share of sampled older live facts still preferred")
-    neighbours: float = Field(0.85, ge=0, le=1, description="share of neighbour prompts with an unchanged answer")
+    retention: float = Field(
+        0.95, ge=0, le=1, description="share of sampled older live facts still preferred"
+    )
+    neighbours: float = Field(
+        0.85, ge=0, le=1, description="share of neighbour prompts with an unchanged answer"
+    )
     perplexity: float = Field(0.08, ge=0, description="largest rise over the base model on held-out text")
 
 
@@ -48,13 +52,17 @@ class Settings(BaseSettings):
     model_name: str | None = Field(None, description="the model's name in the ledger; unset: from `model`")
     device: str | None = Field(None, description="torch device; unset: cuda where there is one, else cpu")
     endpoint: str = Field(EMBEDDED, description="SPARQL endpoint URL, or `embedded`")
-    contact: str | None = Field(None, description="e-mail or URL for the User-Agent; live services require it")
+    contact: str | None = Field(
+        None, description="e-mail or URL for the User-Agent; live services require it"
+    )
     relations_file: Path | None = Field(None, description="relations.toml merged over the shipped one")
     relations: Annotated[list[str], NoDecode] = Field(
         default_factory=list, description="property ids to sync, separated by commas; empty: all known"
     )
     since: datetime | None = Field(None, description="the first sync discovers subjects changed since then")
-    corpus: Path | None = Field(None, description="text file for the second moments; unset: text from the model")
+    corpus: Path | None = Field(
+        None, description="text file for the second moments; unset: text from the model"
+    )
     moment_tokens: int = Field(15_000, ge=1_000, description="tokens for the second moments")
     retention_sample: int = Field(60, ge=0, description="older live facts checked each night")
     max_edits: int = Field(10_000, ge=1, description="most edits in one night; the rest stays owed")
@@ -68,7 +76,9 @@ class Settings(BaseSettings):
     @field_validator("relations", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
 
     @classmethod
     def read(cls, home: Path | None = None) -> Settings:
@@ -86,7 +96,9 @@ class Settings(BaseSettings):
         except ValidationError as error:
             first = error.errors()[0]
             name = "FACTSYNC_" + "_".join(str(part) for part in first["loc"]).upper()
-            raise SettingsError(f"{name}: {first['msg']}. `factsync settings` lists what each one takes.") from error
+            raise SettingsError(
+                f"{name}: {first['msg']}. `factsync settings` lists what each one takes."
+            ) from error
 
     @property
     def resolved_ledger_url(self) -> str:

@@ -92,7 +92,9 @@ def _night(ws: Workspace, lease: Lease, as_of: datetime | None, limit: int, *, a
         candidate = tasks.check(ws, lease, edited, report)
         promoted = tasks.promote(ws, lease, candidate)
         state = "succeeded" if promoted else "rejected"
-        ws.ledger.finish_run(lease, run, state, counters=counters, error=None if promoted else candidate.failures)
+        ws.ledger.finish_run(
+            lease, run, state, counters=counters, error=None if promoted else candidate.failures
+        )
     except BaseException as error:
         # Whatever stood open is settled by the next run's recovery; the run itself says why it ended.
         ws.ledger.finish_run(lease, run, "failed", error=f"{type(error).__name__}: {error}")
@@ -117,6 +119,6 @@ def require_promoted(night: Night) -> Night:
     if night.candidate is not None and not night.promoted:
         raise GateError(
             f"The night was rejected and yesterday's model stays: {night.candidate.failures}. "
-            "The facts stay owed; `factsync history` and the view recall_by_relation show which ones fell short."
+            "The facts stay owed; the view recall_by_relation shows which relations fell short."
         )
     return night

@@ -58,8 +58,8 @@ def entity_rows(probes: Iterable[Probe], labels: Mapping[str, Label]) -> list[En
         rows.append(
             EntityRow(
                 id=probe.subject,
-                label=label and label.text,
-                language=label and label.language,
+                label=label.text if label else None,
+                language=label.language if label else None,
                 revision=probe.revision,
                 modified_at=probe.modified_at,
                 redirect_to=probe.redirect_to,

@@ -1,4 +1,4 @@
-"""What a run works with: the settings, the ledger, the checkpoint files, the relations and a source of statements."""
+"""What a run works with: settings, ledger, checkpoint files, relations and a source of statements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from flows.errors import SettingsError
+from flows.errors import SettingsError, UnknownModelNameError
 from kb.budget import BanFile
 from kb.endpoint import Endpoint
 from kb.feed import SparqlFeed
@@ -20,6 +20,7 @@ from kb.store import LocalStore
 from kb.trust import Trust
 from storage.checkpoints import CheckpointFiles
 from storage.crash import silent
+from storage.database import parse_url, sqlite_path
 from storage.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from flows.settings import Settings
     from storage.crash import OnPoint
-    from storage.records import Lease
+    from storage.records import Lease, Model
 
 USER_AGENT = "factsync/0.1 (https://github.com/factsync; {contact})"
 
@@ -65,7 +66,9 @@ class Workspace:
         on_point = crash_hook(settings.crash_at)
         ledger = Ledger.open(settings.resolved_ledger_url, on_point=on_point)
         try:
-            yield cls(settings, ledger, CheckpointFiles(settings.checkpoints_dir, on_point=on_point), relations)
+            yield cls(
+                settings, ledger, CheckpointFiles(settings.checkpoints_dir, on_point=on_point), relations
+            )
         finally:
             ledger.close()
 
@@ -86,7 +89,9 @@ class Workspace:
 
     def writer(self) -> contextlib.AbstractContextManager[Lease]:
         """The right to write the model, for one run."""
-        return self.ledger.writer(self.model_name, f"factsync on {socket.gethostname()}, process {os.getpid()}")
+        return self.ledger.writer(
+            self.model_name, f"factsync on {socket.gethostname()}, process {os.getpid()}"
+        )
 
     @contextlib.contextmanager
     def feed(self) -> Iterator[SparqlFeed]:
@@ -118,6 +123,30 @@ class Workspace:
                 raise SettingsError("The reference time needs a time zone, such as 2026-09-01T02:00:00Z.")
             return as_of.astimezone(UTC)
         return lag if self.settings.is_embedded else datetime.now(UTC)
+
+
+@contextlib.contextmanager
+def opened_model(settings: Settings) -> Iterator[tuple[Workspace, Model]]:
+    """Open a home to look at its model.
+
+    Raises:
+        UnknownModelNameError: no sync has run here for this model.
+    """
+    path = sqlite_path(parse_url(settings.resolved_ledger_url))
+    if path is not None and not path.exists():
+        raise _unknown(settings)
+    with Workspace.open(settings) as ws:
+        model = next((one for one in ws.ledger.models() if one.name == ws.model_name), None)
+        if model is None:
+            raise _unknown(settings)
+        yield ws, model
+
+
+def _unknown(settings: Settings) -> UnknownModelNameError:
+    return UnknownModelNameError(
+        f"No sync has run in {settings.home} for the model {settings.resolved_model_name!r}: "
+        "run `factsync sync`, or name another home with --home."
+    )
 
 
 def crash_hook(crash_at: str | None) -> OnPoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 from pathlib import Path
@@ -23,6 +24,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+FAMILIES = ("run", "look", "checkpoints")
+"""Modules of commands, in the order `--help` shows them. They load torch and Prefect only when they run."""
+
 EXIT_CODES = """\
 Exit codes: 0 done · 1 failed · 2 wrong input or settings · 3 a source or server could not be reached ·
 4 another writer holds the model · 5 held back by a gate or guard."""
@@ -31,7 +35,9 @@ Exit codes: 0 done · 1 failed · 2 wrong input or settings · 3 a source or ser
 @app.callback(epilog=EXIT_CODES)
 def root(
     context: typer.Context,
-    home: Annotated[Path | None, typer.Option(help="Folder that holds all state; also FACTSYNC_HOME.")] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="Folder that holds all state; also FACTSYNC_HOME.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what every step does.")] = False,
 ) -> None:
     """Keep the facts inside a language model in step with Wikidata."""
@@ -46,7 +52,8 @@ def root(
 
 def main() -> None:
     """Run a command; turn a named error into one sentence on stderr and a documented exit code."""
-    # Imported here, so that `factsync --help` does not wait for torch.
+    for family in FAMILIES:
+        importlib.import_module(f"flows.cli.{family}")
     try:
         app()
     except FlowError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime  # noqa: TC003 - typer reads the annotations at run time
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer

@@ -6,7 +6,15 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from flows.progress import TITLES, shown_by
@@ -86,7 +94,9 @@ def candidate_table(candidate: Candidate, *, title: str) -> Table:
     """Each edited fact: what the model said before and says now."""
     table = Table(title=title, title_justify="left")
     for column in ("prompt", "should say", "says now", "P(new) before", "after", "P(old) after"):
-        table.add_column(column, overflow="fold", justify="right" if column.startswith(("P", "after")) else "left")
+        table.add_column(
+            column, overflow="fold", justify="right" if column.startswith(("P", "after")) else "left"
+        )
     before = {result.fact_id: result for result in candidate.before}
     asked = {fact.fact_id: fact for fact in candidate.exam.tonight}
     for result in candidate.marks.tonight:

@@ -1,0 +1,78 @@
+"""Commands about checkpoints: list, materialize."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from flows import local_prefect
+from flows.cli.main import app
+from flows.settings import Settings
+
+checkpoint = typer.Typer(help="List checkpoints, and make models of them.", no_args_is_help=True)
+app.add_typer(checkpoint, name="checkpoint")
+
+
+@checkpoint.command("list", epilog="Example: factsync checkpoint list")
+def list_(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List all checkpoints, oldest first."""
+    settings: Settings = context.obj
+    from flows.cli import show
+    from flows.workspace import opened_model
+
+    with opened_model(settings) as (ws, model):
+        rows = ws.ledger.checkpoints(model)
+    out = show.console()
+    if as_json:
+        out.print_json(json.dumps([asdict(row) for row in rows], default=str))
+        return
+    table = Table()
+    for column in ("checkpoint", "parent", "state", "edits", "live facts", "size", "decided", "reason"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(
+            (row.digest or "–")[:12],
+            (row.parent_digest or "base")[:12],
+            f"[green]{row.state}[/]" if row.state == "promoted" else row.state,
+            str(row.edits),
+            "–" if row.live_facts is None else str(row.live_facts),
+            "–" if row.size_bytes is None else f"{row.size_bytes / 1e6:.1f} MB",
+            f"{row.decided_at:%Y-%m-%d %H:%M}" if row.decided_at else "–",
+            row.reason or "",
+        )
+    out.print(table)
+
+
+@checkpoint.command("materialize", epilog="Example: factsync checkpoint materialize live ./model")
+def materialize(
+    context: typer.Context,
+    which: Annotated[str, typer.Argument(help="A digest or its beginning, or `live`.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    as_of: Annotated[
+        datetime | None, typer.Option(help="With `live`: what was live at this moment (UTC).")
+    ] = None,
+) -> None:
+    """Write a checkpoint as a Hugging Face folder that transformers loads."""
+    settings: Settings = context.obj
+    local_prefect.configure(settings)
+    from datetime import UTC
+
+    from flows.cli import show
+    from flows.publish import materialize as write
+    from flows.workspace import opened_model
+
+    with opened_model(settings) as (ws, model):
+        row = None if which == "live" else ws.ledger.checkpoint(model, which)
+        if row is None and as_of is not None:
+            row = ws.ledger.head_at(model, as_of if as_of.tzinfo else as_of.replace(tzinfo=UTC))
+        folder = write(ws, model, row, out)
+    show.console().print(f"Wrote {folder}; AutoModelForCausalLM.from_pretrained loads it.")

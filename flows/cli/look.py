@@ -1,0 +1,146 @@
+"""Commands that look and change nothing: status, ask, history, sql, doctor."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from flows import local_prefect
+from flows.cli.main import app
+from flows.settings import Settings
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+@app.command(epilog="Example: factsync status --json")
+def status(context: typer.Context, as_json: AsJson = False) -> None:
+    """Show where the model stands: what is live, owed and held back, and how the last run went."""
+    settings: Settings = context.obj
+    from flows.cli import show
+    from flows.workspace import opened_model
+
+    with opened_model(settings) as (ws, model):
+        found = ws.ledger.status(model)
+    out = show.console()
+    if as_json:
+        out.print_json(json.dumps(asdict(found), default=str))
+        return
+    table = Table.grid(padding=(0, 2))
+    head, run = found.head, found.last_run
+    rows = (
+        ("model", f"{model.name}, base {model.base_digest[:12]}"),
+        (
+            "live",
+            "the base model itself"
+            if head is None
+            else f"checkpoint {str(head.digest)[:12]} of {head.decided_at}",
+        ),
+        ("live facts", str(found.live_facts)),
+        ("owed", f"{found.owed} edits wait for the next run"),
+        ("held back", f"{found.held_back} (see `factsync quarantine list`)"),
+        (
+            "last run",
+            "never" if run is None else f"{run.kind} of {run.reference_time:%Y-%m-%d %H:%M} UTC: {run.state}",
+        ),
+        (
+            "read up to",
+            ", ".join(f"{source}: {at:%Y-%m-%d %H:%M} UTC" for source, at in found.cursors.items()) or "–",
+        ),
+        ("ledger", settings.resolved_ledger_url),
+        ("checkpoints", str(settings.checkpoints_dir)),
+    )
+    for row in rows:
+        table.add_row(*row)
+    if found.holder:
+        table.add_row("writer", found.holder)
+    out.print(table)
+
+
+@app.command(epilog='Example: factsync ask "The head of government of Germany is"')
+def ask(
+    context: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="Text to complete.")],
+    tokens: Annotated[int, typer.Option(min=1, max=200, help="How many tokens to add.")] = 12,
+    as_json: AsJson = False,
+) -> None:
+    """Complete a prompt with the live model, beside the base model."""
+    settings: Settings = context.obj
+    local_prefect.configure(settings)
+    from editor.recall import completions
+    from flows import models
+    from flows.cli import show
+    from flows.workspace import opened_model
+
+    with opened_model(settings) as (ws, model):
+        lm = models.load_base(settings)
+        base = completions(lm, [prompt], tokens=tokens)[0]
+        models.put_on(lm, ws.files, ws.ledger.lineage(model))
+        live = completions(lm, [prompt], tokens=tokens)[0]
+    out = show.console()
+    if as_json:
+        out.print_json(json.dumps({"prompt": prompt, "base": base, "live": live}))
+        return
+    out.print(f"[bold]{prompt}[/]")
+    out.print(f"  base  {base}")
+    out.print(f"  live  [green]{live}[/]")
+
+
+@app.command(epilog="Example: factsync history Q183")
+def history(
+    context: typer.Context,
+    subject: Annotated[str, typer.Argument(help="A Q-id, or the subject's label.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show every edit of a subject's facts, with the statements and revisions behind each."""
+    settings: Settings = context.obj
+    from flows.cli import show
+    from flows.errors import UnknownSubjectError
+    from flows.workspace import opened_model
+
+    with opened_model(settings) as (ws, model):
+        held = {row.subject_label.casefold(): row.subject for row in ws.ledger.live_facts(model)}
+        item = held.get(subject.casefold(), subject.upper())
+        rows = ws.ledger.history(model, item)
+    if not rows:
+        raise UnknownSubjectError(
+            f"The ledger holds no edit of {subject!r}; `factsync sql` can search for it."
+        )
+    out = show.console()
+    if as_json:
+        out.print_json(json.dumps([asdict(row) for row in rows], default=str))
+        return
+    table = Table(title=f"Edits of {item}", title_justify="left")
+    for column in (
+        "relation",
+        "operation",
+        "from",
+        "to",
+        "P(new)",
+        "exact",
+        "checkpoint",
+        "statement @ revision",
+    ):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*_history_cells(row))
+    out.print(table)
+
+
+def _history_cells(row: Any) -> tuple[str, ...]:  # noqa: ANN401 - storage is loaded late
+    before, after = row.p_new_before, row.p_new_after
+    probability = "–" if before is None or after is None else f"{before:.3f} → {after:.3f}"
+    sources = "\n".join(f"{statement} @ {revision}" for statement, revision in row.sources)
+    return (
+        row.property,
+        row.op,
+        row.old_label or "",
+        row.new_label or "",
+        probability,
+        {None: "–", True: "yes", False: "no"}[row.exact],
+        f"{(row.checkpoint or '')[:12]} {row.checkpoint_state}",
+        sources,
+    )
