@@ -57,4 +57,5 @@ def advance(
             before=cursor,
             after=lag,
         )
-    return min(lag, at)
+    moved = min(lag, at)
+    return moved if cursor is None else max(cursor, moved)

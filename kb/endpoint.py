@@ -115,6 +115,7 @@ class Endpoint:
         probe_batch: ids in one probe or label query.
         statement_batch: ids in one statement query.
         page_rows: rows in one page of discovery.
+        first_window_s: width of the first window of discovery; later ones adapt. None: the whole span.
         layout: where versions stand.
         namespaces: IRIs.
         properties: property ids.
@@ -133,6 +134,7 @@ class Endpoint:
     probe_batch: int = 500
     statement_batch: int = 100
     page_rows: int = 2000
+    first_window_s: float | None = 3600.0
     layout: Layout = Layout.MUNGED
     namespaces: Namespaces = field(default_factory=Namespaces)
     properties: Properties = field(default_factory=Properties)
@@ -153,8 +155,8 @@ class Endpoint:
 
     @classmethod
     def local(cls, url: str) -> Endpoint:
-        """An endpoint on this machine: no contact, no query-time budget, two requests at once."""
-        return cls(url=url, parallel=2, query_seconds_per_minute=None)
+        """An endpoint on this machine: no contact, no query-time budget, whole windows, two at once."""
+        return cls(url=url, parallel=2, query_seconds_per_minute=None, first_window_s=None)
 
     @property
     def agent(self) -> str:

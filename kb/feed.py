@@ -8,7 +8,7 @@ changed; read ``lag()`` again; move the cursor to what `kb.cursor.advance` allow
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from kb import terms
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _TOO_MUCH = (EndpointTimeoutError, TruncatedReplyError, ReplyTooLargeError)
+_FIRST_DAY = datetime(2012, 10, 29, tzinfo=UTC)
 _SMALLEST_WINDOW = timedelta(seconds=1)
+_EASY = 4  # an answer in less than this part of the deadline invites a wider window
 
 
 class ChangeFeed(Protocol):
@@ -127,7 +129,7 @@ class SparqlFeed:
             by_scope.setdefault(tuple(sorted(relation.classes)), []).append(relation.property)
         found: set[str] = set()
         for classes, properties in sorted(by_scope.items()):
-            found.update(self._window(since, until, sorted(properties), classes))
+            found |= self._windows(since, until, sorted(properties), classes)
         return sorted(found, key=id_order)
 
     def statements(self, ids: Collection[str], properties: Collection[str]) -> list[Statement]:
@@ -231,31 +233,50 @@ class SparqlFeed:
                 found = [one for one in found if one.property != prop or one.value.canonical not in out]
         return found
 
+    def _windows(
+        self, since: datetime, until: datetime, properties: Sequence[str], classes: Sequence[str]
+    ) -> set[str]:
+        """A span in windows: halved while the service cannot answer, the next doubled where it was easy.
+
+        A span from before Wikidata's first day asks for everything, which is tried whole once: few items of a
+        rare relation are found sooner by the relation than by date.
+        """
+        found: set[str] = set()
+        first = until - since
+        if self.endpoint.first_window_s is not None:
+            first = min(first, timedelta(seconds=self.endpoint.first_window_s))
+        everything = since < _FIRST_DAY
+        since = max(since, _FIRST_DAY)
+        width = until - since if everything else first
+        while since < until:
+            end = min(until, since + width)
+            begun = self.transport.clock.monotonic()
+            try:
+                found |= self._window(since, end, properties, classes)
+            except _TOO_MUCH:
+                if end - since <= _SMALLEST_WINDOW:
+                    raise
+                half = timedelta(seconds=int((end - since).total_seconds() / 2))
+                width = min(half, first) if everything else half
+                everything = False
+                continue
+            since = end
+            if self.transport.clock.monotonic() - begun < self.endpoint.timeout_s / _EASY:
+                width *= 2
+        return found
+
     def _window(
         self, since: datetime, until: datetime, properties: Sequence[str], classes: Sequence[str]
     ) -> set[str]:
-        """One window, page by page; halved when the service cannot answer it whole."""
-        if since >= until:
-            return set()
+        """One window, page by page."""
         found: set[str] = set()
         after = ""
-        try:
-            while True:
-                page = self._page(since, until, properties, classes, after)
-                found.update(item for iri in page if (item := self._item_of(iri)) is not None)
-                if len(page) < self.endpoint.page_rows:
-                    return found
-                after = max(page)
-        except _TOO_MUCH:
-            middle = since + (until - since) / 2
-            middle = middle.replace(microsecond=0)
-            if until - since <= _SMALLEST_WINDOW or not since < middle < until:
-                raise
-            return (
-                found
-                | self._window(since, middle, properties, classes)
-                | self._window(middle, until, properties, classes)
-            )
+        while True:
+            page = self._page(since, until, properties, classes, after)
+            found.update(item for iri in page if (item := self._item_of(iri)) is not None)
+            if len(page) < self.endpoint.page_rows:
+                return found
+            after = max(page)
 
     def _page(
         self, since: datetime, until: datetime, properties: Sequence[str], classes: Sequence[str], after: str

@@ -73,9 +73,9 @@ class Transport:
         """
         self.endpoint = endpoint
         self.agent = endpoint.agent
-        self._clock = clock or Clock()
+        self.clock = clock or Clock()
         self._bans: BanMemory = bans or VolatileBans()
-        self._budget = QueryBudget(endpoint.query_seconds_per_minute, self._clock)
+        self._budget = QueryBudget(endpoint.query_seconds_per_minute, self.clock)
         self._slots = threading.BoundedSemaphore(endpoint.parallel)
         self._pause_lock = threading.Lock()
         self._paused_until = 0.0
@@ -110,35 +110,35 @@ class Transport:
                 attempt += 1
                 wait_s = getattr(error, "retry_after_s", None)
                 if wait_s is None:
-                    wait_s = backoff_s(attempt, self._clock)
+                    wait_s = backoff_s(attempt, self.clock)
                 elif wait_s <= self.endpoint.max_wait_s:
                     # Retry-After binds all queries of this client; a little jitter parts the parallel ones
-                    wait_s += backoff_s(0, self._clock)
+                    wait_s += backoff_s(0, self.clock)
                     self._pause(wait_s)
                 if attempt >= self.endpoint.max_attempts or wait_s > self.endpoint.max_wait_s:
                     raise
                 _LOG.info(
                     "Attempt %d on %s failed (%s); waiting %.1f s.", attempt, self.endpoint.url, error, wait_s
                 )
-                self._clock.sleep(wait_s)
+                self.clock.sleep(wait_s)
 
     def _pause(self, seconds: float) -> None:
         with self._pause_lock:
-            self._paused_until = max(self._paused_until, self._clock.monotonic() + seconds)
+            self._paused_until = max(self._paused_until, self.clock.monotonic() + seconds)
 
     def _wait_for_turn(self) -> None:
         while True:
             with self._pause_lock:
-                pause_s = self._paused_until - self._clock.monotonic()
+                pause_s = self._paused_until - self.clock.monotonic()
             wait_s = max(self._budget.wait_s(), pause_s)
             if wait_s <= 0:
                 return
-            self._clock.sleep(wait_s)
+            self.clock.sleep(wait_s)
             self._refuse_if_banned()
 
     def _refuse_if_banned(self) -> None:
         until = self._bans.until(self.endpoint.url)
-        if until is not None and self._clock.now() < until:
+        if until is not None and self.clock.now() < until:
             raise self._banned(until)
 
     def _banned(self, until: datetime) -> BannedError:
@@ -150,11 +150,11 @@ class Transport:
         )
 
     def _ask(self, query: str, variables: Sequence[str]) -> list[Row]:
-        begun = self._clock.monotonic()
+        begun = self.clock.monotonic()
         try:
             reply = exchange(self.endpoint, query)
         finally:
-            self._budget.spend(self._clock.monotonic() - begun)
+            self._budget.spend(self.clock.monotonic() - begun)
         if reply.status != 200:  # noqa: PLR2004  (OK)
             self._raise_for(reply, query)
         return self._rows(reply, variables)
@@ -206,7 +206,7 @@ class Transport:
     def _raise_forbidden(self, text: str, status: int, retry_after_s: float | None) -> NoReturn:
         match = _BANNED.search(text)
         if match or "banned" in text.lower():
-            now = self._clock.now()
+            now = self.clock.now()
             until = now + (timedelta(seconds=retry_after_s) if retry_after_s is not None else _DEFAULT_BAN)
             if match:
                 try:
@@ -234,7 +234,7 @@ class Transport:
         except (ValueError, TypeError):
             return None
         at = at if at.tzinfo else at.replace(tzinfo=UTC)
-        return max(0.0, (at - self._clock.now()).total_seconds())
+        return max(0.0, (at - self.clock.now()).total_seconds())
 
     def _rows(self, reply: Reply, variables: Sequence[str]) -> list[Row]:
         content_type = reply.headers.get_content_type()

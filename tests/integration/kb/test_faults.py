@@ -338,6 +338,10 @@ def test_windows_are_halved_until_they_fit(feed, server):
 
     server.always = picky
     assert feed.discover(since, until, [P6]) == expected == IDS
+    server.requests.clear()
+    feed.endpoint = replace(feed.endpoint, first_window_s=60.0)
+    assert feed.discover(since, until, [P6]) == expected
+    assert len(server.requests) < 40  # a minute grows into hours
     server.always = answer(504)
     with pytest.raises(EndpointTimeoutError):
         feed.discover(until - timedelta(seconds=4), until, [P6])
@@ -425,3 +429,30 @@ def test_a_contact_is_enough(agent):
     assert (
         SparqlFeed(Endpoint("https://query.wikidata.org/sparql", user_agent=agent)).transport.agent == agent
     )
+
+
+def test_everything_is_asked_for_whole_first_and_by_date_when_that_is_too_much(feed, server):
+    beginning, until = datetime(2000, 1, 1, tzinfo=UTC), datetime(2026, 9, 1, tzinfo=UTC)
+    feed.endpoint = replace(feed.endpoint, first_window_s=7 * 86400.0)
+    server.requests.clear()
+    assert feed.discover(beginning, until, [P6]) == IDS
+    assert len(server.requests) == 1
+    server.faults.append(answer(504))
+    assert feed.discover(beginning, until, [P6]) == IDS
+    assert len(server.requests) < 15  # weeks grow into years
+
+
+def test_a_plain_server_behind_an_https_url_is_unreachable(server, fake):
+    feed = SparqlFeed(Endpoint.local(server.url.replace("http:", "https:")), clock=fake.clock)
+    with pytest.raises(EndpointUnreachableError):
+        feed.lag()
+
+
+def test_a_proxy_is_used_when_it_is_set_and_only_then(server, fake, monkeypatch):
+    monkeypatch.setenv(
+        "http_proxy", "http://127.0.0.1:9"
+    )  # the environment is read in one place, and not here
+    assert SparqlFeed(Endpoint.local(server.url), clock=fake.clock).lag() == datetime.fromisoformat(UNTIL)
+    endpoint = replace(Endpoint.local("http://127.0.0.1:9/query"), proxy=server.url.removesuffix("/query"))
+    assert SparqlFeed(endpoint, clock=fake.clock).lag() == datetime.fromisoformat(UNTIL)
+    assert server.requests[-1][0]["Host"] == "127.0.0.1:9"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -74,15 +75,17 @@ def values() -> st.SearchStrategy[Value]:
     return items | st.sampled_from([Value.somevalue(), Value.novalue()])
 
 
-@st.composite
-def groups(draw: st.DrawFn, largest: int = 6) -> list[Statement]:
+def groups(largest: int = 6) -> st.SearchStrategy[list[Statement]]:
     """Statements of one subject and property, ids unique."""
-    count = draw(st.integers(0, largest))
-    return [
-        statement(
-            number=number,
-            item="Q1",
-            value=draw(values()), rank=draw(st.sampled_from(Rank)), start=draw(bounds()), end=draw(bounds()), point_in_time=draw(st.none() | dates()), reference_count=draw(st.integers(0, 2)),
-        )
-        for number in range(count)
-    ]
+    one = st.builds(
+        statement,
+        value=values(),
+        rank=st.sampled_from(Rank),
+        start=bounds(),
+        end=bounds(),
+        point_in_time=st.none() | dates(),
+        reference_count=st.integers(0, 2),
+    )
+    return st.lists(one, max_size=largest).map(
+        lambda rows: [replace(row, id=f"Q100$A{number}") for number, row in enumerate(rows)]
+    )
