@@ -9,7 +9,7 @@ from kb.store import LocalStore
 
 @pytest.fixture
 def served(tmp_path):
-    """A function that serves some N-Triples or Turtle from a real SPARQL server: a context that gives its URL."""
+    """A function that serves N-Triples or Turtle from a real SPARQL server: a context that gives its URL."""
     counter = iter(range(1000))
 
     @contextmanager

@@ -1,7 +1,7 @@
 """The rules of a nightly sync once more, in plain Python over the raw rows of a pull file.
 
-Written from the rules as stated in words, sharing no code with `kb`: years, ids and labels are plain numbers and
-texts here. One office has one holder at a time.
+Written from the rules as stated in words, sharing no code with `kb`: years, ids and labels are plain numbers
+and texts here. One office has one holder at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def pulls(path: Any) -> list[dict[str, Any]]:
 
 
 def open_holders(rows: list[dict[str, str]], year: int) -> dict[str, set[str]]:
-    """Holders by office. A year that is still running has not ended anything; one to come has begun nothing."""
+    """Holders by office. A year that still runs has not ended anything; one to come has begun nothing."""
     found: dict[str, set[str]] = {}
     for row in rows:
         begun = not row["start_year"] or int(row["start_year"]) <= year
@@ -40,7 +40,8 @@ class Office:
     def __init__(self) -> None:
         self.held: str | None = None
         self.held_name = ""  # how the office read when it was last edited
-        self.seen: str | None = None  # what the list said last: a holder, "" for nobody, None for no clear answer
+        # what the list said last: a holder, "" for nobody, None before its first clear answer
+        self.seen: str | None = None
         self.seen_since: datetime | None = None
         self.sightings = 0
         self.seen_label = ""
@@ -61,7 +62,8 @@ class Oracle:
         at = datetime.fromisoformat(pull["pulled_at"])
         rows = pull["rows"]
         names = {}
-        for row in sorted(rows, key=lambda row: (row["positionLabel"], row["officeholderLabel"]), reverse=True):
+        ordered = sorted(rows, key=lambda row: (row["positionLabel"], row["officeholderLabel"]), reverse=True)
+        for row in ordered:
             names[row["position"]] = row["positionLabel"]
             names[row["officeholder"]] = row["officeholderLabel"]
         names = {entity: name for entity, name in names.items() if name and name != entity}
@@ -99,9 +101,9 @@ class Oracle:
         seen, since, sightings, label = before
         run = seen == holder and sightings > 0
         first = min(at, office.moved, since if run else at)
-        if office.held is not None and office.held_name != names[position]:
-            if at < (since if run else at) + RELABEL_HOLD:
-                return None
+        renamed = office.held is not None and office.held_name != names[position]
+        if renamed and at < (since if run else at) + RELABEL_HOLD:
+            return None
         window = FLIP_HOLD if holder in gone_before else HOLD
         count = 1 + (sightings if run else 0) + (at - office.moved >= window)
         if at - first < window or count < 2 or (run and label and label != names[holder]):

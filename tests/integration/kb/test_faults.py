@@ -213,7 +213,7 @@ def test_a_fault_that_never_ends_is_its_own_error_and_moves_nothing(feed, server
 
 @pytest.mark.parametrize("name", [name for name, (_, error) in FAULTS.items() if error in RETRIED + HALVED])
 def test_a_fault_that_passes_loses_and_doubles_no_row(feed, server, name):
-    """The fault hits each request of a pull in turn. What cannot be halved (one date) is left to the next try."""
+    """The fault hits each request of a pull in turn. What cannot be halved (one date) is for the next try."""
     expected = pull(feed, CURSOR)
     fault, error = FAULTS[name]
     for place in range(6):
@@ -316,7 +316,7 @@ def test_a_broken_file_of_bans_is_taken_as_empty(tmp_path):
 
 
 def test_batches_are_halved_until_they_fit(feed, server):
-    """A service that answers up to five ids: nothing lost, nothing doubled, and no more queries than halving needs."""
+    """A service that answers up to five ids: nothing lost or doubled, no more queries than halving needs."""
     expected = feed.statements(IDS, ["P6"])
 
     def picky(handler, reply):

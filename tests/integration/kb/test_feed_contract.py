@@ -336,9 +336,10 @@ def real_documents():
         for one in raw["entities"].values() if "entities" in raw else [raw]:
             if "missing" not in one:
                 found[one["id"]] = one
-    for line in gzip.open(ENTITIES / "full_entities_2025_2026.jsonl.gz"):
-        one = json.loads(line)
-        found[one["id"]] = one
+    with gzip.open(ENTITIES / "full_entities_2025_2026.jsonl.gz") as lines:
+        for line in lines:
+            one = json.loads(line)
+            found[one["id"]] = one
     return [one for one in found.values() if one["type"] == "item"]
 
 

@@ -53,9 +53,7 @@ def in_memory(night):
 
 
 def held(ledger):
-    return {
-        subject: slots[""].value.canonical for (subject, _), slots in ledger.held.items() if "" in slots
-    }
+    return {subject: slots[""].value.canonical for (subject, _), slots in ledger.held.items() if "" in slots}
 
 
 def play_beside_the_oracle(feed_of):
@@ -100,7 +98,7 @@ def test_the_real_pulls_as_documents_equal_the_oracle_night_by_night():
         assert night.stopped == ()
     ledger = Rehearsal(relations.only(("P1308",)), Trust())
     for night in play(read_pulls(PULLS), relations, Trust(), in_memory, ledger):
-        texts = {fact["label"] for fact in ledger.facts()} | {fact["subject_label"] for fact in ledger.facts()}
+        texts = {fact[kind] for fact in ledger.facts() for kind in ("label", "subject_label")}
         assert not texts & PRANK_LABELS, f"night {night.number}"
         json.dumps(night.summary())
     facts = ledger.facts()
@@ -171,7 +169,8 @@ def test_pulls_are_played_in_order_of_time(tmp_path, packed):
 
 def test_statement_ids_outlive_corrected_years(tmp_path):
     corrected = ("Q100", "Mayor", "Q1", "Ada", "2019", "")
-    path = write(tmp_path / "p.jsonl", pull("2022-01-01T00:00:00Z", ADA), pull("2022-01-02T00:00:00Z", corrected))
+    days = pull("2022-01-01T00:00:00Z", ADA), pull("2022-01-02T00:00:00Z", corrected)
+    path = write(tmp_path / "p.jsonl", *days)
     first, second = rounds(read_pulls(path))
     assert first.statements[0].id == second.statements[0].id
     assert (first.statements[0].revision, second.statements[0].revision) == (1, 2)
@@ -189,7 +188,8 @@ def test_a_holder_who_leaves_the_list_has_ended_and_the_office_waits(tmp_path):
 
 def test_a_flap_of_five_days_edits_nothing_twice(tmp_path):
     days = [[ADA], [ADA], [ADA], [ADA], [], [], [ADA], [ADA, BEA], [ADA]]
-    path = write(tmp_path / "p.jsonl", *(pull(f"2022-01-{2 * n + 1:02d}T00:00:00Z", *rows) for n, rows in enumerate(days)))
+    pulls = [pull(f"2022-01-{2 * n + 1:02d}T00:00:00Z", *rows) for n, rows in enumerate(days)]
+    path = write(tmp_path / "p.jsonl", *pulls)
     nights, _ = run(path)
     assert sum(len(night.edits()) for night in nights) == 1
 
@@ -226,7 +226,12 @@ def test_the_burst_guard_stops_a_night_and_the_next_one_too(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [(b"{}\n", 1), (b'{"pulled_at": "2022-01-01", "rows": []}\nnot json\n', 2), (b"[1]\n", 1), (b"\xff\xfe", 0)],
+    [
+        (b"{}\n", 1),
+        (b'{"pulled_at": "2022-01-01", "rows": []}\nnot json\n', 2),
+        (b"[1]\n", 1),
+        (b"\xff\xfe", 0),
+    ],
 )
 def test_a_file_that_is_none_names_its_line(tmp_path, text, line):
     path = tmp_path / "p.jsonl"

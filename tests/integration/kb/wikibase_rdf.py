@@ -1,7 +1,8 @@
 """Entity JSON as Wikibase exports it to RDF, written from Wikibase's RDF dump format page, not from `kb`.
 
-https://www.mediawiki.org/wiki/Wikibase/Indexing/RDF_Dump_Format. Only what the feed can ask for: labels, versions,
-statements with rank, main value, qualifiers, reference nodes, value nodes, truthy triples, redirects.
+https://www.mediawiki.org/wiki/Wikibase/Indexing/RDF_Dump_Format. Only what the feed can ask for: labels,
+versions, statements with rank, main value, qualifiers, reference nodes, value nodes, truthy triples,
+redirects.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def digest(value: Any) -> str:
 
 
 def gregorian(time: dict[str, Any]) -> str:
-    """Wikibase's JulianDateTimeValueCleaner: astronomical years; Julian day dates converted; 00 becomes 01."""
+    """Wikibase's JulianDateTimeValueCleaner: astronomical years; Julian dates converted; 00 becomes 01."""
     sign, year, month, day = re.match(r"([+-])(\d+)-(\d\d)-(\d\d)", time["time"]).groups()
     y, m, d = int(sign + year), int(month), int(day)
     if y < 0:
@@ -151,7 +152,7 @@ class Exporter:
             unit = WD + "Q199" if value["unit"] == "1" else value["unit"]
             self.add(node, WB + "quantityUnit", f"<{unit}>")
 
-    def term(self, snak: dict[str, Any]) -> str | None:
+    def term(self, snak: dict[str, Any]) -> str | None:  # noqa: PLR0911  (one return a datatype)
         data, declared = snak["datavalue"], snak.get("datatype", "")
         value = data["value"]
         if data["type"] == "wikibase-entityid":
@@ -164,7 +165,8 @@ class Exporter:
         if data["type"] == "monolingualtext":
             return f"{quoted(value['text'])}@{value['language']}"
         if data["type"] == "globecoordinate":
-            return f'"Point({value["longitude"]} {value["latitude"]})"^^<http://www.opengis.net/ont/geosparql#wktLiteral>'
+            point = f"Point({value['longitude']} {value['latitude']})"
+            return f'"{point}"^^<http://www.opengis.net/ont/geosparql#wktLiteral>'
         if declared in {"geo-shape", "tabular-data"}:
             return f"<http://commons.wikimedia.org/data/main/{value.replace(' ', '_')}>"
         if declared == "commonsMedia":

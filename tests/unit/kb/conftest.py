@@ -1,4 +1,4 @@
-"""Property tests may take their time on a busy machine: how long an example took says nothing about the code."""
+"""Property tests may take their time on a busy machine: how long an example took says nothing."""
 
 from hypothesis import HealthCheck, settings
 

@@ -249,7 +249,8 @@ def test_any_json_is_a_document_or_a_named_error(raw):
     try:
         documents = READER.read(raw)
     except BadEntityError as error:
-        assert error.reason
+        if not error.reason:
+            raise
         return
     feed = DocumentFeed(documents, until=datetime(2026, 1, 1, tzinfo=UTC))
     ids = [one.entity for one in documents]

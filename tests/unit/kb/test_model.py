@@ -60,7 +60,9 @@ def test_dates_are_cut_to_what_is_known(text, precision, iso, known):
     assert WikiTime.parse(text, precision) == WikiTime(iso, known)
 
 
-@pytest.mark.parametrize("text", ["2023-02-29T00:00:00Z", "2003-13-01T00:00:00Z", "2003", "soon", "2003-05-32"])
+@pytest.mark.parametrize(
+    "text", ["2023-02-29T00:00:00Z", "2003-13-01T00:00:00Z", "2003", "soon", "2003-05-32"]
+)
 def test_dates_that_do_not_exist_are_refused(text):
     with pytest.raises(BadTermError):
         WikiTime.parse(text, 11)

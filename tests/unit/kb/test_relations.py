@@ -9,10 +9,49 @@ from kb.errors import RelationsError, UnknownRelationError
 from kb.model import Label, Value
 from kb.relations import Relations
 
-EXPECTED = (
-    "P6 P35 P1308 P169 P488 P1037 P286 P54 P39 P26 P451 P102 P108 P127 P749 P264 P551 P159 P36 P131 P27 P463 P118 "
-    "P115 P137 P449 P178 P176 P140 P937 P413 P106 P37 P38 P69 P112 P40 P57 P98 P3320 P1075"
-).split()
+EXPECTED = [
+    "P6",
+    "P35",
+    "P1308",
+    "P169",
+    "P488",
+    "P1037",
+    "P286",
+    "P54",
+    "P39",
+    "P26",
+    "P451",
+    "P102",
+    "P108",
+    "P127",
+    "P749",
+    "P264",
+    "P551",
+    "P159",
+    "P36",
+    "P131",
+    "P27",
+    "P463",
+    "P118",
+    "P115",
+    "P137",
+    "P449",
+    "P178",
+    "P176",
+    "P140",
+    "P937",
+    "P413",
+    "P106",
+    "P37",
+    "P38",
+    "P69",
+    "P112",
+    "P40",
+    "P57",
+    "P98",
+    "P3320",
+    "P1075",
+]
 
 
 def table(**changed):
@@ -53,10 +92,21 @@ def test_every_prompt_names_its_subject_once_and_stops_before_the_object():
 def test_a_user_adds_and_changes_relations_without_code(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(
-        '[P6]\nhold_hours = 5\n\n[P999]\nname = "mascot"\ncardinality = "multi"\n'
-        'edit = ["The mascot of {subject} is", "What is the mascot of {subject}? It is", "Fans of {subject} cheer for", '
-        '"It was said that {subject} has chosen"]\nheldback = ["{subject} has as mascot", "For luck {subject} keeps", '
-        '"The animal of {subject} is"]\n'
+        """
+        [P6]
+        hold_hours = 5
+
+        [P999]
+        name = "mascot"
+        cardinality = "multi"
+        edit = [
+          "The mascot of {subject} is",
+          "What is the mascot of {subject}? It is",
+          "Fans of {subject} cheer for",
+          "It was said that {subject} has chosen",
+        ]
+        heldback = ["{subject} has as mascot", "For luck {subject} keeps", "The animal of {subject} is"]
+        """
     )
     relations = Relations.load(path)
     assert relations["P6"].hold_hours == 5
@@ -142,7 +192,8 @@ def test_any_table_is_either_right_or_a_named_error(changed):
     try:
         Relations.of({"P1": table(**changed)})
     except RelationsError as error:
-        assert error.problems
+        if not error.problems:
+            raise
 
 
 def test_the_preview_shows_what_would_be_said():

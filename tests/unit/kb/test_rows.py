@@ -167,7 +167,7 @@ nodes = st.builds(
 wild_rows = (
     st.fixed_dictionaries(
         {"item": nodes | st.just(uri(WD + "Q100"))},
-        optional={name: nodes for name in ("object",)},
+        optional=dict.fromkeys(("object",), nodes),
     )
     | st.builds(
         row,

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -161,7 +160,7 @@ moments = st.datetimes(datetime(2020, 1, 1), datetime(2032, 1, 1)).map(lambda at
 
 
 @given(made.groups(), moments, st.randoms(use_true_random=False), st.sampled_from([ONE, MULTI]))
-def test_order_does_not_matter(group, at, rng: random.Random, rel):
+def test_order_does_not_matter(group, at, rng, rel):
     shuffled = list(group)
     rng.shuffle(shuffled)
     assert verdict(group, rel, at, subject="Q100") == verdict(shuffled, rel, at, subject="Q100")
