@@ -40,7 +40,8 @@ def record(
         states: layers whose output state is kept.
 
     Yields:
-        Two dictionaries by layer, (batch, tokens, d_k) and (batch, tokens, d); filled by the forward.
+        Two dictionaries by layer, filled by the forward: keys (batch, tokens, d_k), in some families (OPT)
+        flattened to (batch tokens, d_k), and states (batch, tokens, d).
     """
     kept_keys: dict[int, Tensor] = {}
     kept_states: dict[int, Tensor] = {}
@@ -151,7 +152,8 @@ def plain_attention(lm: LanguageModel) -> Iterator[None]:
         lm: the model.
     """
     before = lm.attention
-    if lm.device.type != "cpu" or before == "eager":
+    settable: bool = lm.model._can_set_attn_implementation()  # type: ignore[operator]  # noqa: SLF001 - no public one
+    if lm.device.type != "cpu" or before == "eager" or not settable:
         yield
         return
     lm.model.set_attn_implementation("eager")  # type: ignore[operator]

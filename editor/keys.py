@@ -97,4 +97,5 @@ class _Batch:
         if layer > self._start:
             # Blocks below `layer` are final: the next measurement starts here.
             self._input, self._start = states[layer - 1], layer
-        return keys[layer][self._rows, self._ends], states[last][self._rows, self._ends]
+        key = keys[layer].reshape(*self._ids.shape, -1)
+        return key[self._rows, self._ends], states[last][self._rows, self._ends]

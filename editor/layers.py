@@ -27,9 +27,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LLAMA_LIKE = (
-    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "olmo3",
-    "phi3", "stablelm", "granite", "smollm3", "cohere", "cohere2", "ernie4_5", "seed_oss", "glm", "glm4",
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "olmo", "phi3", "stablelm", "granite", "smollm3", "cohere",
+    "cohere2", "ernie4_5", "seed_oss", "glm",
 )  # fmt: skip
+_POST_NORM = {
+    "gemma2": "post_feedforward_layernorm",
+    "gemma3_text": "post_feedforward_layernorm",
+    "olmo2": "post_feedforward_layernorm",
+    "olmo3": "post_feedforward_layernorm",
+    "glm4": "post_mlp_layernorm",
+}
+
+
+_TINY = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +49,12 @@ class Architecture:
     Attributes:
         blocks: the list of transformer blocks, from the causal LM.
         mlp_out: the feed-forward output matrix, from a block.
+        post_norm: the norm between that matrix and the residual stream, from a block; empty if there is none.
     """
 
     blocks: str
     mlp_out: str
+    post_norm: str = ""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -57,6 +69,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi": Architecture("model.layers", "mlp.fc2"),
     "starcoder2": Architecture("model.layers", "mlp.c_proj"),
     **{name: Architecture("model.layers", "mlp.down_proj") for name in _LLAMA_LIKE},
+    **{name: Architecture("model.layers", "mlp.down_proj", norm) for name, norm in _POST_NORM.items()},
 }
 
 
@@ -71,6 +84,8 @@ class LayerMap:
         count: number of blocks.
         d: width of the residual stream.
         d_k: width of a key (the input of the written matrix).
+        post_norm: dotted path of the norm after the written matrix inside a block, or empty.
+        multiplier: factor on the block's contribution (Granite), 1 elsewhere.
         transposed: the weight is stored (d_k, d), as GPT-2's ``Conv1D`` does.
         tuple_output: a block returns a tuple whose first entry is the hidden state.
     """
@@ -81,6 +96,8 @@ class LayerMap:
     count: int
     d: int
     d_k: int
+    post_norm: str
+    multiplier: float
     transposed: bool
     tuple_output: bool
 
@@ -102,6 +119,35 @@ class LayerMap:
         if not isinstance(weight, torch.Tensor):
             raise UnknownArchitectureError(f"{self.weight_name(layer)} is not a tensor.", layer=layer)
         return weight.data.T if self.transposed else weight.data
+
+    def before_norm(
+        self, model: nn.Module, layer: int, values: Float[Tensor, "n d"], residuals: Float[Tensor, "n d"]
+    ) -> Float[Tensor, "n d"]:
+        """Turn wanted changes of the residual stream into changes of the written matrix's output.
+
+        They are the same but for two kinds of family: one scales its contribution (Granite), one normalises
+        it (Gemma 2 and 3, OLMo 2). A norm gives gain · y / rms(y), blind to the length of y; so the output is
+        asked for in the direction of (norm(y) + r) / gain, at the length it had. What a norm cannot give is
+        left to the next layer.
+
+        Args:
+            model: the model.
+            layer: which block.
+            values: outputs y of the written matrix as they are.
+            residuals: wanted changes r of the stream.
+
+        Returns:
+            Wanted changes of y.
+        """
+        residuals = residuals / self.multiplier
+        if not self.post_norm:
+            return residuals
+        norm = model.get_submodule(f"{self.blocks}.{layer}.{self.post_norm}")
+        gain = norm(torch.ones_like(values[:1]))
+        direction = (norm(values) + residuals) / torch.where(gain.abs() > _TINY, gain, torch.ones_like(gain))
+        length = values.norm(dim=1, keepdim=True) / direction.norm(dim=1, keepdim=True).clamp(min=_TINY)
+        change: Tensor = direction * length - values
+        return change
 
     @classmethod
     def discover(cls, model: nn.Module) -> LayerMap:
@@ -139,9 +185,17 @@ class LayerMap:
         if not isinstance(weight, torch.Tensor) or weight.ndim != 2:  # noqa: PLR2004 - a matrix has two axes
             raise UnknownArchitectureError(f"{row.mlp_out} of {kind!r} is not a matrix.", model_type=kind)
         d, d_k = weight.shape[::-1] if transposed else weight.shape
-        count = len(list(blocks.children()))
         return cls(
-            kind, row.blocks, row.mlp_out, count, int(d), int(d_k), transposed, _returns_tuple(model, row)
+            family=kind,
+            blocks=row.blocks,
+            mlp_out=row.mlp_out,
+            count=len(list(blocks.children())),
+            d=int(d),
+            d_k=int(d_k),
+            post_norm=row.post_norm,
+            multiplier=float(getattr(model.config, "residual_multiplier", 1.0)),
+            transposed=transposed,
+            tuple_output=_returns_tuple(model, row),
         )
 
 
@@ -218,7 +272,8 @@ def _returns_tuple(model: nn.Module, row: Architecture) -> bool:
     device = next(model.parameters()).device
     try:
         with torch.no_grad():
-            backbone(model)(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device), use_cache=False)
+            ids = torch.zeros((1, 1), dtype=torch.long, device=device)
+            backbone(model)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     except _SeenError:
         pass
     finally:

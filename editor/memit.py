@@ -313,6 +313,9 @@ def _write(
     """Solve one layer and add the change to its weight."""
     d, d_k, device = lm.layers.d, lm.layers.d_k, lm.device
     weight = lm.layers.matrix(lm.model, layer)
+    values = (keys.double() @ weight.double().T).float()
+    with torch.no_grad():
+        residuals = lm.layers.before_norm(lm.model, layer, values, residuals)
     live_keys, _ = stack(live, layer, d=d, d_k=d_k, device=device)
     leaving, leaving_values = stack(retired, layer, d=d, d_k=d_k, device=device)
     left, right = solve.low_rank_update(
@@ -326,7 +329,7 @@ def _write(
     )
     change = LowRank.rounded(left, right)
     found.keys[layer] = keys
-    found.values[layer] = (weight.double() @ keys.T.double() + residuals.T.double()).T.float()
+    found.values[layer] = values + residuals
     deltas.add(weight, change.dense())
     return change
 

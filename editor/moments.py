@@ -312,7 +312,7 @@ def _accumulate(
         with activations.record(lm, keys=layers) as (keys, _):
             activations.run(lm, ids, mask, positions, stop_after=max(layers))
         for layer in layers:
-            found = keys[layer].float()[mask.bool()]
+            found = keys[layer].float().reshape(*ids.shape, -1)[mask.bool()]
             sums[layer] += (found.T @ found).to(exact)
         done += int(mask.sum())
         if progress is not None:

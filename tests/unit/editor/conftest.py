@@ -1,0 +1,62 @@
+"""Shared parts of the editor's tests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from editor.moments import Moments
+from editor.presets import MemitSettings
+from editor.requests import EditRequest
+from tests.unit.editor import tiny
+
+if TYPE_CHECKING:
+    from editor.model import LanguageModel
+
+LAYERS = (1, 2)
+NAMES = ("Germany", "France", "Sweden", "Brazil", "Norway", "Köln")
+TARGETS = ("Olaf Scholz", "Paris", "Ulf Kristersson", "São Paulo", "Stockholm", "Henriette Reker")
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> None:
+    """Keep to two threads, whatever the machine."""
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def lm() -> LanguageModel:
+    """A tiny Llama, fresh for every test."""
+    return tiny.language_model("llama")
+
+
+@pytest.fixture
+def settings() -> MemitSettings:
+    """Settings that write firmly into a tiny model."""
+    return MemitSettings(
+        layers=LAYERS, moment_weight=0.05, steps=30, learning_rate=0.3, stop_loss=0.02, precision="float32"
+    )
+
+
+@pytest.fixture
+def moments(lm: LanguageModel) -> Moments:
+    """Second moments of the tiny Llama, from enough tokens to be of full rank."""
+    return Moments.compute(lm, None, LAYERS, tokens=600, seed=1)
+
+
+def requests_of(count: int, *, start: int = 0) -> list[EditRequest]:
+    """Make facts about different subjects."""
+    return [
+        EditRequest(
+            fact_id=f"f{i}",
+            subject_id=f"s{i}",
+            subject=NAMES[i % len(NAMES)] + (f" {i}" if i >= len(NAMES) else ""),
+            prompts=("The capital of {} is", "{}'s leader is", "In {} the leader is"),
+            target=TARGETS[i % len(TARGETS)],
+            heldback=("Who leads {}? The answer is",),
+            old_target="Jonas Gahr",
+        )
+        for i in range(start, start + count)
+    ]
