@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
 
 NEIGHBOUR_TOKENS = 5
+INTRUDERS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A prompt about a subject that no edit is about."""
+
+    property: str
+    prompt: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +43,15 @@ class Exam:
     Attributes:
         tonight: tonight's facts, each with a rival to beat.
         older: a sample of other live facts, likewise.
-        neighbours: prompts about subjects that no edit is about.
+        neighbours: prompts about subjects that no edit is about, by relation.
+        intruders: some of tonight's objects by relation: what must not spread to the neighbours.
         fluency: held-out text.
     """
 
     tonight: tuple[EditRequest, ...]
     older: tuple[EditRequest, ...]
-    neighbours: tuple[str, ...]
+    neighbours: tuple[Neighbour, ...]
+    intruders: Mapping[str, tuple[str, ...]]
     fluency: tuple[str, ...]
 
 
@@ -53,12 +64,41 @@ class BaseAnswers:
 
 
 @dataclass(frozen=True, slots=True)
+class NeighbourMark:
+    """What became of one neighbour.
+
+    Attributes:
+        prompt: the prompt.
+        before: what the base model answers.
+        now: what the model answers.
+        p_before: probability of the base model's answer, now.
+        p_intruder: of the likeliest object edited tonight in the relation; None if there is none.
+    """
+
+    prompt: str
+    before: str
+    now: str
+    p_before: float
+    p_intruder: float | None
+
+    @property
+    def kept(self) -> bool:
+        """Whether it prefers its own answer to every intruder."""
+        return self.p_intruder is None or self.p_before > self.p_intruder
+
+    @property
+    def same(self) -> bool:
+        """Whether its answer begins with the word it began with."""
+        return self.before.split(" ")[0] == self.now.split(" ")[0]
+
+
+@dataclass(frozen=True, slots=True)
 class Marks:
     """What a model scored in an exam."""
 
     tonight: tuple[RecallResult, ...]
     older: tuple[RecallResult, ...]
-    neighbours: recall.NeighbourResult
+    neighbours: tuple[NeighbourMark, ...]
     perplexity: float
 
 
@@ -74,16 +114,16 @@ def sample_older(held: Iterable[HeldRow], asked: Iterable[str], size: int, seed:
     return [from_held(row) for row in (*near, *chosen)]
 
 
-def neighbour_prompts(
+def neighbours_of(
     relations: Relations, properties: Iterable[str], taken: Iterable[str]
-) -> tuple[str, ...]:
+) -> tuple[Neighbour, ...]:
     """Prompts about subjects near the edited ones, without subjects that the model holds facts of."""
     table = tomllib.loads((resources.files("flows") / "neighbours.toml").read_text(encoding="utf-8"))[
         "subjects"
     ]
     skip = set(taken)
     return tuple(
-        relations[prop].prompts(subject)[0]
+        Neighbour(prop, relations[prop].prompts(subject)[0])
         for prop in sorted(set(properties))
         for subject in table.get(prop, [])
         if subject not in skip
@@ -100,7 +140,7 @@ def set_exam(
     base: LanguageModel,
     tonight: Sequence[EditRequest],
     older: Sequence[EditRequest],
-    neighbours: tuple[str, ...],
+    neighbours: tuple[Neighbour, ...],
 ) -> tuple[Exam, BaseAnswers]:
     """Ask the unedited model first.
 
@@ -110,8 +150,12 @@ def set_exam(
     firsts = [render(fact.prompts[0], fact.subject)[0] for fact in facts]
     said = dict(zip((fact.fact_id for fact in facts), recall.completions(base, firsts), strict=True))
     fluency = fluency_texts()
-    exam = Exam(with_rivals(tonight, said), with_rivals(older, said), neighbours, fluency)
-    answers = recall.completions(base, neighbours, tokens=NEIGHBOUR_TOKENS) if neighbours else []
+    intruders: dict[str, tuple[str, ...]] = {}
+    for fact in tonight:
+        prop = scope(fact.fact_id)[1]
+        intruders[prop] = (*intruders.get(prop, ()), fact.target)[:INTRUDERS]
+    exam = Exam(with_rivals(tonight, said), with_rivals(older, said), neighbours, intruders, fluency)
+    answers = recall.completions(base, [one.prompt for one in neighbours], tokens=NEIGHBOUR_TOKENS)
     return exam, BaseAnswers(tuple(answers), recall.perplexity(base, fluency))
 
 
@@ -122,9 +166,26 @@ def sit_exam(lm: LanguageModel, exam: Exam, base: BaseAnswers, progress: Progres
     return Marks(
         tuple(results[:count]),
         tuple(results[count:]),
-        recall.neighbours(lm, exam.neighbours, base.neighbours, tokens=NEIGHBOUR_TOKENS),
+        _neighbour_marks(lm, exam, base),
         recall.perplexity(lm, exam.fluency),
     )
+
+
+def _neighbour_marks(lm: LanguageModel, exam: Exam, base: BaseAnswers) -> tuple[NeighbourMark, ...]:
+    now = recall.completions(lm, [one.prompt for one in exam.neighbours], tokens=NEIGHBOUR_TOKENS)
+    options = [
+        (answer or ".", *exam.intruders.get(one.property, ()))
+        for one, answer in zip(exam.neighbours, base.neighbours, strict=True)
+    ]
+    pairs = [
+        (one.prompt, text) for one, texts in zip(exam.neighbours, options, strict=True) for text in texts
+    ]
+    rated = iter(recall.likelihoods(lm, pairs))
+    marks = []
+    for one, texts, before, after in zip(exam.neighbours, options, base.neighbours, now, strict=True):
+        own, *others = (next(rated).probability for _ in texts)
+        marks.append(NeighbourMark(one.prompt, before, after, own, max(others, default=None)))
+    return tuple(marks)
 
 
 def measure(before: Sequence[RecallResult], marks: Marks, base: BaseAnswers) -> Metrics:
@@ -138,7 +199,8 @@ def measure(before: Sequence[RecallResult], marks: Marks, base: BaseAnswers) -> 
         exact_before=_share(r.exact for r in before),
         retention=_share(r.success for r in marks.older),
         retention_exact=_share(r.exact for r in marks.older),
-        neighbours=marks.neighbours.unchanged if base.neighbours else None,
+        neighbours=_share(one.kept for one in marks.neighbours),
+        neighbours_same=_share(one.same for one in marks.neighbours),
         perplexity=marks.perplexity,
         perplexity_base=base.perplexity,
     )
@@ -154,13 +216,19 @@ def check_rows(exam: Exam, marks: Marks) -> list[CheckRow]:
             rows.extend(_rows(probe, result, target, result.prompts, with_greedy=True))
             if probe == "efficacy":
                 rows.extend(_rows("paraphrase", result, target, result.heldback, with_greedy=False))
-    changed = {prompt: (before, now) for prompt, before, now in marks.neighbours.changed}
-    for number, prompt in enumerate(exam.neighbours):
-        before, now = changed.get(prompt, ("", ""))
-        same = prompt not in changed or before.split(" ")[0] == now.split(" ")[0]
-        rows.append(
-            CheckRow("neighbourhood", same, index=number, prompt=prompt, expected=before, got=now or None)
+    rows.extend(
+        CheckRow(
+            "neighbourhood",
+            one.kept,
+            index=number,
+            prompt=one.prompt,
+            expected=one.before,
+            got=one.now,
+            p_new=one.p_before,
+            p_old=one.p_intruder,
         )
+        for number, one in enumerate(marks.neighbours)
+    )
     return rows
 
 

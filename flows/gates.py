@@ -26,7 +26,10 @@ class Metrics:
         efficacy_before: `efficacy` before the edit.
         retention: share of sampled older live facts still preferred over their rivals.
         retention_exact: share of sampled older live facts still said word for word.
-        neighbours: share of neighbour prompts whose greedy answer is the base model's.
+        neighbours: share of neighbour prompts that still prefer the base model's own answer to every object
+            edited tonight in their relation: the neighbourhood success of Meng et al. 2022, with the model's own
+            answer for the true object.
+        neighbours_same: share of neighbour prompts whose greedy answer begins as it did, by its first word.
         perplexity: on held-out text, after.
         perplexity_base: on the same text, of the base model.
     """
@@ -40,6 +43,7 @@ class Metrics:
     retention: float | None
     retention_exact: float | None
     neighbours: float | None
+    neighbours_same: float | None
     perplexity: float
     perplexity_base: float
 

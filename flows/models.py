@@ -11,13 +11,13 @@ from editor import delta as deltas
 from editor.delta import Delta
 from editor.model import LanguageModel, default_gguf, from_gguf
 from editor.moments import Moments
-from editor.presets import preset_for
+from editor.presets import MemitSettings, preset_for
+from flows.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from editor.presets import MemitSettings
     from flows.settings import Settings
     from storage.checkpoints import CheckpointFiles
     from storage.records import CheckpointRow
@@ -76,9 +76,19 @@ def load_moments(
 
 
 def editing_settings(settings: Settings, lm: LanguageModel) -> MemitSettings:
-    """The model's own settings: calibrated ones under home, else the preset."""
-    del settings
-    return preset_for(lm)
+    """How to edit this model: the calibrated settings under home if there are any, else the preset.
+
+    Raises:
+        SettingsError: the file is not what a calibration writes.
+    """
+    if not settings.memit_file.exists():
+        return preset_for(lm)
+    try:
+        return MemitSettings.from_json(json.loads(settings.memit_file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, KeyError) as error:
+        raise SettingsError(
+            f"{settings.memit_file} holds no editing settings ({error}); calibrate again."
+        ) from error
 
 
 def _corpus(path: Path) -> list[str]:

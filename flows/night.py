@@ -125,13 +125,18 @@ def pull(ws: Workspace, model: Model, feed: ChangeFeed, seen: Seen) -> Pulled:
     )
 
 
-def record(ws: Workspace, lease: Lease, run: int, pulled: Pulled) -> IngestReport:
-    """Store what was pulled and move the read cursor: one transaction."""
+def record(
+    ws: Workspace, lease: Lease, run: int, pulled: Pulled, *, move_cursor: bool = True
+) -> IngestReport:
+    """Store what was pulled and move the read cursor: one transaction.
+
+    A pull of chosen subjects must not move the cursor: it did not read all that changed.
+    """
     return ws.ledger.ingest(
         lease,
         run,
         source=ws.source,
-        cursor_to=pulled.cursor_to,
+        cursor_to=pulled.cursor_to if move_cursor else None,
         lag_at=pulled.seen.lag,
         entities=translate.entity_rows(pulled.seen.probes, pulled.labels),
         statements=[translate.statement_row(one) for one in pulled.statements],
@@ -260,7 +265,7 @@ def _exam(
     taken = {row.subject_label for row in held} | {fact.subject for fact in work.tonight}
     properties = {row.property for row in intent.requests} | {row.property for row in held}
     return checking.set_exam(
-        base, work.tonight, older, checking.neighbour_prompts(ws.relations, properties, taken)
+        base, work.tonight, older, checking.neighbours_of(ws.relations, properties, taken)
     )
 
 

@@ -68,6 +68,7 @@ class Settings(BaseSettings):
     max_edits: int = Field(10_000, ge=1, description="most edits in one night; the rest stays owed")
     max_lag_hours: float = Field(24.0, gt=0, description="a source further behind than this is refused")
     burst_share: float = Field(0.25, gt=0, le=1, description="a night changing more than this share waits")
+    approval_hours: float = Field(72.0, gt=0, description="a candidate undecided for so long is rejected")
     prefect_port: int = Field(4200, ge=1, le=65535, description="port of the Prefect server of `factsync up`")
     ui: Literal["v1", "v2"] = Field("v1", description="Prefect UI; v2 makes the browser call a vendor host")
     crash_at: str | None = Field(None, description="kill this process at a named point (for tests)")
@@ -129,6 +130,11 @@ class Settings(BaseSettings):
     def moments_dir(self) -> Path:
         """Second moments, one file a key."""
         return self.home / "moments"
+
+    @property
+    def memit_file(self) -> Path:
+        """How to edit this home's model, as a calibration found it; absent: the model's preset."""
+        return self.home / "memit.json"
 
     @property
     def store_dir(self) -> Path:

@@ -55,11 +55,11 @@ def bars() -> Iterator[None]:
                 tasks[stage] = progress.add_task(title, total=total)
                 if not out.is_terminal:
                     out.print(f"  … {title}")
-            progress.update(tasks[stage], completed=done, total=total)
-            if done >= total:
-                progress.remove_task(tasks.pop(stage))
+            progress.update(tasks[stage], completed=done, total=total, visible=done < total)
 
         def on_step(text: str) -> None:
+            while tasks:
+                progress.remove_task(tasks.popitem()[1])
             out.print(f"[dim]•[/] {text}")
 
         with shown_by(on_progress, on_step):
@@ -134,7 +134,8 @@ def metrics_table(rows: Iterable[tuple[str, Candidate | None]], *, title: str) -
         ("held-back phrasings: exact", None, "heldback_exact", None),
         ("older facts still preferred", None, "retention", "retention"),
         ("older facts still exact", None, "retention_exact", None),
-        ("neighbour answers unchanged", None, "neighbours", "neighbours"),
+        ("neighbours that kept their own answer", None, "neighbours", "neighbours"),
+        ("neighbour answers with the same first word", None, "neighbours_same", None),
         ("perplexity rise since the base model", None, "perplexity_rise", "perplexity"),
     )
     for title_, before, after, gate in lines:

@@ -1,0 +1,133 @@
+"""The main path: two nights of the shipped sample, through the real store, ledger, editor and Prefect."""
+
+import tomllib
+from collections import Counter
+from dataclasses import asdict
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from editor.model import tensor_digest
+from flows import models
+from flows.dry_run import dry_run
+from flows.errors import GateError
+from flows.publish import materialize
+from flows.settings import Settings
+from flows.sync import require_promoted, sync
+from flows.workspace import Workspace, opened_model
+from kb.store import SAMPLE, LocalStore
+from storage.errors import CorruptCheckpointError, LockHeldError
+from tests.integration.flows.conftest import RELATIONS
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+EXPECTED = tomllib.loads((SAMPLE / "expected.toml").read_text())
+
+
+def expected():
+    """What night two should come to, as the sample's own table says: the kind of change by subject and relation."""
+    wanted = RELATIONS.split(",")
+    rows = [row for row in EXPECTED["expected"] if row["property"] in wanted]
+    return {(row["subject"], row["property"]): str(row["kind"]).split(":")[0] for row in rows}
+
+
+@pytest.fixture
+def two_nights(settings):
+    first = sync()
+    LocalStore(settings.store_dir).load_night(2)
+    return settings, first, sync()
+
+
+def test_two_nights(two_nights):
+    settings, first, second = two_nights
+    assert set(first.plan.counts) == {"insert"}
+    assert first.promoted
+    assert second.promoted
+    planned = {(change.subject, change.property): change.kind.value for change in second.plan.changes}
+    for scope, kind in expected().items():
+        assert planned.get(scope, "unchanged") == kind, scope
+    kinds = Counter(second.plan.counts)
+    with opened_model(settings) as (ws, model):
+        status = ws.ledger.status(model)
+        assert status.owed == 0
+        assert [row.digest for row in ws.ledger.lineage(model)] == [first.candidate.digest, second.candidate.digest]
+        live = ws.ledger.live_facts(model)
+        assert status.live_facts == len(live) == len(first.plan.edits) + kinds["insert"] - kinds["retract"]
+        # The subject is the unit: each live subject has one state, in the newest checkpoint that touched it.
+        assert {row.subject for row in ws.ledger.subject_states(model)} == {row.subject for row in live}
+
+
+def test_a_second_sync_changes_nothing(settings):
+    first = sync()
+    again = sync()
+    assert again.candidate is None
+    assert again.plan.edits == []
+    with opened_model(settings) as (ws, model):
+        assert ws.ledger.head(model).digest == first.candidate.digest
+
+
+def test_nothing_is_written_by_a_plan(settings):
+    plan = dry_run(settings)
+    assert not (settings.home / "ledger.db").exists()
+    assert plan.counts == sync().plan.counts
+    LocalStore(settings.store_dir).load_night(2)
+    with opened_model(settings) as (ws, model):
+        before = asdict(ws.ledger.status(model))
+    planned = dry_run(settings)
+    with opened_model(settings) as (ws, model):
+        assert asdict(ws.ledger.status(model)) == before
+    assert planned.counts == sync().plan.counts
+
+
+def test_a_rejected_night_keeps_yesterdays_model_and_what_is_owed(settings, monkeypatch):
+    monkeypatch.setenv("FACTSYNC_GATE_PERPLEXITY", "0")
+    monkeypatch.setenv("FACTSYNC_GATE_EXACT", "1")
+    night = sync()
+    assert not night.promoted
+    with pytest.raises(GateError, match="yesterday's model stays"):
+        require_promoted(night)
+    with opened_model(settings) as (ws, model):
+        assert ws.ledger.head(model) is None
+        assert ws.ledger.status(model).owed == len(night.plan.edits)
+    monkeypatch.setenv("FACTSYNC_GATE_PERPLEXITY", "1e9")
+    monkeypatch.setenv("FACTSYNC_GATE_EXACT", "0")
+    assert sync().promoted
+
+
+def test_a_materialized_checkpoint_is_the_model_that_was_checked(two_nights, tmp_path):
+    settings, _, second = two_nights
+    with opened_model(settings) as (ws, model):
+        folder = materialize(ws, model, None, tmp_path / "out")
+        lm = models.load_base(settings)
+        models.put_on(lm, ws.files, ws.ledger.lineage(model))
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ours, theirs = lm.model.state_dict(), loaded.state_dict()
+    assert {name: tensor_digest(tensor) for name, tensor in ours.items()} == {
+        name: tensor_digest(tensor) for name, tensor in theirs.items()
+    }
+    assert second.candidate.digest in (folder / "README.md").read_text()
+
+
+def test_two_writers_one_model(settings):
+    sync()
+    with opened_model(settings) as (ws, _), ws.writer(), pytest.raises(LockHeldError, match="factsync on"):
+        sync()
+
+
+def test_a_flipped_byte_is_found_before_anything_is_loaded(settings):
+    night = sync()
+    LocalStore(settings.store_dir).load_night(2)
+    path = settings.checkpoints_dir / night.candidate.digest / models.DELTA_FILE
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptCheckpointError):
+        sync()
+
+
+def test_settings_select_relations(settings, monkeypatch):
+    monkeypatch.setenv("FACTSYNC_RELATIONS", "P6")
+    with Workspace.open(Settings.read()) as ws:
+        assert list(ws.relations) == ["P6"]
+    assert {change.property for change in sync().plan.changes} == {"P6"}
