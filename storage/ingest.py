@@ -49,6 +49,14 @@ _ENTITY: staging.Columns = (
     ("deleted", "flag"),
 )
 _GROUP: staging.Columns = (("subject", "text"), ("property", "text"))
+_KNOWN: staging.Columns = (
+    ("id", "integer"),
+    ("guid", "text"),
+    ("subject", "text"),
+    ("property", "text"),
+    ("revision", "integer"),
+    ("content_hash", "text"),
+)
 _DELTA: staging.Columns = (
     ("guid", "text"),
     ("revision", "integer"),
@@ -57,31 +65,53 @@ _DELTA: staging.Columns = (
     ("property", "text"),
     ("old_subject", "text"),
     ("old_property", "text"),
+    ("stale", "flag"),
 )
 _GONE: staging.Columns = (("id", "integer"), ("subject", "text"), ("property", "text"))
 
+_TABLES: dict[str, staging.Columns] = {
+    "in_statement": _STATEMENT,
+    "in_entity": _ENTITY,
+    "in_group": _GROUP,
+    "in_known": _KNOWN,
+    "in_delta": _DELTA,
+    "in_gone": _GONE,
+    "in_moved": (("id", "text"),),
+}
+
 _NAMES = ", ".join(name for name, _ in _STATEMENT)
+
+# The ledger is visited once a group that was pulled completely; only new statements and those of other groups
+# are looked up one by one.
+_FIND_KNOWN = """
+INSERT INTO in_known
+SELECT t.id, t.guid, t.subject, t.property, t.revision, t.content_hash
+FROM in_group g
+JOIN statement t ON t.subject = g.subject AND t.property = g.property AND t.seen_to IS NULL
+"""
 
 # An answer older than the ledger's own revision of the statement is stale. Equal revisions are compared by
 # content: the same revision read again after a repair of our own reading must be able to correct a row.
-_FIND_DELTA = """
+_DIFFERS = "(t.content_hash <> s.content_hash OR t.subject <> s.subject OR t.property <> s.property)"
+_FIND_CHANGED = f"""
 INSERT INTO in_delta
-SELECT s.guid, s.revision, t.id, s.subject, s.property, t.subject, t.property
-FROM in_statement s LEFT JOIN statement t ON t.guid = s.guid AND t.seen_to IS NULL
-WHERE t.id IS NULL OR (
-    (t.content_hash <> s.content_hash OR t.subject <> s.subject OR t.property <> s.property)
-    AND s.revision >= t.revision)
+SELECT s.guid, s.revision, t.id, s.subject, s.property, t.subject, t.property, s.revision < t.revision
+FROM in_statement s JOIN in_known t ON t.guid = s.guid
+WHERE {_DIFFERS}
 """
-
-_COUNT_STALE = """
-SELECT count(*) FROM in_statement s JOIN statement t ON t.guid = s.guid AND t.seen_to IS NULL
-WHERE s.revision < t.revision
+_FIND_NEW = f"""
+INSERT INTO in_delta
+SELECT
+    s.guid, s.revision, t.id, s.subject, s.property, t.subject, t.property,
+    COALESCE(s.revision < t.revision, :no)
+FROM in_statement s LEFT JOIN statement t ON t.guid = s.guid AND t.seen_to IS NULL
+WHERE NOT EXISTS (SELECT 1 FROM in_known k WHERE k.guid = s.guid) AND (t.id IS NULL OR {_DIFFERS})
 """
 
 _CLOSE_CHANGED = """
 UPDATE statement SET
     seen_to = CASE WHEN seen_from > :now THEN seen_from ELSE :now END, ending = 'changed', last_run_id = :run
-WHERE id IN (SELECT old_id FROM in_delta WHERE old_id IS NOT NULL)
+WHERE id IN (SELECT old_id FROM in_delta WHERE old_id IS NOT NULL AND NOT stale)
 """
 
 # The newest of several copies wins; the partial unique index turns the others away.
@@ -89,19 +119,17 @@ _INSERT = f"""
 INSERT INTO statement ({_NAMES}, seen_from, first_run_id)
 SELECT {", ".join(f"s.{name}" for name, _ in _STATEMENT)}, :now, :run
 FROM in_delta d JOIN in_statement s ON s.guid = d.guid AND s.revision = d.revision
-WHERE true
+WHERE NOT d.stale
 ORDER BY s.revision DESC
 ON CONFLICT (guid) WHERE seen_to IS NULL DO NOTHING
 """
 
 _FIND_GONE = """
 INSERT INTO in_gone
-SELECT t.id, t.subject, t.property
-FROM in_group g
-JOIN statement t ON t.subject = g.subject AND t.property = g.property AND t.seen_to IS NULL
-LEFT JOIN in_entity n ON n.id = g.subject
-WHERE NOT EXISTS (SELECT 1 FROM in_statement s WHERE s.guid = t.guid)
-AND (n.revision IS NULL OR n.revision >= t.revision)
+SELECT k.id, k.subject, k.property
+FROM in_known k LEFT JOIN in_entity n ON n.id = k.subject
+WHERE NOT EXISTS (SELECT 1 FROM in_statement s WHERE s.guid = k.guid)
+AND (n.revision IS NULL OR n.revision >= k.revision)
 """
 
 _CLOSE_GONE = """
@@ -125,19 +153,25 @@ WHERE (n.label IS NOT NULL AND e.label IS NOT NULL AND n.label <> e.label
 _TOUCH = """
 INSERT INTO review (model_id, subject, property, marked_at)
 SELECT m.id, t.subject, t.property, :now
-FROM (
-    SELECT subject, property FROM in_delta
-    UNION SELECT old_subject, old_property FROM in_delta WHERE old_id IS NOT NULL
-    UNION SELECT subject, property FROM in_gone
-    UNION SELECT s.subject, s.property FROM in_moved v
-        JOIN statement s ON s.subject = v.id AND s.seen_to IS NULL
-    UNION SELECT f.subject, f.property FROM in_moved v JOIN fact f ON f.subject = v.id
-    UNION SELECT s.subject, s.property FROM in_moved v
-        JOIN statement s ON s.value = v.id AND s.seen_to IS NULL AND s.value_kind = 'item'
-) t, model m
+FROM ({groups}) t, model m
 WHERE true
 ON CONFLICT (model_id, subject, property) DO NOTHING
 """
+_TOUCH_CHANGED = _TOUCH.format(
+    groups="""
+    SELECT subject, property FROM in_delta WHERE NOT stale
+    UNION SELECT old_subject, old_property FROM in_delta WHERE old_id IS NOT NULL AND NOT stale
+    UNION SELECT subject, property FROM in_gone
+"""
+)
+_TOUCH_MOVED = _TOUCH.format(
+    groups="""
+    SELECT s.subject, s.property FROM in_moved v JOIN statement s ON s.subject = v.id AND s.seen_to IS NULL
+    UNION SELECT f.subject, f.property FROM in_moved v JOIN fact f ON f.subject = v.id
+    UNION SELECT s.subject, s.property FROM in_moved v
+        JOIN statement s ON s.value = v.id AND s.seen_to IS NULL AND s.value_kind = 'item'
+"""
+)
 
 # A row with a revision, a redirect or a deletion was probed and speaks of the item's state; one without is
 # a label.
@@ -208,7 +242,7 @@ def ingest(
         bound = {"source": source, "read_to": cursor_to, "lag_at": lag_at, "run": run, "now": now}
         connection.execute(_typed(_RUN_CURSOR), {"source": source, "read_to": cursor_to, "run": run})
         connection.execute(_typed(_MOVE_CURSOR), bound)
-    staging.drop(connection, "in_statement", "in_entity", "in_group", "in_delta", "in_gone", "in_moved")
+    staging.drop(connection, *_TABLES)
     return report
 
 
@@ -218,20 +252,14 @@ def _stage(
     statements: Iterable[StatementRow],
     groups: Iterable[Pair],
 ) -> int:
-    for name, columns in (
-        ("in_statement", _STATEMENT),
-        ("in_entity", _ENTITY),
-        ("in_group", _GROUP),
-        ("in_delta", _DELTA),
-        ("in_gone", _GONE),
-        ("in_moved", (("id", "text"),)),
-    ):
+    for name, columns in _TABLES.items():
         staging.make(connection, name, columns)
     incoming = staging.fill(connection, "in_statement", _STATEMENT, _statement_tuples(statements))
-    connection.exec_driver_sql("CREATE INDEX in_statement_guid ON in_statement (guid)")
     staging.fill(connection, "in_entity", _ENTITY, _entity_tuples(entities))
-    connection.exec_driver_sql("CREATE INDEX in_entity_id ON in_entity (id)")
     staging.fill(connection, "in_group", _GROUP, _unique(groups))
+    connection.execute(text(_FIND_KNOWN))
+    for name, column in (("in_statement", "guid"), ("in_known", "guid"), ("in_entity", "id")):
+        staging.prepare(connection, name, column)
     return incoming
 
 
@@ -239,16 +267,20 @@ def _merge(
     connection: Connection, run: int, now: datetime, incoming: int, point: Callable[[str], None]
 ) -> IngestReport:
     bound = {"now": now, "run": run}
-    connection.execute(text(_FIND_DELTA))
-    stale = int(connection.scalar(text(_COUNT_STALE)) or 0)
+    connection.execute(text(_FIND_CHANGED))
+    connection.execute(text(_FIND_NEW), {"no": False})
+    stale = int(connection.scalar(text("SELECT count(*) FROM in_delta WHERE stale")) or 0)
+    staging.prepare(connection, "in_delta", "guid")
     changed = connection.execute(_typed(_CLOSE_CHANGED), bound).rowcount
     point("ingest.closed")
     written = connection.execute(_typed(_INSERT), bound).rowcount
     point("ingest.inserted")
     connection.execute(text(_FIND_GONE))
     deleted = connection.execute(_typed(_CLOSE_GONE), bound).rowcount
-    connection.execute(text(_FIND_RELABELLED))
-    touched = connection.execute(_typed(_TOUCH), {"now": now}).rowcount
+    touched = connection.execute(_typed(_TOUCH_CHANGED), {"now": now}).rowcount
+    if connection.execute(text(_FIND_RELABELLED)).rowcount:
+        staging.prepare(connection, "in_moved", "id")
+        touched += connection.execute(_typed(_TOUCH_MOVED), {"now": now}).rowcount
     connection.execute(_typed(_UPSERT_ENTITY), {**bound, "no": False})
     return IngestReport(
         inserted=written - changed,

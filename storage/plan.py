@@ -500,6 +500,17 @@ def owed(connection: Connection, model_id: int, limit: int | None) -> list[EditR
     return request_rows(connection, list(connection.execute(query)))
 
 
+def claimed(connection: Connection, checkpoint: int) -> list[EditRequestRow]:
+    """Read the requests that an open checkpoint carries, oldest first."""
+    query = (
+        select(EditRequest, Fact.subject, Fact.property, Fact.slot)
+        .join(Fact, Fact.id == EditRequest.fact_id)
+        .where(EditRequest.checkpoint_id == checkpoint, EditRequest.state == "claimed")
+        .order_by(EditRequest.id)
+    )
+    return request_rows(connection, list(connection.execute(query)))
+
+
 def retry(
     connection: Connection, model_id: int, request_ids: Collection[int] | None, *, now: datetime
 ) -> int:

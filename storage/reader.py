@@ -171,6 +171,11 @@ class LedgerReader:
         with read_transaction(self.engine) as connection:
             return plan.owed(connection, model.id, limit)
 
+    def claimed(self, checkpoint: int) -> list[EditRequestRow]:
+        """Read the requests that an open checkpoint (by key) carries, oldest first."""
+        with read_transaction(self.engine) as connection:
+            return plan.claimed(connection, checkpoint)
+
     def pending(self, model: Model) -> list[PendingRow]:
         """Read what is held back."""
         with read_transaction(self.engine) as connection:

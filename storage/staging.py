@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import text
-
 from storage.types import to_text
 
 if TYPE_CHECKING:
@@ -68,12 +66,27 @@ def fill(connection: Connection, name: str, columns: Columns, rows: Iterable[Seq
         with driver.cursor() as cursor, cursor.copy(f"COPY {name} FROM STDIN") as copy:
             for row in counted:
                 copy.write_row(row)
-        connection.execute(text(f"ANALYZE {name}"))
     else:
         marks = ", ".join("?" * len(columns))
         stream = _texts(counted, moments) if moments else counted
         driver.executemany(f"INSERT INTO {name} VALUES ({marks})", stream)
     return counted.count
+
+
+def prepare(connection: Connection, name: str, column: str) -> None:
+    """Make a filled table fit to be joined by a column.
+
+    SQLite joins by index only. PostgreSQL hashes, and must know how many rows it would hash.
+
+    Args:
+        connection: The same transaction.
+        name: The table.
+        column: What it will be joined by.
+    """
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(f"CREATE INDEX temp.{name}_{column} ON {name} ({column})")
+    else:
+        connection.exec_driver_sql(f"ANALYZE {name} ({column})")
 
 
 def drop(connection: Connection, *names: str) -> None:

@@ -89,6 +89,7 @@ SELECT
     c.digest AS checkpoint,
     c.state AS checkpoint_state,
     c.decided_at AS decided_at,
+    c.depth AS position,
     c.run_id AS run_id,
     c.id AS checkpoint_id,
     e.id AS edit_id

