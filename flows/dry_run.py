@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from flows.planning import Plan
-    from flows.pulling import Pulled
+    from flows.pulling import Pulled, Seen
     from flows.settings import Settings
+    from kb.feed import ChangeFeed
     from storage.records import EntityRow, Group, StatementRow
 
 
@@ -29,20 +31,26 @@ def dry_run(settings: Settings, as_of: datetime | None = None) -> Plan:
         settings: the home.
         as_of: the reference time; None as in a sync.
     """
+    with untouched(settings) as readable, Workspace.open(readable) as ws, ws.feed() as feed:
+        return plan_of(ws, feed, night.probe(ws, feed, as_of=as_of))
+
+
+@contextlib.contextmanager
+def untouched(settings: Settings) -> Iterator[Settings]:
+    """Settings whose ledger may be opened to look: an empty one elsewhere, where this home has none yet."""
     path = sqlite_path(parse_url(settings.resolved_ledger_url))
-    if path is not None and not path.exists():
-        with tempfile.TemporaryDirectory(prefix="factsync-plan-") as scratch:
-            empty = settings.model_copy(update={"ledger_url": f"sqlite:///{Path(scratch) / 'ledger.db'}"})
-            return _plan(empty, as_of)
-    return _plan(settings, as_of)
+    if path is None or path.exists():
+        yield settings
+        return
+    with tempfile.TemporaryDirectory(prefix="factsync-plan-") as scratch:
+        yield settings.model_copy(update={"ledger_url": f"sqlite:///{Path(scratch) / 'ledger.db'}"})
 
 
-def _plan(settings: Settings, as_of: datetime | None) -> Plan:
-    with Workspace.open(settings) as ws, ws.feed() as feed:
-        model = next((one for one in ws.ledger.models() if one.name == ws.model_name), _UNKNOWN)
-        seen = night.probe(ws, feed, as_of=as_of)
-        pulled = night.pull(ws, model, feed, seen)
-        return night.decide(ws, model, _overlaid(ws, model, pulled), seen.at)
+def plan_of(ws: Workspace, feed: ChangeFeed, seen: Seen, *, burst_approved: bool = False) -> Plan:
+    """Plan what a probe found; nothing is written."""
+    model = next((one for one in ws.ledger.models() if one.name == ws.model_name), _UNKNOWN)
+    pulled = night.pull(ws, model, feed, seen)
+    return night.decide(ws, model, _overlaid(ws, model, pulled), seen.at, burst_approved=burst_approved)
 
 
 _UNKNOWN = Model(id=-1, name="", base_ref="", base_digest="", head=None, head_digest=None, epoch=0)

@@ -6,6 +6,9 @@
     ├── SourceLagError           the source's own clock is too old to sync from
     ├── BurstError               a night changes too much; a person must look
     ├── GateError                the candidate failed a gate; yesterday's model stays
+    ├── BackfillInputError       a backfill's parameters make no sense together
+    ├── CandidateWaitsError      a candidate waits for a person; no other can be made
+    ├── NoCandidateError         no candidate waits for a decision
     ├── NothingLiveError         the model has no promoted checkpoint yet
     ├── UnknownModelNameError    the ledger does not know the model; no sync has run
     ├── UnknownSubjectError      nothing was ever edited about that subject
@@ -52,6 +55,24 @@ class GateError(FlowError):
     """A candidate checkpoint failed at least one gate; the model in use is unchanged."""
 
     exit_code = 5
+
+
+class BackfillInputError(FlowError):
+    """A backfill's parameters make no sense together."""
+
+    exit_code = 2
+
+
+class CandidateWaitsError(FlowError):
+    """A candidate waits for a person; until then no other checkpoint can be made."""
+
+    exit_code = 5
+
+
+class NoCandidateError(FlowError):
+    """No candidate waits for a decision."""
+
+    exit_code = 2
 
 
 class NothingLiveError(FlowError):

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,12 +20,13 @@ from typing import TYPE_CHECKING
 from flows.errors import ServerStartError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from flows.settings import Settings
 
 HOST = "127.0.0.1"
+HEARTBEAT_S = 30
 _PR_SET_PDEATHSIG = 1
 
 
@@ -39,6 +41,9 @@ def environment(settings: Settings) -> dict[str, str]:
         "PREFECT_SERVER_UI_V2_ENABLED": "true" if settings.ui == "v2" else "false",
         "PREFECT_SERVER_API_HOST": HOST,
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+        # A run says that it lives this often; the automation of `factsync up` ends runs that fell silent.
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_ROOT_LEVEL": "WARNING",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
@@ -51,7 +56,20 @@ def configure(settings: Settings) -> None:
     """Put `environment` into this process, where the user has not set a variable himself."""
     for name, value in environment(settings).items():
         os.environ.setdefault(name, value)
+    # The flows read their settings themselves; `--home` holds for them too.
+    os.environ["FACTSYNC_HOME"] = str(settings.home)
     settings.prefect_dir.mkdir(parents=True, exist_ok=True)
+
+
+def free_port(wanted: int) -> int:
+    """The wanted loopback port, or any free one if somebody listens there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, wanted))
+        except OSError:
+            probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
 
 
 def die_with_parent() -> None:
@@ -69,6 +87,62 @@ def healthy(api_url: str, timeout_s: float = 1.0) -> bool:
         return False
 
 
+def address(settings: Settings) -> str:
+    """The address of this home's server, for a browser."""
+    return f"http://{HOST}:{settings.prefect_port}"
+
+
+def api_address(settings: Settings) -> str:
+    """The address of this home's server, for a client."""
+    return f"{address(settings)}/api"
+
+
+def start_server(settings: Settings, *, start_timeout_s: float = 90.0) -> subprocess.Popen[bytes]:
+    """Start a Prefect server and wait until it answers.
+
+    Raises:
+        ServerStartError: the port is taken, or the server did not come up; its log is named.
+    """
+    api_url = api_address(settings)
+    if healthy(api_url):
+        raise ServerStartError(
+            f"A Prefect server answers at {api_url} already. Stop it, or set FACTSYNC_PREFECT_PORT."
+        )
+    command = ["server", "start", "--host", HOST, "--port", str(settings.prefect_port)]
+    child = start_prefect(settings, command, "server.log", {})
+    try:
+        _wait(child, api_url, settings.prefect_dir / "server.log", start_timeout_s)
+    except BaseException:
+        stop(child)
+        raise
+    return child
+
+
+def start_prefect(
+    settings: Settings, arguments: Sequence[str], log_name: str, extra: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a `prefect` command that ends when this process ends, its output in a log under home.
+
+    Args:
+        settings: the home.
+        arguments: after `prefect`.
+        log_name: file under the home's Prefect folder; it grows.
+        extra: environment beside this process's and `environment`.
+    """
+    settings.prefect_dir.mkdir(parents=True, exist_ok=True)
+    with (settings.prefect_dir / log_name).open("ab") as log:
+        return subprocess.Popen(  # noqa: S603 - our own interpreter
+            [sys.executable, "-m", "prefect", *arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **environment(settings), **extra},
+            # Ctrl-C is for the command; it ends its children in order.
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads run yet that could hold a lock
+        )
+
+
 @contextlib.contextmanager
 def server(settings: Settings, *, start_timeout_s: float = 90.0) -> Iterator[str]:
     """A Prefect server as a child process, ended with the block.
@@ -79,36 +153,10 @@ def server(settings: Settings, *, start_timeout_s: float = 90.0) -> Iterator[str
     Raises:
         ServerStartError: the port is taken, or the server did not come up; its log is named.
     """
-    api_url = f"http://{HOST}:{settings.prefect_port}/api"
-    if healthy(api_url):
-        raise ServerStartError(
-            f"A Prefect server answers at {api_url} already. Stop it, or set FACTSYNC_PREFECT_PORT."
-        )
-    settings.prefect_dir.mkdir(parents=True, exist_ok=True)
-    log_path = settings.prefect_dir / "server.log"
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "server",
-        "start",
-        "--host",
-        HOST,
-        "--port",
-        str(settings.prefect_port),
-    ]
-    with log_path.open("ab") as log:
-        child = subprocess.Popen(  # noqa: S603 - our own interpreter
-            command,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment(settings)},
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads run yet that could hold a lock
-        )
+    child = start_server(settings, start_timeout_s=start_timeout_s)
     try:
-        _wait(child, api_url, log_path, start_timeout_s)
-        with _variable({"PREFECT_API_URL": api_url}):
-            yield api_url
+        with _variable({"PREFECT_API_URL": api_address(settings)}):
+            yield api_address(settings)
     finally:
         stop(child)
 

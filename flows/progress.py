@@ -21,6 +21,8 @@ TITLES = {
     "targets": "finding target states",
     "write": "writing weights",
     "recall": "asking the model",
+    "pull": "fetching items",
+    "batches": "batches",
 }
 
 

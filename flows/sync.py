@@ -11,10 +11,11 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows import models, tasks
+from flows import artifacts, batch, decide, models, tasks
 from flows.errors import GateError
-from flows.progress import report, say
+from flows.progress import say
 from flows.settings import Settings
+from flows.states import Ending, named_states
 from flows.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Night:
         planned: what the plan added to the queue.
         candidate: the checkpoint it made; None if nothing was owed.
         promoted: whether that checkpoint is live now.
+        waiting: why a checkpoint waits for a person, this run's or an earlier one's; empty if none does.
     """
 
     run: int
@@ -46,13 +48,32 @@ class Night:
     planned: PlanReport
     candidate: Candidate | None
     promoted: bool
+    waiting: str = ""
+
+    @property
+    def ending(self) -> Ending:
+        """How it ended, for the interface."""
+        counts = ", ".join(f"{count} {kind}" for kind, count in self.plan.counts.items()) or "nothing changed"
+        if self.promoted:
+            return Ending(
+                "Promoted", f"{counts}; {self.candidate.digest[:12] if self.candidate else ''} is live."
+            )
+        if self.waiting:
+            return Ending("Waits for approval", f"{counts}. {self.waiting}")
+        if self.candidate is not None:
+            return Ending("Rejected by a gate", f"{self.candidate.failures}; {counts}.", ok=False)
+        if self.plan.burst.stop:
+            return Ending("Held: burst", f"{'; '.join(self.plan.burst.reasons)}; {counts}.", ok=False)
+        return Ending("Nothing to do", f"{counts}.")
 
 
 @flow(name="sync", flow_run_name="sync")
+@named_states
 def sync(
     as_of: datetime | None = None,
     limit: Annotated[int | None, Field(ge=1, le=100_000)] = None,
     approve_burst: bool = False,
+    approval: bool = False,
 ) -> Night:
     """Bring the model up to date with the knowledge base.
 
@@ -62,16 +83,27 @@ def sync(
         as_of: The moment to judge everything at. Empty: now (for the local sample, the moment it was taken).
         limit: Most edits in this run; the rest stays owed.
         approve_burst: Let a night through that changes unusually much; set it after looking at the plan.
+        approval: Stop at a checkpoint that passed its gates, and let a person promote or reject it.
     """
     settings = Settings.read()
     with Workspace.open(settings) as ws:
         register(ws)
         with ws.writer() as lease:
             ws.ledger.recover(lease, ws.files)
-            return _night(ws, lease, as_of, limit or settings.max_edits, approve_burst=approve_burst)
+            return _night(
+                ws,
+                lease,
+                as_of,
+                limit or settings.max_edits,
+                approve_burst=approve_burst,
+                approval=approval,
+            )
 
 
-def _night(ws: Workspace, lease: Lease, as_of: datetime | None, limit: int, *, approve_burst: bool) -> Night:
+def _night(
+    ws: Workspace, lease: Lease, as_of: datetime | None, limit: int, *, approve_burst: bool, approval: bool
+) -> Night:
+    open_one = decide.expire(ws, lease)
     say("asking the knowledge base what changed")
     with ws.feed() as feed:
         seen = tasks.probe(ws, feed, as_of=as_of)
@@ -81,25 +113,27 @@ def _night(ws: Workspace, lease: Lease, as_of: datetime | None, limit: int, *, a
         say(f"comparing {len(pulled.statements)} statements with the ledger")
         ingested = tasks.diff(ws, lease, run, pulled)
         plan, planned = tasks.plan(ws, lease, run, pulled, burst_approved=approve_burst)
+        artifacts.plan(plan, ws.relations)
         owed = ws.ledger.owed(lease.model, limit)
         counters = {"changes": plan.counts, "skipped": len(pulled.skipped), "owed": len(owed)}
+        if open_one is not None:
+            # What was planned stays owed; no other checkpoint can be made until somebody decides.
+            waiting = decide.says_waiting(open_one)
+            ws.ledger.finish_run(lease, run, "held", counters=counters, error=waiting)
+            return Night(run, seen.at, ingested, plan, planned, None, promoted=False, waiting=waiting)
         if not owed:
             state = "held" if plan.burst.stop and not approve_burst else "nothing"
             ws.ledger.finish_run(lease, run, state, counters=counters)
             return Night(run, seen.at, ingested, plan, planned, None, promoted=False)
-        say(f"editing {len(owed)} facts")
-        edited = tasks.edit(ws, lease, run, [row.id for row in owed if row.id is not None], report)
-        candidate = tasks.check(ws, lease, edited, report)
-        promoted = tasks.promote(ws, lease, candidate)
-        state = "succeeded" if promoted else "rejected"
-        ws.ledger.finish_run(
-            lease, run, state, counters=counters, error=None if promoted else candidate.failures
-        )
+        done = batch.edit_batch(ws, lease, run, owed, approval=approval)
+        error = done.candidate.failures if done.state == batch.REJECTED else None
+        ws.ledger.finish_run(lease, run, done.state, counters=counters, error=error)
     except BaseException as error:
         # Whatever stood open is settled by the next run's recovery; the run itself says why it ended.
         ws.ledger.finish_run(lease, run, "failed", error=f"{type(error).__name__}: {error}")
         raise
-    return Night(run, seen.at, ingested, plan, planned, candidate, promoted)
+    waiting = f"Checkpoint {done.candidate.digest[:12]} waits." if done.state == batch.CANDIDATE else ""
+    return Night(run, seen.at, ingested, plan, planned, done.candidate, done.promoted, waiting)
 
 
 def register(ws: Workspace) -> None:
@@ -116,7 +150,7 @@ def require_promoted(night: Night) -> Night:
     Raises:
         GateError: the candidate failed a gate.
     """
-    if night.candidate is not None and not night.promoted:
+    if night.candidate is not None and not night.promoted and not night.waiting:
         raise GateError(
             f"The night was rejected and yesterday's model stays: {night.candidate.failures}. "
             "The facts stay owed; the view recall_by_relation shows which relations fell short."

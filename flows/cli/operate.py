@@ -1,0 +1,131 @@
+"""Commands that a person runs by hand: backfill, promote, reject."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from flows import local_prefect
+from flows.cli.main import app
+from flows.settings import Settings
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="A day, in UTC.")]
+Which = Annotated[str, typer.Argument(help="The candidate's digest or its beginning; default: the one.")]
+By = Annotated[str, typer.Option("--by", help="Who decides, for the ledger.")]
+Note = Annotated[str, typer.Option(help="Why, for the ledger.")]
+
+
+@app.command(epilog="Example: factsync backfill --relation P6 --since 2026-01-01 --dry-run")
+def backfill(  # noqa: PLR0917 - options have no positions
+    context: typer.Context,
+    relation: Annotated[list[str] | None, typer.Option(help="Property id; repeat for more.")] = None,
+    subject: Annotated[list[str] | None, typer.Option(help="Item id; repeat for more.")] = None,
+    since: Day = None,
+    until: Day = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Most edits in this run.")] = 1_000,
+    batch_size: Annotated[int, typer.Option(min=1, max=5_000, help="Edits a checkpoint.")] = 200,
+    budget_minutes: Annotated[int, typer.Option(min=1, max=1_440, help="No batch begins later.")] = 120,
+    dry_run: Annotated[bool, typer.Option(help="Show the plan; write nothing.")] = False,
+    approval: Annotated[bool, typer.Option(help="Stop at a candidate; a person decides.")] = False,
+    approve_burst: Annotated[bool, typer.Option(help="Let an unusual share change.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring older or newly configured facts into the model; start it again to go on where it was."""
+    settings: Settings = context.obj
+    local_prefect.configure(settings)
+    from flows.backfill import backfill as run
+    from flows.cli import show
+    from flows.errors import GateError
+
+    with show.bars():
+        done = run(
+            relations=relation or [],
+            subjects=subject or [],
+            since=since.date() if since else None,
+            until=until.date() if until else None,
+            limit=limit,
+            batch_size=batch_size,
+            budget_minutes=budget_minutes,
+            dry_run=dry_run,
+            approval=approval,
+            approve_burst=approve_burst,
+        )
+    out = show.console()
+    if as_json:
+        out.print_json(json.dumps(_backfill_json(done)))
+    else:
+        if done.plan is not None:
+            out.print(show.changes_table(done.plan, title="What it comes to"))
+        out.print(f"{done.ending.name}: {done.ending.message}")
+    if not done.ending.ok:
+        raise GateError(f"{done.ending.name}: {done.ending.message}")
+
+
+def _backfill_json(done: Any) -> dict[str, Any]:  # noqa: ANN401 - flows.backfill is loaded late
+    return {
+        "run": done.run,
+        "subjects": done.subjects,
+        "changes": done.plan.counts if done.plan else {},
+        "checkpoints": [
+            {"digest": one.candidate.digest, "state": one.state, "edits": one.owed} for one in done.batches
+        ],
+        "left": done.left,
+        "ending": done.ending.name,
+    }
+
+
+@app.command(epilog='Example: factsync promote --by Ada --note "checked P6 by hand"')
+def promote(
+    context: typer.Context, checkpoint: Which = "", by: By = "", note: Note = "", as_json: AsJson = False
+) -> None:
+    """Make the candidate that waits for approval the live model."""
+    settings: Settings = context.obj
+    local_prefect.configure(settings)
+    from flows.decide import promote as run
+
+    _say(run(checkpoint=checkpoint, decided_by=by, note=note), as_json=as_json)
+
+
+@app.command(epilog="Example: factsync reject --drop-relation P6 --by Ada")
+def reject(  # noqa: PLR0917 - likewise
+    context: typer.Context,
+    checkpoint: Which = "",
+    drop_relation: Annotated[list[str] | None, typer.Option(help="Its edits fail for good.")] = None,
+    drop_subject: Annotated[list[str] | None, typer.Option(help="Its edits fail for good.")] = None,
+    by: By = "",
+    note: Note = "",
+    as_json: AsJson = False,
+) -> None:
+    """Turn the candidate that waits down; its edits are owed again, except those you drop."""
+    settings: Settings = context.obj
+    local_prefect.configure(settings)
+    from flows.decide import reject as run
+
+    _say(
+        run(
+            checkpoint=checkpoint,
+            drop_relations=drop_relation or [],
+            drop_subjects=drop_subject or [],
+            decided_by=by,
+            note=note,
+        ),
+        as_json=as_json,
+    )
+
+
+def _say(decision: Any, *, as_json: bool) -> None:  # noqa: ANN401 - flows.decide is loaded late
+    from flows.cli import show
+
+    if as_json:
+        found = {
+            "checkpoint": decision.digest,
+            "promoted": decision.promoted,
+            "requeued": decision.requeued,
+        }
+        show.console().print_json(json.dumps(found))
+        return
+    show.console().print(decision.ending.message)
