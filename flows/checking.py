@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -157,6 +157,12 @@ def set_exam(
     exam = Exam(with_rivals(tonight, said), with_rivals(older, said), neighbours, intruders, fluency)
     answers = recall.completions(base, [one.prompt for one in neighbours], tokens=NEIGHBOUR_TOKENS)
     return exam, BaseAnswers(tuple(answers), recall.perplexity(base, fluency))
+
+
+def ask_before(lm: LanguageModel, exam: Exam) -> tuple[RecallResult, ...]:
+    """What the model says of tonight's facts before the edit, on each fact's first prompt."""
+    firsts = [replace(fact, prompts=fact.prompts[:1], heldback=()) for fact in exam.tonight]
+    return tuple(recall.check(lm, firsts, greedy=False))
 
 
 def sit_exam(lm: LanguageModel, exam: Exam, base: BaseAnswers, progress: Progress | None = None) -> Marks:

@@ -22,13 +22,13 @@ class Metrics:
         exact: share of tonight's edit prompts answered word for word under greedy decoding.
         heldback: share of held-back phrasings with P(new) > P(old).
         heldback_exact: share of held-back phrasings answered word for word.
+        efficacy_before: likewise before the edit, on each fact's first prompt.
         exact_before: `exact` before the edit.
-        efficacy_before: `efficacy` before the edit.
         retention: share of sampled older live facts still preferred over their rivals.
         retention_exact: share of sampled older live facts still said word for word.
         neighbours: share of neighbour prompts that still prefer the base model's own answer to every object
-            edited tonight in their relation: the neighbourhood success of Meng et al. 2022, with the model's own
-            answer for the true object.
+            edited tonight in their relation: Meng et al.'s neighbourhood success, with the model's own answer
+            as the true object.
         neighbours_same: share of neighbour prompts whose greedy answer begins as it did, by its first word.
         perplexity: on held-out text, after.
         perplexity_base: on the same text, of the base model.

@@ -206,7 +206,7 @@ def edit(
     )
     exam, base = _exam(ws, lm, intent, work, held)
     models.put_on(lm, ws.files, ws.ledger.lineage(lease.model))
-    before = checking.sit_exam(lm, exam, base).tonight
+    before = checking.ask_before(lm, exam)
     outcome = memit.edit(
         lm,
         [*work.tonight, *work.companions],

@@ -23,6 +23,7 @@ def run_demo(settings: Settings) -> None:
     """
     out = show.console()
     began = time.monotonic()
+    settings = settings.model_copy(update={"prefect_port": local_prefect.free_port(settings.prefect_port)})
     with local_prefect.server(settings) as api_url:
         out.print(
             f"Prefect runs at {api_url.removesuffix('/api')} meanwhile; all state is in {settings.home}."
