@@ -6,6 +6,7 @@ Each step is one transaction. Promotion is in `head`.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, and_, bindparam, case, exists, func, insert, select, update
@@ -129,7 +130,7 @@ def begin(
         checkpoint,
         parent.id if parent else None,
         parent.digest if parent else None,
-        tuple(request_rows(connection, rows)),
+        tuple(replace(row, state="claimed") for row in request_rows(connection, rows)),
     )
 
 

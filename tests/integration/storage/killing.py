@@ -14,6 +14,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sqlalchemy import text
+
 from storage.checkpoints import CheckpointFiles
 from storage.database import reading
 from storage.errors import LockHeldError
@@ -182,10 +184,11 @@ OUTCOME = {
 def outcome(place: Place) -> dict[str, list[str]]:
     """Say all that must not depend on crashes: everything but keys, which an abandoned checkpoint uses up."""
     with Ledger.open(place.url) as ledger:
-        found = {
-            name: sorted(repr(row) for row in ledger.query(sql, limit=None).rows)
-            for name, sql in OUTCOME.items()
-        }
+        with reading(ledger.engine) as connection:
+            found = {
+                name: sorted(repr(tuple(row)) for row in connection.execute(text(sql)))
+                for name, sql in OUTCOME.items()
+            }
         files = CheckpointFiles(place.folder)
         with ledger.writer(steps.MODEL, holder="a check") as lease:
             ledger.recover(lease, files)
