@@ -187,6 +187,15 @@ def world():
         document("Q1", "2026-08-31T12:00:00Z", {}, fr="Seulement"),
         document("Q5", "2026-08-31T09:00:00Z", {"P54": club, "P31": [human]}, en="Player", en_ca="Joueur"),
         document(
+            "Q6",
+            "2026-06-01T09:00:00Z",
+            {
+                "P54": [claim("Q6", 36, snak(item("Q301"), "P54"))],
+                "P31": [claim("Q6", 37, snak(item("Q5000"), "P31"))],
+            },
+            en="Other",
+        ),
+        document(
             "Q301",
             "2026-08-31T09:00:00Z",
             {"P31": [claim("Q301", 33, snak(item("Q9001"), "P31"))]},
@@ -305,6 +314,13 @@ def test_labels(feed):
         "Q102": ("Nothing", "en-gb"),
         "Q5": ("Player", "en"),
     }
+
+
+def test_neighbours(feed):
+    rel = relations()["P54"]
+    assert feed.neighbours("Q5", rel) == ["Q6"]
+    assert feed.neighbours("Q5", relations()["P6"]) == []
+    assert feed.neighbours("Q404", rel) == []
 
 
 def test_lag_and_nothing_asked(feed):
