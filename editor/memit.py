@@ -21,7 +21,7 @@ import torch
 from editor import delta as deltas
 from editor import solve, targets
 from editor.delta import Delta, LowRank
-from editor.errors import SubjectConflictError
+from editor.errors import StateMismatchError, SubjectConflictError
 from editor.keys import KeyReader
 from editor.requests import Unit, plan
 from editor.state import SubjectState, digest_of, stack
@@ -130,6 +130,7 @@ def edit(
         NonFiniteError: a loss or a change is not finite.
     """
     _check_subjects(requests, live)
+    _check_layers((*live, *retired), settings, lm)
     moments.require(lm, settings.layers)
     units = plan(
         lm,
@@ -139,7 +140,9 @@ def edit(
         max_target_tokens=settings.max_target_tokens,
     )
     columns = _columns(units, lm.device)
-    reader = KeyReader(lm, columns.texts, settings.layers, batch_tokens=settings.batch_tokens)
+    reader = KeyReader(
+        lm, columns.texts, settings.layers, batch_tokens=8 * settings.tokens_at_once(lm.device)
+    )
     found = _Found.start(lm, reader, units, columns, settings=settings, progress=progress)
     history = live if settings.history else ()
     changes: dict[str, LowRank] = {}
@@ -345,6 +348,24 @@ def _check_subjects(requests: Sequence[EditRequest], live: Sequence[SubjectState
                 subject_id=state.subject_id,
             )
         seen.add(state.subject_id)
+
+
+def _check_layers(states: Sequence[SubjectState], settings: MemitSettings, lm: LanguageModel) -> None:
+    for state in states:
+        for layer in settings.layers:
+            keys, values = state.keys.get(layer), state.values.get(layer)
+            if (
+                keys is None
+                or values is None
+                or keys.shape != (len(values), lm.layers.d_k)
+                or values.shape[1] != lm.layers.d
+            ):
+                raise StateMismatchError(
+                    f"The stored state of subject {state.subject_id!r} does not fit layer {layer}: it was made "
+                    f"with layers {sorted(state.keys)}; rebuild from the base model.",
+                    subject_id=state.subject_id,
+                    layer=layer,
+                )
 
 
 def _columns(units: Sequence[Unit], device: torch.device) -> _Columns:

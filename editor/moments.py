@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,9 @@ from transformers import DynamicCache
 
 from editor import activations
 from editor.errors import CorruptStateError, MomentsMismatchError, NonFiniteError
+from editor.keys import KeyReader
 from editor.layers import logits_of
+from editor.requests import encode_prompt
 from editor.state import digest_of
 from editor.targets import padded
 
@@ -57,6 +59,8 @@ class MomentsKey:
         tokens: how many keys were counted.
         seed: of the sampling; 0 for a corpus.
         dtype: of the weights that made the keys.
+        prompts: digest of the guarded prompts, or "" for none.
+        prompt_share: their weight against the text's.
     """
 
     model: str
@@ -65,6 +69,8 @@ class MomentsKey:
     tokens: int
     seed: int
     dtype: str
+    prompts: str = ""
+    prompt_share: float = 0.0
 
 
 @dataclass(slots=True)
@@ -88,9 +94,15 @@ class Moments:
         *,
         tokens: int = DEFAULT_TOKENS,
         seed: int = 0,
+        prompts: Sequence[tuple[str, str]] = (),
+        prompt_share: float = 1.0,
         progress: Progress | None = None,
     ) -> Moments:
         """Measure in one pass over all layers.
+
+        Text alone says little about the keys that edits are nearest to: those of other subjects in the same
+            templates. Prompts given here are guarded as text is: C = E_text[k kᵀ] + share · E_prompts[k
+            kᵀ], the keys of prompts read at the subject's last token.
 
         Args:
             lm: the unedited model.
@@ -99,6 +111,9 @@ class Moments:
             layers: which blocks.
             tokens: how many keys to count at most.
             seed: of the sampling.
+            prompts: (template, subject) pairs whose answers should stay; the same every night of a model's
+                life.
+            prompt_share: weight of the prompts against the text.
             progress: called with (stage, tokens done, tokens).
 
         Returns:
@@ -116,7 +131,12 @@ class Moments:
         counted = sum(len(row) for row in rows)
         matrices = _accumulate(lm, rows, tuple(layers), progress)
         dtype = str(next(lm.model.parameters()).dtype)
-        return cls(MomentsKey(lm.digest, tuple(layers), corpus, counted, seed, dtype), matrices)
+        key = MomentsKey(lm.digest, tuple(layers), corpus, counted, seed, dtype)
+        if prompts and prompt_share:
+            key = replace(key, prompts=digest_of([list(pair) for pair in prompts]), prompt_share=prompt_share)
+            for layer, matrix in _prompt_moments(lm, prompts, tuple(layers)).items():
+                matrices[layer] += prompt_share * matrix
+        return cls(key, matrices)
 
     def require(self, lm: LanguageModel, layers: Sequence[int]) -> None:
         """Refuse to serve another model or other layers.
@@ -274,6 +294,19 @@ def sample_prefixes(lm: LanguageModel, count: int, *, seed: int = 0, length: int
     texts = [lm.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
     # A brace would read as a second place for the subject.
     return tuple(" ".join(text.replace("{", " ").replace("}", " ").split()) + "." for text in texts)
+
+
+def _prompt_moments(
+    lm: LanguageModel, prompts: Sequence[tuple[str, str]], layers: tuple[int, ...]
+) -> dict[int, Float[Tensor, "d_k d_k"]]:
+    encoded = [encode_prompt(lm.tokenizer, template, subject) for template, subject in prompts]
+    texts = sorted({prompt.ids[: prompt.lookup + 1] for prompt in encoded})
+    reader = KeyReader(lm, texts, layers)
+    matrices = {}
+    for layer in layers:
+        keys, _ = reader.read(layer)
+        matrices[layer] = (keys.double().T @ keys.double() / len(texts)).float().cpu()
+    return matrices
 
 
 def _openings() -> list[str]:

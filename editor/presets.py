@@ -11,9 +11,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import torch
+
     from editor.model import LanguageModel
 
 log = logging.getLogger(__name__)
+
+_CPU_BATCH, _GPU_BATCH = 512, 16384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +39,8 @@ class MemitSettings:
         keys: "each" writes every context's own key; "mean" is the paper: one averaged key a subject.
         history: carry the keys of live edits in the solve.
         precision: of the target-state forwards; "auto" takes bfloat16 where the processor is faster with it.
-        batch_tokens: most tokens of one forward; halved when memory runs out.
+        batch_tokens: most tokens of one forward, halved when memory runs out; 0 takes 512 on a CPU, where
+            small batches pad less and stay in the cache, and 16384 on a GPU.
         max_target_tokens: longest target that is accepted.
         seed: of sampled prefixes.
     """
@@ -53,9 +58,13 @@ class MemitSettings:
     keys: Literal["each", "mean"] = "each"
     history: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    batch_tokens: int = 4096
+    batch_tokens: int = 0
     max_target_tokens: int = 32
     seed: int = 0
+
+    def tokens_at_once(self, device: torch.device) -> int:
+        """Return the batch size to start with on a device."""
+        return self.batch_tokens or (_CPU_BATCH if device.type == "cpu" else _GPU_BATCH)
 
     def to_json(self) -> dict[str, object]:
         """Return plain data, as kept with a checkpoint."""

@@ -168,7 +168,7 @@ def _with_smaller_batches(
     settings: MemitSettings,
     report: Callable[[int], None],
 ) -> Targets:
-    batch_tokens = settings.batch_tokens
+    batch_tokens = settings.tokens_at_once(lm.device)
     while True:
         try:
             return _optimise_wave(lm, units, anchors, settings, batch_tokens=batch_tokens, report=report)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from editor.model import LanguageModel
@@ -84,8 +84,8 @@ def tokenizer(kind: str = "bytes", *, bos: bool = False) -> PreTrainedTokenizerF
         inner.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
     else:
-        inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)])
+        inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        inner.decoder = decoders.Metaspace(prepend_scheme="first")
         alphabet = sorted(set("▁" + "".join(CORPUS)))
     trainer = trainers.BpeTrainer(
         vocab_size=390, special_tokens=special, initial_alphabet=alphabet, show_progress=False

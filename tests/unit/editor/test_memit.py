@@ -1,0 +1,254 @@
+"""The main path on a tiny model: history, removal, order, failure, the paper's procedure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from editor import delta, memit, solve, state
+from editor.delta import Delta
+from editor.errors import (
+    EditorError,
+    MomentsMismatchError,
+    NonFiniteError,
+    SingularMomentsError,
+    StateMismatchError,
+    SubjectConflictError,
+)
+from editor.model import tensor_digest
+from editor.moments import Moments
+from tests.unit.editor import tiny
+from tests.unit.editor.conftest import LAYERS, requests_of
+
+if TYPE_CHECKING:
+    from editor.model import LanguageModel
+    from editor.presets import MemitSettings
+
+
+def weights(lm: LanguageModel) -> dict[str, torch.Tensor]:
+    """Copy all weights."""
+    return {name: parameter.clone() for name, parameter in lm.model.named_parameters()}
+
+
+def same(lm: LanguageModel, before: dict[str, torch.Tensor]) -> bool:
+    """Whether all weights are bit-identical to before."""
+    return all(torch.equal(parameter, before[name]) for name, parameter in lm.model.named_parameters())
+
+
+def test_the_write_puts_the_target_states_in_place(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings
+) -> None:
+    """After the write next to nothing of the wanted shift is missing, and the targets are likelier."""
+    outcome = memit.edit(lm, requests_of(4), settings=settings, moments=moments)
+    assert max(report.residual for report in outcome.reports) < 0.02
+    assert [report.subject_id for report in outcome.reports] == ["s0", "s1", "s2", "s3"]
+    assert all(state_.keys.keys() == set(LAYERS) for state_ in outcome.states)
+
+
+def test_the_delta_reproduces_the_edited_weights_to_the_bit(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings
+) -> None:
+    """Base plus the stored delta equals the edited model, digest for digest."""
+    fresh = tiny.language_model("llama")
+    outcome = memit.edit(lm, requests_of(4), settings=settings, moments=moments)
+    delta.apply(fresh, Delta.from_bytes(outcome.delta.to_bytes()))
+    for layer in LAYERS:
+        edited, rebuilt = (tensor_digest(m.layers.matrix(m.model, layer)) for m in (lm, fresh))
+        assert edited == rebuilt
+
+
+def test_normal_equations_hold_for_the_whole_history(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings
+) -> None:
+    """After a night that adds, replaces and retracts: (W - W₀) A = Σ_live (v - W₀ k) kᵀ at every layer."""
+    base = {layer: lm.layers.matrix(lm.model, layer).double().clone() for layer in LAYERS}
+    first = memit.edit(lm, requests_of(4), settings=settings, moments=moments)
+    replaced = [replace(requests_of(1)[0], target="Stockholm")]
+    live = [s for s in first.states if s.subject_id not in {"s0", "s1"}]
+    retired = [s for s in first.states if s.subject_id in {"s0", "s1"}]
+    second = memit.edit(
+        lm,
+        [*replaced, *requests_of(1, start=4)],
+        settings=settings,
+        moments=moments,
+        live=live,
+        retired=retired,
+    )
+    for layer in LAYERS:
+        W, W0 = lm.layers.matrix(lm.model, layer).double(), base[layer]
+        K, V = state.stack([*live, *second.states], layer, d=lm.layers.d, d_k=lm.layers.d_k)
+        A = solve.normal_matrix(moments.layer(layer), settings.moment_weight, K)
+        wanted = (V - W0 @ K) @ K.T
+        assert ((W - W0) @ A - wanted).norm() / wanted.norm() < 1e-4
+
+
+def test_retracting_everything_gives_the_base_back(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings
+) -> None:
+    """With all states retired the weights are the unedited ones, to float32."""
+    base = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in LAYERS}
+    outcome = memit.edit(lm, requests_of(3), settings=settings, moments=moments)
+    moved = {layer: (lm.layers.matrix(lm.model, layer) - base[layer]).norm() for layer in LAYERS}
+    empty = memit.edit(lm, [], settings=settings, moments=moments, retired=outcome.states)
+    assert empty.states == ()
+    assert empty.reports == ()
+    for layer in LAYERS:
+        assert (lm.layers.matrix(lm.model, layer) - base[layer]).norm() < 1e-3 * moved[layer]
+
+
+def test_order_of_requests_does_not_matter(moments: Moments, settings: MemitSettings) -> None:
+    """The same facts in another order give the same weights to float32."""
+    forward, backward = tiny.language_model("llama"), tiny.language_model("llama")
+    memit.edit(forward, requests_of(4), settings=settings, moments=moments)
+    memit.edit(backward, requests_of(4)[::-1], settings=settings, moments=moments)
+    for layer in LAYERS:
+        torch.testing.assert_close(
+            forward.layers.matrix(forward.model, layer),
+            backward.layers.matrix(backward.model, layer),
+            rtol=1e-3,
+            atol=1e-4,
+        )
+
+
+def test_the_same_call_gives_the_same_bits(moments: Moments, settings: MemitSettings) -> None:
+    """Two runs from the same base give one digest."""
+    digests = set()
+    for _ in range(2):
+        lm = tiny.language_model("llama")
+        digests.add(memit.edit(lm, requests_of(3), settings=settings, moments=moments).delta.digest)
+    assert len(digests) == 1
+
+
+def test_states_round_trip(lm: LanguageModel, moments: Moments, settings: MemitSettings) -> None:
+    """Stored states come back as they were, and equal lists give equal bytes."""
+    outcome = memit.edit(lm, requests_of(2), settings=settings, moments=moments)
+    blob = state.to_bytes(outcome.states)
+    again = state.from_bytes(blob)
+    assert state.to_bytes(again) == blob
+    for a, b in zip(outcome.states, again, strict=True):
+        assert (a.subject_id, a.fact_ids, a.depends) == (b.subject_id, b.fact_ids, b.depends)
+        assert all(torch.equal(a.keys[layer], b.keys[layer]) for layer in LAYERS)
+        assert all(torch.equal(a.values[layer], b.values[layer]) for layer in LAYERS)
+
+
+def test_depends_tells_what_a_state_was_made_from(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings
+) -> None:
+    """Another target or other settings change the digest; the same ones keep it."""
+    one = memit.edit(lm, requests_of(1), settings=settings, moments=moments).states[0].depends
+    facts = [replace(requests_of(1)[0], target="Paris")]
+    fresh = tiny.language_model("llama")
+    other = memit.edit(fresh, facts, settings=settings, moments=moments).states[0].depends
+    fresh = tiny.language_model("llama")
+    again = memit.edit(fresh, requests_of(1), settings=settings, moments=moments).states[0].depends
+    assert one == again != other
+
+
+def test_the_papers_procedure(lm: LanguageModel, moments: Moments, settings: MemitSettings) -> None:
+    """Reference mode keeps one averaged key a subject and no history."""
+    reference = replace(settings.as_reference(), steps=5)
+    outcome = memit.edit(
+        lm, requests_of(2), settings=reference, moments=moments, prefixes=("The city.", "You see.")
+    )
+    assert [tuple(s.keys[1].shape) for s in outcome.states] == [(1, lm.layers.d_k)] * 2
+
+
+def test_progress_is_told(lm: LanguageModel, moments: Moments, settings: MemitSettings) -> None:
+    """Both stages report, and end at their totals."""
+    heard: list[tuple[str, int, int]] = []
+    memit.edit(
+        lm, requests_of(2), settings=settings, moments=moments, progress=lambda *event: heard.append(event)
+    )
+    assert heard[-1] == ("write", 2, 2)
+    assert {event[0] for event in heard} == {"targets", "write"}
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError, NonFiniteError("no")])
+def test_weights_are_bit_identical_after_any_failure(
+    lm: LanguageModel,
+    moments: Moments,
+    settings: MemitSettings,
+    failure: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An interrupt between two layers leaves no trace."""
+    before = weights(lm)
+    real, calls = solve.low_rank_update, 0
+
+    def fail_second(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise failure
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(solve, "low_rank_update", fail_second)
+    expected = failure if isinstance(failure, type) else type(failure)
+    with pytest.raises(expected):
+        memit.edit(lm, requests_of(2), settings=settings, moments=moments)
+    assert calls == 2
+    assert same(lm, before)
+
+
+def _singular(moments: Moments) -> Moments:
+    return Moments(moments.key, {layer: torch.zeros_like(m) for layer, m in moments.matrices.items()})
+
+
+def _other_model(moments: Moments) -> Moments:
+    return Moments(replace(moments.key, model="other"), moments.matrices)
+
+
+def _missing_layer(moments: Moments) -> Moments:
+    return Moments(moments.key, {1: moments.matrices[1]})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (_singular, SingularMomentsError),
+        (_other_model, MomentsMismatchError),
+        (_missing_layer, MomentsMismatchError),
+    ],
+)
+def test_unfit_moments_are_refused(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings, spoil: Any, error: type[EditorError]
+) -> None:
+    """Singular, stale or incomplete moments are named, and nothing is written."""
+    before = weights(lm)
+    with pytest.raises(error):
+        memit.edit(lm, requests_of(1), settings=settings, moments=spoil(moments))
+    assert same(lm, before)
+
+
+def test_a_model_with_nan_is_refused(lm: LanguageModel, moments: Moments, settings: MemitSettings) -> None:
+    """A loss that is not finite names its subjects."""
+    lm.layers.block(lm.model, 3).mlp.up_proj.weight[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError) as caught:
+        memit.edit(lm, requests_of(2), settings=settings, moments=moments)
+    assert caught.value.subjects == ["s0", "s1"]
+
+
+def test_a_subject_cannot_be_live_and_edited(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings
+) -> None:
+    """The old state of an edited subject must be retired."""
+    outcome = memit.edit(lm, requests_of(2), settings=settings, moments=moments)
+    before = weights(lm)
+    with pytest.raises(SubjectConflictError) as caught:
+        memit.edit(lm, requests_of(1), settings=settings, moments=moments, live=outcome.states)
+    assert caught.value.subject_id == "s0"
+    assert same(lm, before)
+
+
+def test_states_of_other_layers_are_refused(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings
+) -> None:
+    """History made with other layers does not fit."""
+    outcome = memit.edit(lm, requests_of(1), settings=replace(settings, layers=(1,)), moments=moments)
+    before = weights(lm)
+    with pytest.raises(StateMismatchError):
+        memit.edit(lm, requests_of(1, start=1), settings=settings, moments=moments, live=outcome.states)
+    assert same(lm, before)

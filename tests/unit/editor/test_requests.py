@@ -1,0 +1,143 @@
+"""Tokenisation: where the subject ends and what the target is, for every kind of tokenizer."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from editor.errors import EmptyTargetError, SubjectConflictError, SubjectNotInPromptError, TargetTooLongError
+from editor.requests import EditRequest, encode_prompt, encode_target, plan, render
+from tests.unit.editor import tiny
+
+KINDS = [("bytes", False), ("bytes", True), ("pieces", False), ("pieces", True)]
+TEMPLATES = [
+    "{}",
+    "The mayor of {} is",
+    "{}'s leader is",
+    "The Paris of {} is",
+    "Who leads {}?",
+    "The {}ian leader is",
+]
+SUBJECTS = ["Germany", "São Paulo", "Köln", "Ulf Kristersson", "Paris", "U.S."]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"{kind[0]}{'-bos' if kind[1] else ''}")
+def tokenizer(request: pytest.FixtureRequest) -> object:
+    """Every kind of tokenizer."""
+    kind, bos = request.param
+    return tiny.tokenizer(kind, bos=bos)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_lookup_covers_the_subjects_last_character(tokenizer: object, template: str, subject: str) -> None:
+    """The text up to and with the lookup token holds the subject; without that token it does not."""
+    prompt = encode_prompt(tokenizer, template, subject)
+    text, stop = render(template, subject)
+    decode = tokenizer.decode  # type: ignore[attr-defined]
+
+    def plain(ids: tuple[int, ...]) -> str:
+        return decode(list(ids), skip_special_tokens=True).strip()
+
+    wanted = text[:stop].strip()
+    assert plain(prompt.ids[: prompt.lookup + 1]).startswith(wanted)
+    assert not plain(prompt.ids[: prompt.lookup]).startswith(wanted)
+
+
+def test_the_place_of_the_template_counts_not_the_first_occurrence() -> None:
+    """A subject that also stands elsewhere in the prompt is found in its own place."""
+    made = tiny.tokenizer("bytes")
+    prompt = encode_prompt(made, "Paris is not {}, it is", "Paris")
+    assert made.decode(list(prompt.ids[: prompt.lookup + 1])) == "Paris is not Paris"
+
+
+def test_target_follows_its_prompt(tokenizer: object) -> None:
+    """Prompt and target tokens are those of the joint text, with no special token between."""
+    for subject in SUBJECTS:
+        prompt = encode_prompt(tokenizer, "The mayor of {} is", subject)
+        target = encode_target(tokenizer, f"The mayor of {subject} is", " Henriette Reker ")
+        text = tokenizer.decode([*prompt.ids, *target], skip_special_tokens=True)  # type: ignore[attr-defined]
+        assert text.strip() == f"The mayor of {subject} is Henriette Reker"
+        assert tokenizer.bos_token_id not in target  # type: ignore[attr-defined]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="{}"), min_size=1, max_size=20))
+def test_any_subject_is_found_or_refused(subject: str) -> None:
+    """Whatever the subject's text, its last character lies in the lookup token, or a named error says so."""
+    made = tiny.tokenizer("bytes")
+    try:
+        prompt = encode_prompt(made, "The mayor of {} is", subject)
+    except SubjectNotInPromptError:
+        assert not subject.strip()
+        return
+    text, stop = render("The mayor of {} is", subject)
+    offsets = made(text, return_offsets_mapping=True)["offset_mapping"]
+    start, end = offsets[prompt.lookup]
+    assert start < stop <= end
+
+
+@pytest.mark.parametrize("template", ["no place", "{} and {}", ""])
+def test_templates_without_one_place_are_refused(template: str) -> None:
+    """Exactly one place for the subject."""
+    with pytest.raises(SubjectNotInPromptError) as caught:
+        render(template, "Germany")
+    assert caught.value.template == template
+
+
+@pytest.mark.parametrize("target", ["", "   ", "\n"])
+def test_empty_targets_are_refused(target: str) -> None:
+    """Nothing but white space is no target."""
+    with pytest.raises(EmptyTargetError):
+        encode_target(tiny.tokenizer(), "The mayor of Paris is", target)
+
+
+def _request(**changes: object) -> EditRequest:
+    base: dict[str, object] = {
+        "fact_id": "f",
+        "subject_id": "s",
+        "subject": "Paris",
+        "prompts": ("The mayor of {} is", "{}'s mayor is"),
+        "target": "Henriette Reker",
+    }
+    return EditRequest(**{**base, **changes})  # type: ignore[arg-type]
+
+
+def test_long_targets_are_refused() -> None:
+    """The error carries the target, its tokens and the limit."""
+    lm = tiny.language_model()
+    with pytest.raises(TargetTooLongError) as caught:
+        plan(lm, [_request(target="Henriette Reker " * 10)], max_target_tokens=8)
+    assert caught.value.limit == 8
+    assert caught.value.fact_id == "f"
+
+
+def test_facts_of_one_subject_share_columns() -> None:
+    """Texts that are alike up to the subject make one key column."""
+    lm = tiny.language_model()
+    facts = [
+        _request(),
+        _request(fact_id="g", prompts=("The capital of {} is", "{}'s capital is"), target="Paris"),
+    ]
+    (unit,) = plan(lm, facts)
+    assert unit.fact_ids == ("f", "g")
+    assert len(unit.rows) == 4
+    assert len(unit.columns) == 3
+    assert [row.guard for row in unit.rows] == [True, False, False, False]
+    for row in unit.rows:
+        assert unit.columns[row.column] == row.ids[: row.lookup + 1]
+
+
+def test_a_fact_asked_for_twice_is_refused() -> None:
+    """One request a fact."""
+    with pytest.raises(SubjectConflictError):
+        plan(tiny.language_model(), [_request(), _request()])
+
+
+def test_the_papers_contexts() -> None:
+    """Prefixes multiply the templates; the KL prompt gets a row of its own."""
+    (unit,) = plan(tiny.language_model(), [_request()], prefixes=("One.", "Two."), kl_template="{} is a")
+    assert len(unit.rows) == 2 * 3 + 1
+    assert unit.rows[-1].guard
+    assert unit.rows[-1].labels == ()

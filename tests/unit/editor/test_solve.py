@@ -1,0 +1,172 @@
+"""The closed form: normal equations, an oracle, history and removal, the paper's special cases."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from editor import solve
+from editor.errors import NonFiniteError, SingularMomentsError
+
+D, D_K = 7, 12
+
+
+def problem(count: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Make C, W, K and V in float64."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    samples = draw(D_K, 50)
+    return samples @ samples.T / 50, draw(D, D_K), draw(D_K, count), draw(D, count)
+
+
+def one_batch(
+    C: torch.Tensor, W: torch.Tensor, K: torch.Tensor, V: torch.Tensor, weight: float
+) -> torch.Tensor:
+    """Solve all at once by the paper's formula with a plain inverse: the oracle."""
+    return W + (V - W @ K) @ K.T @ torch.linalg.inv(weight * C + K @ K.T)
+
+
+def night(
+    C: torch.Tensor,
+    W: torch.Tensor,
+    coming: tuple[torch.Tensor, torch.Tensor],
+    live: torch.Tensor,
+    *,
+    leaving: tuple[torch.Tensor, torch.Tensor] | None = None,
+    weight: float = 2.0,
+) -> torch.Tensor:
+    """One night with the product code."""
+    K, V = coming
+    gone = leaving or (torch.zeros(D_K, 0), torch.zeros(D, 0))
+    left, right = solve.low_rank_update(
+        C,
+        weight,
+        live=live,
+        coming=K,
+        coming_residuals=V - W @ K,
+        leaving=gone[0],
+        leaving_residuals=gone[1].double() - W @ gone[0].double(),
+    )
+    return W + left @ right
+
+
+@pytest.mark.parametrize("count", [1, 5, 30])
+def test_equals_the_papers_formula(count: int) -> None:
+    """With no history the update is R Kᵀ (λC + K Kᵀ)⁻¹."""
+    C, W, K, V = problem(count)
+    torch.testing.assert_close(
+        night(C, W, (K, V), torch.zeros(D_K, 0)), one_batch(C, W, K, V, 2.0), rtol=1e-10, atol=1e-10
+    )
+
+
+def test_normal_equations_and_optimality() -> None:
+    """(W' - W) A = (V - W K) Kᵀ, and no small step away from W' lowers the objective."""
+    C, W, K, V = problem(5)
+    edited = night(C, W, (K, V), torch.zeros(D_K, 0))
+    A = solve.normal_matrix(C, 2.0, K)
+    torch.testing.assert_close((edited - W) @ A, (V - W @ K) @ K.T, rtol=1e-10, atol=1e-10)
+
+    def objective(X: torch.Tensor) -> torch.Tensor:
+        change = X - W
+        return 2.0 * torch.trace(change @ C @ change.T) + (X @ K - V).square().sum()
+
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(20):
+        step = torch.randn(D, D_K, generator=generator, dtype=torch.float64) * 1e-3
+        assert objective(edited + step) > objective(edited)
+
+
+def test_nights_equal_one_batch() -> None:
+    """Four nights with history give the matrix of one batch, to 1e-10."""
+    C, W, K, V = problem(20)
+    current = W
+    for start in range(0, 20, 5):
+        part = slice(start, start + 5)
+        current = night(C, current, (K[:, part], V[:, part]), K[:, :start])
+    torch.testing.assert_close(current, one_batch(C, W, K, V, 2.0), rtol=1e-10, atol=1e-10)
+
+
+def test_forgetting_history_does_not() -> None:
+    """The same nights without history end elsewhere: the test above has teeth."""
+    C, W, K, V = problem(20)
+    current = W
+    for start in range(0, 20, 5):
+        part = slice(start, start + 5)
+        current = night(C, current, (K[:, part], V[:, part]), torch.zeros(D_K, 0))
+    assert (current - one_batch(C, W, K, V, 2.0)).abs().max() > 0.1
+
+
+def test_leaving_equals_never_having_been_there() -> None:
+    """Write ten, take three out: the matrix of the other seven."""
+    C, W, K, V = problem(10)
+    both = night(C, W, (K, V), torch.zeros(D_K, 0))
+    nothing = (torch.zeros(D_K, 0, dtype=torch.float64), torch.zeros(D, 0, dtype=torch.float64))
+    seven = night(C, both, nothing, K[:, 3:], leaving=(K[:, :3], V[:, :3]))
+    torch.testing.assert_close(seven, one_batch(C, W, K[:, 3:], V[:, 3:], 2.0), rtol=1e-10, atol=1e-10)
+
+
+def test_replacing_equals_the_batch_with_the_new_value() -> None:
+    """A replaced value leaves as its new value comes, in one solve."""
+    C, W, K, V = problem(6)
+    new = V.clone()
+    new[:, 0] += 1.0
+    first = night(C, W, (K, V), torch.zeros(D_K, 0))
+    replaced = night(C, first, (K[:, :1], new[:, :1]), K[:, 1:], leaving=(K[:, :1], V[:, :1]))
+    torch.testing.assert_close(replaced, one_batch(C, W, K, new, 2.0), rtol=1e-10, atol=1e-10)
+
+
+def test_everything_leaves() -> None:
+    """Taking out the last edit gives back the unedited matrix."""
+    C, W, K, V = problem(4)
+    edited = night(C, W, (K, V), torch.zeros(D_K, 0))
+    nothing = (torch.zeros(D_K, 0, dtype=torch.float64), torch.zeros(D, 0, dtype=torch.float64))
+    torch.testing.assert_close(
+        night(C, edited, nothing, torch.zeros(D_K, 0), leaving=(K, V)), W, rtol=1e-10, atol=1e-10
+    )
+
+
+def test_one_edit_is_romes_direction() -> None:
+    """One edit in one layer changes W along C⁻¹k, as ROME does; as λ falls it becomes ROME's equality."""
+    C, W, K, V = problem(1)
+    direction = torch.linalg.solve(C, K)[:, 0]
+    rome = (V - W @ K) @ direction[None] / (direction @ K)
+    memit = night(C, W, (K, V), torch.zeros(D_K, 0), weight=1e-9) - W
+    torch.testing.assert_close(memit, rome, rtol=1e-6, atol=1e-8)
+    soft = night(C, W, (K, V), torch.zeros(D_K, 0), weight=2.0) - W
+    cosine = torch.nn.functional.cosine_similarity(soft.flatten(), rome.flatten(), dim=0)
+    assert cosine > 1 - 1e-10
+
+
+def test_order_does_not_matter() -> None:
+    """Columns may come in any order."""
+    C, W, K, V = problem(9)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    a = night(C, W, (K, V), torch.zeros(D_K, 0))
+    b = night(C, W, (K[:, order], V[:, order]), torch.zeros(D_K, 0))
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_shares_tell_a_moment_weight_that_is_too_large() -> None:
+    """The share of a residual that is written falls from near 1 to near 0 as λ grows."""
+    C, _, K, _ = problem(3)
+    assert float(solve.spectrum_shares(C, 1e-6, K).min()) > 0.99
+    assert float(solve.spectrum_shares(C, 1e6, K).max()) < 0.01
+
+
+def test_singular_moments_are_named() -> None:
+    """Moments from fewer tokens than a key is wide are refused with the way out."""
+    _, W, K, V = problem(2)
+    thin = K[:, :1] @ K[:, :1].T
+    with pytest.raises(SingularMomentsError, match="too few tokens"):
+        night(thin, W, (K, V), torch.zeros(D_K, 0))
+
+
+def test_non_finite_keys_are_named() -> None:
+    """A NaN never reaches a weight."""
+    C, W, K, V = problem(2)
+    K[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError):
+        night(C, W, (K, V), torch.zeros(D_K, 0))
