@@ -115,7 +115,7 @@ class SparqlFeed:
         def ask(batch: Sequence[str]) -> list[Probe]:
             rows = self._select(
                 f"probe_{self.endpoint.layout.value}",
-                ("item", "version", "modified", "target"),
+                ("item", "predicate", "object"),
                 items=self._items(batch),
             )
             return probes(rows, batch, self.endpoint)

@@ -206,6 +206,16 @@ class Night:
         """The changes that would be edited in; none when the burst guard stopped the night."""
         return [] if self.stopped else [one for one in self.changes if one.kind.is_edit]
 
+    def line(self) -> str:
+        """The night in one line for people: changes by kind, and why what was held back was."""
+        kinds = ", ".join(
+            f"{self.counts[kind.value]} {kind.value}" for kind in ChangeKind if self.counts[kind.value]
+        )
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
+        stopped = f"; STOPPED: {self.stopped[0]}" if self.stopped else ""
+        waiting = f" (held back: {reasons})" if reasons else ""
+        return f"night {self.number:>3}  {self.at:%Y-%m-%d %H:%M}  {kinds or 'nothing'}{waiting}{stopped}"
+
     def summary(self) -> dict[str, Any]:
         """Plain data for a line of JSON: counts by kind, and every hold and conflict with its reason."""
         held_back = [one for one in self.changes if one.kind in {ChangeKind.QUARANTINE, ChangeKind.CONFLICT}]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _RDF_TYPE = "http://www.w3.org/1999/02/22-rdf-syntax-ns#type"
+_SAME_AS = "http://www.w3.org/2002/07/owl#sameAs"
 _DERIVED_FROM = "http://www.w3.org/ns/prov#wasDerivedFrom"
 _XSD = "http://www.w3.org/2001/XMLSchema#"
 _COMMONS = "http://commons.wikimedia.org/"
@@ -81,18 +82,22 @@ def probes(rows: Iterable[Row], asked: Iterable[str], endpoint: Endpoint) -> lis
     versions: dict[str, int] = {}
     dates: dict[str, datetime] = {}
     targets: dict[str, str] = {}
+    names = endpoint.namespaces
     for row in rows:
-        item = entity_of(row["item"], endpoint.namespaces.wd) if "item" in row else None
-        if item is None:
+        item = entity_of(row["item"], names.wd) if "item" in row else None
+        predicate, value = row.get("predicate"), row.get("object")
+        if item is None or predicate is None or value is None:
             continue
-        version, date = _whole(row.get("version")), moment(row.get("modified"))
-        if version is not None:
-            versions[item] = max(version, versions.get(item, 0))
-        if date is not None:
-            dates[item] = max(date, dates.get(item, date))
-        target = entity_of(row["target"], endpoint.namespaces.wd) if "target" in row else None
-        if target is not None and target != item:
-            targets[item] = min(target, targets.get(item, target), key=id_order)
+        if predicate.text == names.schema + "version":
+            versions[item] = max(_whole(value) or 0, versions.get(item, 0))
+        elif predicate.text == names.schema + "dateModified":
+            date = moment(value)
+            if date is not None:
+                dates[item] = max(date, dates.get(item, date))
+        elif predicate.text == _SAME_AS:
+            target = entity_of(value, names.wd)
+            if target is not None and target != item:
+                targets[item] = min(target, targets.get(item, target), key=id_order)
     return [
         Probe(one, versions.get(one), dates.get(one), targets.get(one))
         for one in sorted(set(asked), key=id_order)

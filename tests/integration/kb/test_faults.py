@@ -357,13 +357,9 @@ def test_replicas_that_disagree(feed, server):
     """Rows of two replicas in one reply: the newer version counts, whichever comes first."""
 
     def older(rows):
+        values = {"1": "1", "2": "2020-01-01T00:00:00Z"}
         return rows + [
-            {
-                **row,
-                "version": {**row["version"], "value": "1"},
-                "modified": {**row["modified"], "value": "2020-01-01T00:00:00Z"},
-            }
-            for row in rows
+            {**row, "object": {**row["object"], "value": values[row["object"]["value"][0]]}} for row in rows
         ]
 
     expected = feed.probe(IDS)

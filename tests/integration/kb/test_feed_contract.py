@@ -20,6 +20,7 @@ from kb.feed import SparqlFeed
 from kb.model import Probe
 from kb.relations import Relations
 from kb.semantics import verdict
+from tests.integration.kb.rdflib_server import RdflibServer
 from tests.integration.kb.wikibase_rdf import Exporter
 
 SHARED = Path(os.environ.get("FACTSYNC_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
@@ -244,10 +245,14 @@ def from_documents(documents, redirects=()):
 REDIRECTS = [("Q900", "Q100")]
 
 
-@pytest.fixture(params=["munged", "dump", "documents", "small batches"])
+@pytest.fixture(params=["munged", "dump", "documents", "small batches", "another engine"])
 def feed(request, served):
     if request.param == "documents":
         yield from_documents(world(), REDIRECTS)
+        return
+    if request.param == "another engine":
+        with RdflibServer(export(world(), "munged", REDIRECTS)) as server:
+            yield SparqlFeed(replace(Endpoint.local(server.url), timeout_s=300.0), relations=relations())
         return
     layout = "dump" if request.param == "dump" else "munged"
     with served(export(world(), layout, REDIRECTS)) as url:

@@ -221,6 +221,9 @@ def test_the_burst_guard_stops_a_night_and_the_next_one_too(tmp_path):
     assert [len(night.edits()) for night in nights] == [0, 100, 0, 0, 0]
     assert nights[3].stopped == ("100 of 100 facts of P1308 would change; the limit is 50",)
     assert nights[4].summary()["reasons"] == {"burst": 100}
+    assert nights[1].line() == "night   2  2022-01-04 00:00  100 insert"
+    assert nights[2].line() == "night   3  2022-01-07 00:00  100 quarantine (held back: 100 hold)"
+    assert nights[4].line().endswith("STOPPED: 100 of 100 facts of P1308 would change; the limit is 50")
     assert {fact["value"] for fact in ledger.facts()} == {"Q1"}
 
 

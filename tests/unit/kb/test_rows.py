@@ -16,6 +16,7 @@ from kb.sparql import Node
 ENDPOINT = Endpoint.local("http://127.0.0.1:1/query")
 WD, PROP = "http://www.wikidata.org/entity/", "http://www.wikidata.org/prop/"
 WB, XSD = "http://wikiba.se/ontology#", "http://www.w3.org/2001/XMLSchema#"
+SCHEMA, SAME = "http://schema.org/", "http://www.w3.org/2002/07/owl#sameAs"
 TYPE = "http://www.w3.org/1999/02/22-rdf-syntax-ns#type"
 
 
@@ -40,6 +41,10 @@ def row(predicate, value, **more):
 
 RANK = row(WB + "rank", uri(WB + "NormalRank"))
 MAIN = row(PROP + "statement/P6", uri(WD + "Q1"))
+
+
+def probed(entity, predicate, value):
+    return {"item": uri(WD + entity), "predicate": uri(predicate), "object": value}
 
 
 def read(*rows):
@@ -135,15 +140,12 @@ def test_rows_of_foreign_things_are_passed_over():
     assert read(RANK | {"statement": uri("http://other/s")}, MAIN | {"statement": uri("http://other/s")})[
         1
     ] == ["unreadable"]
-    assert probes(
-        [*foreign, {"item": uri(WD + "Q1"), "version": literal("+5"), "target": uri(WD + "Q1")}],
-        ["Q1"],
-        ENDPOINT,
-    ) == [Probe("Q1", 5, None, None)]
+    same = [probed("Q1", SCHEMA + "version", literal("+5")), probed("Q1", SAME, uri(WD + "Q1"))]
+    assert probes([*foreign, *same], ["Q1"], ENDPOINT) == [Probe("Q1", 5, None, None)]
 
 
 def test_of_several_redirects_the_oldest_item_counts():
-    rows = [{"item": uri(WD + "Q9"), "target": uri(WD + target)} for target in ("Q20", "Q3", "Q100")]
+    rows = [probed("Q9", SAME, uri(WD + target)) for target in ("Q20", "Q3", "Q100")]
     assert probes(rows, ["Q9"], ENDPOINT)[0].redirect_to == "Q3"
 
 
