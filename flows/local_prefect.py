@@ -109,7 +109,8 @@ def start_server(settings: Settings, *, start_timeout_s: float = 90.0) -> subpro
             f"A Prefect server answers at {api_url} already. Stop it, or set FACTSYNC_PREFECT_PORT."
         )
     command = ["server", "start", "--host", HOST, "--port", str(settings.prefect_port)]
-    child = start_prefect(settings, command, "server.log", {})
+    # Without it the interface asks port 4200, whoever serves there.
+    child = start_prefect(settings, command, "server.log", {"PREFECT_UI_API_URL": api_url})
     try:
         _wait(child, api_url, settings.prefect_dir / "server.log", start_timeout_s)
     except BaseException:

@@ -155,7 +155,7 @@ def _verdict(run: FlowRun) -> State[None] | None:
     host, _, pid = (run.infrastructure_pid or "").rpartition(":")
     if not pid and run.state_type is StateType.PENDING:
         return State(type=StateType.SCHEDULED, name="Scheduled", message="The worker that took it ended.")
-    if host != socket.gethostname() or not pid.isdigit() or _alive(int(pid), run.id):
+    if host not in {"", socket.gethostname()} or not pid.isdigit() or _alive(int(pid), run.id):
         return None
     if run.state_type is StateType.CANCELLING:
         return State(type=StateType.CANCELLED, message="Its process is gone.")
