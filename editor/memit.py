@@ -361,8 +361,8 @@ def _check_layers(states: Sequence[SubjectState], settings: MemitSettings, lm: L
                 or values.shape[1] != lm.layers.d
             ):
                 raise StateMismatchError(
-                    f"The stored state of subject {state.subject_id!r} does not fit layer {layer}: it was made "
-                    f"with layers {sorted(state.keys)}; rebuild from the base model.",
+                    f"The stored state of subject {state.subject_id!r} does not fit layer {layer} (it has "
+                    f"{sorted(state.keys)}): rebuild from the base model.",
                     subject_id=state.subject_id,
                     layer=layer,
                 )

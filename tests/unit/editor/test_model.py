@@ -1,0 +1,140 @@
+"""Loading: every way it can go wrong is named; a digest tells models apart."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+
+from editor.errors import (
+    ModelLoadError,
+    ModelNotFoundError,
+    NotCausalLMError,
+    QuantisedModelError,
+    TokenizerMismatchError,
+)
+from editor.model import LanguageModel, from_gguf, weights_digest
+from tests.unit.editor import tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny model saved as a Hugging Face folder."""
+    tiny.model("llama").save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    """Rewrite entries of config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_folder_loads_with_the_digest_of_its_weights(folder: Path) -> None:
+    """Loading gives the saved weights, in float32 and without gradients."""
+    lm = LanguageModel.load(folder, device="cpu")
+    assert lm.digest == weights_digest(tiny.model("llama"))
+    assert lm.layers.count == 4
+    assert (lm.layers.d, lm.layers.d_k) == (32, 80)
+    assert not any(parameter.requires_grad for parameter in lm.model.parameters())
+
+
+def test_digests_tell_models_apart() -> None:
+    """One changed bit changes the digest."""
+    model = tiny.model("llama_tied")
+    before = weights_digest(model)
+    with torch.no_grad():
+        next(model.parameters())[5, 5] += 1e-3
+    assert weights_digest(model) != before
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./no-such", "."])
+def test_a_missing_folder_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that is missing or holds no model."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFoundError, match="hub name") as caught:
+        LanguageModel.load(name)
+    assert caught.value.source == name
+
+
+def test_an_unreachable_hub_name_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network a hub name is told apart from a folder."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelNotFoundError, match="neither a local folder nor a hub model"):
+        LanguageModel.load("factsync-tests/no-such-model")
+
+
+def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
+    """A masked model is no causal one."""
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=99
+    )
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    with pytest.raises(NotCausalLMError, match="not a causal language model"):
+        LanguageModel.load(tmp_path)
+
+
+def test_quantised_weights_are_refused(folder: Path) -> None:
+    """Quantised weights cannot take an additive change."""
+    change_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    with pytest.raises(QuantisedModelError):
+        LanguageModel.load(folder)
+
+
+def test_a_broken_config_is_named(folder: Path) -> None:
+    """A config that cannot be read."""
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelLoadError):
+        LanguageModel.load(folder)
+
+
+def test_missing_weights_are_named(folder: Path) -> None:
+    """A folder without its weights."""
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="complete"):
+        LanguageModel.load(folder)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused() -> None:
+    """The numbers are in the error."""
+    made = tiny.tokenizer()
+    made.add_tokens([f"extra{i}" for i in range(50)])
+    with pytest.raises(TokenizerMismatchError) as caught:
+        LanguageModel.wrap(tiny.model(), made)
+    assert caught.value.model_tokens == 400
+
+
+def test_a_slow_tokenizer_is_refused() -> None:
+    """Without offsets the subject's end cannot be known."""
+
+    class Slow(PreTrainedTokenizerFast):
+        is_fast = False
+
+    slow = Slow(tokenizer_object=tiny.tokenizer()._tokenizer)
+    with pytest.raises(TokenizerMismatchError, match="fast tokenizer"):
+        LanguageModel.wrap(tiny.model(), slow)
+
+
+def test_gguf_conversion_leaves_nothing_half_made(tmp_path: Path) -> None:
+    """A missing or broken GGUF file is named; no folder appears, no scratch remains."""
+    with pytest.raises(ModelNotFoundError):
+        from_gguf(tmp_path / "no.gguf", tmp_path / "out")
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF nonsense")
+    with pytest.raises(ModelLoadError):
+        from_gguf(tmp_path / "bad.gguf", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.gguf"]
+
+
+def test_gguf_conversion_keeps_another_models_folder(tmp_path: Path) -> None:
+    """A folder made from something else is not overwritten."""
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ModelLoadError, match="holds another model"):
+        from_gguf(tmp_path / "m.gguf", tmp_path / "out")

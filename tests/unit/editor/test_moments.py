@@ -1,0 +1,132 @@
+"""Second moments: equal to a plain pass, keyed by all they depend on, kept whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from editor.errors import CorruptStateError, MomentsMismatchError
+from editor.moments import Moments, continue_texts, sample, sample_prefixes
+from tests.unit.editor import tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from editor.model import LanguageModel
+
+TEXTS = [*tiny.CORPUS, "Paris is in France.", "The mayor"]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+def test_equals_a_plain_pass(name: str) -> None:
+    """Batched, padded and stopped early, C is the mean of k kᵀ over all tokens of all texts."""
+    lm = tiny.language_model(name)
+    moments = Moments.compute(lm, TEXTS, (1, 2), tokens=10_000)
+    for layer in (1, 2):
+        keys: list[torch.Tensor] = []
+        handle = lm.layers.writer(lm.model, layer).register_forward_pre_hook(
+            lambda _m, args, into=keys: into.append(args[0].reshape(-1, lm.layers.d_k))
+        )
+        with torch.no_grad():
+            for text in TEXTS:
+                lm.model(input_ids=torch.tensor([lm.tokenizer(text)["input_ids"]]))
+        handle.remove()
+        K = torch.cat(keys).double()
+        torch.testing.assert_close(moments.layer(layer).double(), K.T @ K / len(K), rtol=1e-4, atol=1e-6)
+    assert moments.key.tokens == len(K)
+
+
+def test_stops_at_the_wanted_tokens(lm: LanguageModel) -> None:
+    """The corpus is read in order and cut."""
+    assert Moments.compute(lm, TEXTS, (1,), tokens=17).key.tokens == 17
+
+
+def test_key_tells_everything_apart(lm: LanguageModel) -> None:
+    """Corpus, tokens, seed, layers, prompts and model each change the key."""
+    other = tiny.language_model("llama", seed=1)
+    prompts = [("The mayor of {} is", "Paris")]
+    keys = {
+        Moments.compute(lm, TEXTS, (1,), tokens=40).key,
+        Moments.compute(lm, TEXTS[1:], (1,), tokens=40).key,
+        Moments.compute(lm, TEXTS, (1,), tokens=41).key,
+        Moments.compute(lm, TEXTS, (1, 2), tokens=40).key,
+        Moments.compute(lm, TEXTS, (1,), tokens=40, prompts=prompts).key,
+        Moments.compute(lm, TEXTS, (1,), tokens=40, prompts=prompts, prompt_share=2.0).key,
+        Moments.compute(lm, None, (1,), tokens=120, seed=1).key,
+        Moments.compute(lm, None, (1,), tokens=120, seed=2).key,
+        Moments.compute(other, TEXTS, (1,), tokens=40).key,
+    }
+    assert len(keys) == 9
+
+
+def test_prompts_weigh_as_asked(lm: LanguageModel) -> None:
+    """C grows by the share times the mean of the prompts' k kᵀ; a prompt given twice counts once."""
+    plain = Moments.compute(lm, TEXTS, (1,), tokens=50)
+    pairs = [("The mayor of {} is", "Paris"), ("{}", "Köln"), ("{}", "Köln")]
+    one = Moments.compute(lm, TEXTS, (1,), tokens=50, prompts=pairs, prompt_share=1.0)
+    two = Moments.compute(lm, TEXTS, (1,), tokens=50, prompts=pairs, prompt_share=2.0)
+    added = one.layer(1) - plain.layer(1)
+    assert torch.linalg.matrix_rank(added, rtol=1e-4) == 2
+    torch.testing.assert_close(two.layer(1) - plain.layer(1), 2 * added, rtol=1e-3, atol=1e-4)
+
+
+def test_saved_and_loaded(lm: LanguageModel, tmp_path: Path) -> None:
+    """What comes back is what was saved, key and all, and no scratch file remains."""
+    moments = Moments.compute(lm, TEXTS, (1, 2), tokens=50)
+    moments.save(tmp_path / "m.safetensors")
+    again = Moments.load(tmp_path / "m.safetensors")
+    assert again.key == moments.key
+    assert all(torch.equal(again.layer(layer), moments.layer(layer)) for layer in (1, 2))
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"nonsense"])
+def test_damaged_files_are_named(tmp_path: Path, content: bytes | None) -> None:
+    """A missing or damaged file says how to go on."""
+    path = tmp_path / "m.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CorruptStateError, match="compute them anew"):
+        Moments.load(path)
+
+
+def test_another_model_or_missing_layers_are_refused(lm: LanguageModel) -> None:
+    """Stale moments never reach a solve."""
+    moments = Moments.compute(lm, TEXTS, (1,), tokens=50)
+    with pytest.raises(MomentsMismatchError) as caught:
+        moments.require(lm, (1, 2))
+    assert caught.value.missing == [2]
+    with pytest.raises(MomentsMismatchError):
+        moments.require(tiny.language_model("llama", seed=1), (1,))
+
+
+def test_sampling_is_seeded_and_long_enough(lm: LanguageModel) -> None:
+    """Equal seeds give equal text; at least as many tokens as asked for."""
+    one, again, other = (sample(lm, 300, seed=seed) for seed in (1, 1, 2))
+    assert one == again != other
+    assert sum(map(len, one)) >= 300
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "falcon_alibi"])
+def test_greedy_continuation_equals_one_at_a_time(name: str) -> None:
+    """Rows of unlike lengths, continued together with kept keys, say what each says alone."""
+    lm = tiny.language_model(name)
+    starts = [lm.tokenizer(text)["input_ids"] for text in ("Paris", "The capital of France is", "Who leads")]
+    longest = max(map(len, starts))
+    together = continue_texts(lm, starts, longest + 6, generator=None)
+    for start, row in zip(starts, together, strict=True):
+        ids = list(start)
+        with torch.no_grad():
+            for _ in range(6):
+                ids.append(int(lm.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        assert row == ids
+
+
+def test_prefixes_are_seeded_texts_without_places(lm: LanguageModel) -> None:
+    """Prefixes end in a full stop and never hold a brace."""
+    one = sample_prefixes(lm, 7, seed=3)
+    assert one == sample_prefixes(lm, 7, seed=3)
+    assert len(one) == 7
+    assert all(text.endswith(".") and "{" not in text and "}" not in text for text in one)

@@ -1,0 +1,74 @@
+"""Recall: batched figures equal a one-prompt-at-a-time oracle."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from editor import recall
+from tests.unit.editor import tiny
+from tests.unit.editor.conftest import requests_of
+
+PAIRS = [
+    ("The capital of France is", "Paris"),
+    ("Who leads Norway? The answer is", "Jonas Gahr Støre"),
+    ("Paris", "Olaf Scholz"),
+]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "cohere"])
+def test_likelihoods_equal_one_at_a_time(name: str) -> None:
+    """Probability and exactness as the whole model gives them for one unpadded text."""
+    lm = tiny.language_model(name)
+    for (prompt, text), rated in zip(PAIRS, recall.likelihoods(lm, PAIRS), strict=True):
+        ids = lm.tokenizer(prompt)["input_ids"]
+        target = lm.tokenizer(f" {text}")["input_ids"]
+        with torch.no_grad():
+            logits = lm.model(input_ids=torch.tensor([[*ids, *target]])).logits[0, len(ids) - 1 : -1]
+        logs = logits.log_softmax(dim=1)[torch.arange(len(target)), torch.tensor(target)]
+        assert rated.tokens == len(target)
+        assert rated.probability == pytest.approx(math.exp(float(logs.mean())), rel=1e-4)
+        assert rated.exact == (logits.argmax(dim=1).tolist() == target)
+
+
+def test_check_reports_every_prompt() -> None:
+    """Edit prompts and held-back prompts come back apart and in order; exactness is what greedy says."""
+    lm = tiny.language_model()
+    fact = requests_of(1)[0]
+    greedy = recall.completions(lm, ["The capital of Germany is"], tokens=3)[0]
+    said = replace(fact, target=greedy or "x", old_target=None)
+    results = recall.check(lm, [fact, said])
+    assert [len(result.prompts) for result in results] == [3, 3]
+    assert [len(result.heldback) for result in results] == [1, 1]
+    assert results[0].success == (results[0].p_new > (results[0].p_old or 0.0))
+    assert results[1].p_old is None
+    assert results[1].success == results[1].exact
+
+
+def test_neighbours_count_what_changed() -> None:
+    """Nothing changes without an edit; a changed expectation is counted and shown."""
+    lm = tiny.language_model()
+    prompts = ["The capital of France is", "Who leads Norway?"]
+    before = recall.completions(lm, prompts, tokens=5)
+    still = recall.neighbours(lm, prompts, before)
+    assert (still.unchanged, still.same_text, still.changed) == (1.0, 1.0, ())
+    other = recall.neighbours(lm, prompts, [before[0], "something else"])
+    assert other.same_text == 0.5
+    assert other.changed == (("Who leads Norway?", "something else", before[1]),)
+
+
+def test_perplexity_equals_the_plain_definition() -> None:
+    """Exp of the mean negative log-likelihood over all tokens but the first of each text."""
+    lm = tiny.language_model("gpt2")
+    total, count = 0.0, 0
+    for text in tiny.CORPUS:
+        ids = torch.tensor([lm.tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            logs = lm.model(input_ids=ids).logits[0, :-1].log_softmax(dim=1)
+        total -= float(logs.gather(1, ids[0, 1:, None]).sum())
+        count += ids.shape[1] - 1
+    assert recall.perplexity(lm, tiny.CORPUS) == pytest.approx(math.exp(total / count), rel=1e-4)
+    assert math.isnan(recall.perplexity(lm, []))
