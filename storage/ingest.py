@@ -74,6 +74,7 @@ _TABLES: dict[str, staging.Columns] = {
     "in_entity": _ENTITY,
     "in_group": _GROUP,
     "in_known": _KNOWN,
+    "in_low": (("subject", "text"), ("revision", "integer")),
     "in_delta": _DELTA,
     "in_gone": _GONE,
     "in_moved": (("id", "text"),),
@@ -90,8 +91,9 @@ FROM in_group g
 JOIN statement t ON t.subject = g.subject AND t.property = g.property AND t.seen_to IS NULL
 """
 
-# An answer older than the ledger's own revision of the statement is stale. Equal revisions are compared by
-# content: the same revision read again after a repair of our own reading must be able to correct a row.
+# An answer older than the ledger's own revision of the statement is stale; one that brings back a statement
+# that a newer revision of its item no longer had, too. Equal revisions are compared by content: the same
+# revision read again after a repair of our own reading must be able to correct a row.
 _DIFFERS = "(t.content_hash <> s.content_hash OR t.subject <> s.subject OR t.property <> s.property)"
 _FIND_CHANGED = f"""
 INSERT INTO in_delta
@@ -103,10 +105,20 @@ _FIND_NEW = f"""
 INSERT INTO in_delta
 SELECT
     s.guid, s.revision, t.id, s.subject, s.property, t.subject, t.property,
-    COALESCE(s.revision < t.revision, :no)
-FROM in_statement s LEFT JOIN statement t ON t.guid = s.guid AND t.seen_to IS NULL
+    COALESCE(s.revision < t.revision, s.revision < e.revision, :no)
+FROM in_statement s
+LEFT JOIN statement t ON t.guid = s.guid AND t.seen_to IS NULL
+LEFT JOIN entity e ON e.id = s.subject
 WHERE NOT EXISTS (SELECT 1 FROM in_known k WHERE k.guid = s.guid) AND (t.id IS NULL OR {_DIFFERS})
 """
+
+# A probe and its statements may come from two replicas. The item counts as read at the older of the two
+# revisions, so that the next probe finds it changed and reads it again.
+_LOWER_REVISIONS = """
+UPDATE in_entity SET revision = (SELECT l.revision FROM in_low l WHERE l.subject = in_entity.id)
+WHERE revision > (SELECT l.revision FROM in_low l WHERE l.subject = in_entity.id)
+"""
+_FIND_LOW = "INSERT INTO in_low SELECT subject, min(revision) FROM in_statement GROUP BY subject"
 
 _CLOSE_CHANGED = """
 UPDATE statement SET
@@ -255,11 +267,15 @@ def _stage(
     for name, columns in _TABLES.items():
         staging.make(connection, name, columns)
     incoming = staging.fill(connection, "in_statement", _STATEMENT, _statement_tuples(statements))
-    staging.fill(connection, "in_entity", _ENTITY, _entity_tuples(entities))
+    items = staging.fill(connection, "in_entity", _ENTITY, _entity_tuples(entities))
     staging.fill(connection, "in_group", _GROUP, _unique(groups))
     connection.execute(text(_FIND_KNOWN))
     for name, column in (("in_statement", "guid"), ("in_known", "guid"), ("in_entity", "id")):
         staging.prepare(connection, name, column)
+    if items:
+        connection.execute(text(_FIND_LOW))
+        staging.prepare(connection, "in_low", "subject")
+        connection.execute(text(_LOWER_REVISIONS))
     return incoming
 
 

@@ -12,7 +12,7 @@ overtaken while it slept writes nothing.
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from sqlalchemy import insert, select, update
@@ -21,7 +21,7 @@ from storage import head, ingest, lifecycle, plan, reading, recovery, review
 from storage.batching import batches
 from storage.database import insert_or_ignore, writing
 from storage.database import reading as read_transaction
-from storage.errors import LockHeldError, ModelMismatchError, StaleLeaseError, UnknownModelError
+from storage.errors import LedgerError, LockHeldError, ModelMismatchError, StaleLeaseError, UnknownModelError
 from storage.lock import exclusive
 from storage.reader import LedgerReader
 from storage.records import (
@@ -141,7 +141,8 @@ class Ledger(LedgerReader):
             self._release(model.id, epoch)
 
     def _release(self, model_id: int, epoch: int) -> None:
-        with writing(self.engine) as connection:
+        # Only a courtesy to readers: the lock itself goes with the block, whatever happens here.
+        with suppress(LedgerError), writing(self.engine) as connection:
             connection.execute(
                 update(ModelTable)
                 .where(ModelTable.id == model_id, ModelTable.lock_epoch == epoch)

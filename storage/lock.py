@@ -47,7 +47,8 @@ def exclusive(engine: Engine, model_id: int, model_name: str) -> Iterator[bool]:
         with _advisory(engine, model_id) as free:
             yield free
     else:
-        with _flock(path, model_name) as free:
+        # One lock a file, under whatever name or link it was opened.
+        with _flock(path.resolve(), model_name) as free:
             yield free
 
 

@@ -107,6 +107,21 @@ def test_an_answer_of_a_lagging_replica_changes_nothing(pull: Pull) -> None:
     assert pull.ledger.labels(["Q1"])["Q1"] == EntityRow("Q1", "new", "en", revision=5)
 
 
+def test_a_lagging_replica_brings_no_deleted_statement_back(pull: Pull) -> None:
+    pull([statement("Q1", "P6", "Q10", 4)], [EntityRow("Q1", revision=4)])
+    assert pull([], [EntityRow("Q1", revision=5)], groups=[("Q1", "P6")]).deleted == 1
+    late = pull([statement("Q1", "P6", "Q10", 4)], [EntityRow("Q1", revision=4)], groups=[("Q1", "P6")])
+    assert (late.inserted, late.stale, pull.current()) == (0, 1, {})
+    assert pull([statement("Q1", "P6", "Q10", 6)], [EntityRow("Q1", revision=6)]).inserted == 1
+
+
+def test_an_item_counts_as_read_at_the_revision_of_its_statements(pull: Pull) -> None:
+    """The probe saw revision 6, the statements came from a replica at 5: the next probe must find news."""
+    pull([statement("Q1", "P6", "Q10", 5)], [EntityRow("Q1", revision=6), EntityRow("Q2", revision=6)])
+    known = pull.ledger.labels(["Q1", "Q2"])
+    assert (known["Q1"].revision, known["Q2"].revision) == (5, 6)
+
+
 def test_a_restored_statement_opens_again_even_at_its_old_revision(pull: Pull) -> None:
     pull([statement("Q1", "P6", "Q10", 1)])
     assert pull([], groups=[("Q1", "P6")]).deleted == 1
@@ -165,7 +180,7 @@ def test_a_probe_and_a_label_of_one_item_are_one_row(pull: Pull) -> None:
 
 
 def test_tracking_adds_to_what_is_known(pull: Pull) -> None:
-    pull([statement("Q1", "P6", "Q10", 1)], [EntityRow("Q1", "name", "en", revision=7)])
+    pull([statement("Q1", "P6", "Q10", 7)], [EntityRow("Q1", "name", "en", revision=7)])
     assert pull.ledger.tracked() == []
     assert pull.ledger.track(pull.lease, ["Q1", "Q3", "Q1"]) == 2
     assert pull.ledger.track(pull.lease, ["Q1"]) == 0
