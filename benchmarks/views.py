@@ -11,6 +11,7 @@ many times with different values; the 95th percentile of each is printed, in mil
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import statistics
@@ -51,14 +52,22 @@ QUERIES = {
 class Filler:
     """Fills a ledger with made-up years, in SQL that both databases run."""
 
-    def __init__(self, connection: Connection, statements: int, edits: int, edits_a_night: int) -> None:
-        self._connection = connection
-        self._sqlite = connection.dialect.name == "sqlite"
+    def __init__(
+        self, connection: Connection | None, statements: int, edits: int, edits_a_night: int = EDITS_A_NIGHT
+    ) -> None:
+        self._given = connection
+        self._sqlite = connection is not None and connection.dialect.name == "sqlite"
         self.statements = statements
         self.edits_a_night = edits_a_night
         self.edits = edits - edits % (2 * edits_a_night)
         self.facts = self.edits // 2
         self.nights = self.edits // edits_a_night
+
+    @property
+    def _connection(self) -> Connection:
+        if self._given is None:
+            raise RuntimeError("This filler only knows the numbers.")
+        return self._given
 
     def _day(self, number: str) -> str:
         if self._sqlite:
@@ -249,14 +258,18 @@ def measure(ledger: Ledger, filler: Filler, times: int) -> dict[str, tuple[float
 
 
 def run(url: str, statements: int, edits: int, times: int) -> None:
-    """Fill a ledger, ask, print."""
+    """Fill a ledger, or find it filled; ask; print."""
     start = time.perf_counter()
-    filler = fill(url, statements, edits)
-    print(f"{filler.statements:,} statements, {filler.edits:,} edits in {filler.nights:,} checkpoints,"
-          f" filled in {time.perf_counter() - start:.0f} s")  # fmt: skip
+    with Ledger.open(url) as ledger:
+        filled = any(model.name == MODEL for model in ledger.models())
+    filler = Filler(None, statements, edits) if filled else fill(url, statements, edits)
+    print(f"{filler.statements:,} statements, {filler.edits:,} edits in {filler.nights:,} checkpoints")
+    if not filled:
+        print(f"filled in {time.perf_counter() - start:.0f} s")
+    print(f"load average {', '.join(f'{load:.1f}' for load in os.getloadavg())} on {os.cpu_count()} cores")
     with Ledger.open(url) as ledger:
         for title, (median, p95, rows) in measure(ledger, filler, times).items():
-            print(f"{median:8.1f} {p95:8.1f} ms  {rows:5} rows  {title}")
+            print(f"{median:8.1f} {p95:8.1f} ms  {rows:5} rows  {title}", flush=True)
 
 
 def main() -> int:
@@ -267,9 +280,12 @@ def main() -> int:
     parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
     parser.add_argument("--statements", type=int, default=500_000)
     parser.add_argument("--edits", type=int, default=100_000)
-    parser.add_argument("--times", type=int, default=40)
+    parser.add_argument("--times", type=int, default=100)
+    parser.add_argument(
+        "--folder", type=Path, help="keep the filled ledger here, or ask the one that is here already"
+    )
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="fsbench"))
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="fsbench"))
     try:
         if options.database == "sqlite":
             run(f"sqlite:///{folder / 'ledger.db'}", options.statements, options.edits, options.times)
@@ -282,7 +298,8 @@ def main() -> int:
             finally:
                 server.cleanup()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if options.folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
     return 0
 
 
