@@ -143,6 +143,7 @@ def edit(
     reader = KeyReader(
         lm, columns.texts, settings.layers, batch_tokens=8 * settings.tokens_at_once(lm.device)
     )
+    duty = _GuardDuty.of(moments, settings, units, live if settings.history else (), retired)
     found = _Found.start(lm, reader, units, columns, settings=settings, progress=progress)
     history = live if settings.history else ()
     changes: dict[str, LowRank] = {}
@@ -160,6 +161,7 @@ def edit(
                 moments=moments,
                 live=history,
                 retired=retired,
+                duty=duty,
             )
             if progress is not None:
                 progress("write", number + 1, len(settings.layers))
@@ -186,6 +188,69 @@ def restored_on_failure(lm: LanguageModel, layers: Sequence[int]) -> Iterator[No
         for layer, weight in saved.items():
             lm.layers.matrix(lm.model, layer).copy_(weight)
         raise
+
+
+@dataclass(frozen=True, slots=True)
+class _GuardDuty:
+    """Which guards stand tonight: all but those on subjects that are edited.
+
+    Attributes:
+        staying: guards that stand before and after tonight.
+        coming_back: guards whose subject is retracted tonight.
+        stepping_aside: guards whose subject is edited for the first time tonight.
+        weight: √ of a guard's weight in the solve, where an edit has 1.
+    """
+
+    staying: list[int]
+    coming_back: list[int]
+    stepping_aside: list[int]
+    weight: float
+
+    @classmethod
+    def of(
+        cls,
+        moments: Moments,
+        settings: MemitSettings,
+        units: Sequence[Unit],
+        live: Sequence[SubjectState],
+        retired: Sequence[SubjectState],
+    ) -> _GuardDuty:
+        """Compare the subjects edited before tonight with those edited after."""
+        guards = moments.guards
+        if guards is None:
+            return cls([], [], [], 0.0)
+        kept = {state.label.casefold() for state in live}
+        before = kept | {state.label.casefold() for state in retired}
+        after = kept | {unit.requests[0].subject.casefold() for unit in units}
+        duty = cls(
+            [], [], [], (settings.moment_weight * moments.key.guard_share / len(guards.subjects)) ** 0.5
+        )
+        for index, subject in enumerate(guards.subjects):
+            stood, stands = subject.casefold() not in before, subject.casefold() not in after
+            if stood and stands:
+                duty.staying.append(index)
+            elif stands:
+                duty.coming_back.append(index)
+            elif stood:
+                duty.stepping_aside.append(index)
+        return duty
+
+    def at(
+        self, moments: Moments, layer: int, d: int, device: torch.device
+    ) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Return weighted keys (d_k, n) and values (d, n) of the three groups at one layer, in float64."""
+        if moments.guards is None:
+            d_k = moments.matrices[layer].shape[0]
+            nothing = torch.zeros(d_k, 0, dtype=torch.float64, device=device)
+            return ((nothing, torch.zeros(d, 0, dtype=torch.float64, device=device)),) * 3
+        keys, values = moments.guards.keys[layer], moments.guards.values[layer]
+        return tuple(
+            (
+                (self.weight * keys[group].double()).T.to(device),
+                (self.weight * values[group].double()).T.to(device),
+            )
+            for group in (self.staying, self.coming_back, self.stepping_aside)
+        )
 
 
 class _Found:
@@ -292,6 +357,7 @@ class _Found:
             {layer: keys[rows].cpu() for layer, keys in self.keys.items()},
             {layer: values[rows].cpu() for layer, values in self.values.items()},
             depends_on(lm, unit, settings),
+            unit.requests[0].subject,
         )
 
 
@@ -312,6 +378,7 @@ def _write(
     moments: Moments,
     live: Sequence[SubjectState],
     retired: Sequence[SubjectState],
+    duty: _GuardDuty,
 ) -> LowRank:
     """Solve one layer and add the change to its weight."""
     d, d_k, device = lm.layers.d, lm.layers.d_k, lm.device
@@ -321,12 +388,16 @@ def _write(
         residuals = lm.layers.before_norm(lm.model, layer, values, residuals)
     live_keys, _ = stack(live, layer, d=d, d_k=d_k, device=device)
     leaving, leaving_values = stack(retired, layer, d=d, d_k=d_k, device=device)
+    staying, coming_back, stepping_aside = duty.at(moments, layer, d, device)
+    leaving = torch.cat([leaving, stepping_aside[0]], dim=1)
+    leaving_values = torch.cat([leaving_values, stepping_aside[1]], dim=1)
+    back_residuals = coming_back[1] - weight.double() @ coming_back[0]
     left, right = solve.low_rank_update(
         moments.layer(layer, device),
         settings.moment_weight,
-        live=live_keys,
-        coming=keys.T,
-        coming_residuals=residuals.T,
+        live=torch.cat([live_keys, staying[0]], dim=1),
+        coming=torch.cat([keys.T.double(), coming_back[0]], dim=1),
+        coming_residuals=torch.cat([residuals.T.double(), back_residuals], dim=1),
         leaving=leaving,
         leaving_residuals=leaving_values - weight.double() @ leaving,
     )

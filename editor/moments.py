@@ -59,8 +59,8 @@ class MomentsKey:
         tokens: how many keys were counted.
         seed: of the sampling; 0 for a corpus.
         dtype: of the weights that made the keys.
-        prompts: digest of the guarded prompts, or "" for none.
-        prompt_share: their weight against the text's.
+        guards: digest of the guarded prompts, or "" for none.
+        guard_share: their weight against the text's.
     """
 
     model: str
@@ -69,8 +69,27 @@ class MomentsKey:
     tokens: int
     seed: int
     dtype: str
-    prompts: str = ""
-    prompt_share: float = 0.0
+    guards: str = ""
+    guard_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Guards:
+    """Keys of prompts whose answers should stay, as the unedited model has them.
+
+    A guard counts in the solve like a live edit that asks for what the model gives anyway. Once its own
+    subject is edited it steps aside, and it comes back when that subject is retracted; `editor.memit` sees
+    to both.
+
+    Attributes:
+        subjects: subject text of each key.
+        keys: by layer, (n, d_k).
+        values: by layer, (n, d): what the unedited matrix gives.
+    """
+
+    subjects: tuple[str, ...]
+    keys: dict[int, Float[Tensor, "n d_k"]]
+    values: dict[int, Float[Tensor, "n d"]]
 
 
 @dataclass(slots=True)
@@ -80,10 +99,12 @@ class Moments:
     Attributes:
         key: what they were made from.
         matrices: by layer, (d_k, d_k) float32.
+        guards: keys to hold in place besides; None for none.
     """
 
     key: MomentsKey
     matrices: dict[int, Float[Tensor, "d_k d_k"]]
+    guards: Guards | None = None
 
     @classmethod
     def compute(
@@ -94,15 +115,14 @@ class Moments:
         *,
         tokens: int = DEFAULT_TOKENS,
         seed: int = 0,
-        prompts: Sequence[tuple[str, str]] = (),
-        prompt_share: float = 1.0,
+        guards: Sequence[tuple[str, str]] = (),
+        guard_share: float = 1.0,
         progress: Progress | None = None,
     ) -> Moments:
         """Measure in one pass over all layers.
 
         Text alone says little about the keys that edits are nearest to: those of other subjects in the same
-            templates. Prompts given here are guarded as text is: C = E_text[k kᵀ] + share · E_prompts[k
-            kᵀ], the keys of prompts read at the subject's last token.
+        templates. Guards protect them: the solve adds share · λ · E_guards[k kᵀ] to λ · E_text[k kᵀ].
 
         Args:
             lm: the unedited model.
@@ -111,9 +131,8 @@ class Moments:
             layers: which blocks.
             tokens: how many keys to count at most.
             seed: of the sampling.
-            prompts: (template, subject) pairs whose answers should stay; the same every night of a model's
-                life.
-            prompt_share: weight of the prompts against the text.
+            guards: (template, subject) pairs whose answers should stay; the same all through a model's life.
+            guard_share: their weight against the text.
             progress: called with (stage, tokens done, tokens).
 
         Returns:
@@ -132,11 +151,11 @@ class Moments:
         matrices = _accumulate(lm, rows, tuple(layers), progress)
         dtype = str(next(lm.model.parameters()).dtype)
         key = MomentsKey(lm.digest, tuple(layers), corpus, counted, seed, dtype)
-        if prompts and prompt_share:
-            key = replace(key, prompts=digest_of([list(pair) for pair in prompts]), prompt_share=prompt_share)
-            for layer, matrix in _prompt_moments(lm, prompts, tuple(layers)).items():
-                matrices[layer] += prompt_share * matrix
-        return cls(key, matrices)
+        held = None
+        if guards and guard_share:
+            key = replace(key, guards=digest_of([list(pair) for pair in guards]), guard_share=guard_share)
+            held = _guards(lm, guards, tuple(layers))
+        return cls(key, matrices, held)
 
     def require(self, lm: LanguageModel, layers: Sequence[int]) -> None:
         """Refuse to serve another model or other layers.
@@ -172,7 +191,13 @@ class Moments:
         os.close(descriptor)
         try:
             tensors = {f"layer{layer}": matrix.cpu().contiguous() for layer, matrix in self.matrices.items()}
-            save_file(tensors, scratch, metadata={"key": json.dumps(asdict(self.key), sort_keys=True)})
+            subjects = list(self.guards.subjects) if self.guards else []
+            if self.guards is not None:
+                for layer in self.matrices:
+                    tensors[f"guard_keys{layer}"] = self.guards.keys[layer].contiguous()
+                    tensors[f"guard_values{layer}"] = self.guards.values[layer].contiguous()
+            header = {"key": json.dumps({**asdict(self.key), "subjects": subjects}, sort_keys=True)}
+            save_file(tensors, scratch, metadata=header)
             Path(scratch).replace(path)
         finally:
             Path(scratch).unlink(missing_ok=True)
@@ -187,8 +212,17 @@ class Moments:
         try:
             with safe_open(path, framework="pt") as file:
                 key = json.loads((file.metadata() or {})["key"])
-                matrices = {int(name.removeprefix("layer")): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return cls(MomentsKey(**{**key, "layers": tuple(key["layers"])}), matrices)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            subjects = tuple(key.pop("subjects"))
+            made = MomentsKey(**{**key, "layers": tuple(key["layers"])})
+            matrices = {layer: tensors[f"layer{layer}"] for layer in made.layers}
+            guards = None
+            if subjects:
+                keys = {layer: tensors[f"guard_keys{layer}"] for layer in made.layers}
+                guards = Guards(
+                    subjects, keys, {layer: tensors[f"guard_values{layer}"] for layer in made.layers}
+                )
+            return cls(made, matrices, guards)
         except Exception as error:
             raise CorruptStateError(
                 f"{path} holds no second moments ({error}): delete it to compute them anew."
@@ -296,17 +330,18 @@ def sample_prefixes(lm: LanguageModel, count: int, *, seed: int = 0, length: int
     return tuple(" ".join(text.replace("{", " ").replace("}", " ").split()) + "." for text in texts)
 
 
-def _prompt_moments(
-    lm: LanguageModel, prompts: Sequence[tuple[str, str]], layers: tuple[int, ...]
-) -> dict[int, Float[Tensor, "d_k d_k"]]:
-    encoded = [encode_prompt(lm.tokenizer, template, subject) for template, subject in prompts]
-    texts = sorted({prompt.ids[: prompt.lookup + 1] for prompt in encoded})
-    reader = KeyReader(lm, texts, layers)
-    matrices = {}
-    for layer in layers:
-        keys, _ = reader.read(layer)
-        matrices[layer] = (keys.double().T @ keys.double() / len(texts)).float().cpu()
-    return matrices
+def _guards(lm: LanguageModel, pairs: Sequence[tuple[str, str]], layers: tuple[int, ...]) -> Guards:
+    texts: dict[tuple[int, ...], str] = {}
+    for template, subject in pairs:
+        prompt = encode_prompt(lm.tokenizer, template, subject)
+        texts.setdefault(prompt.ids[: prompt.lookup + 1], subject)
+    reader = KeyReader(lm, list(texts), layers)
+    keys = {layer: reader.read(layer)[0].float().cpu() for layer in layers}
+    values = {
+        layer: (keys[layer].double() @ lm.layers.matrix(lm.model, layer).double().cpu().T).float()
+        for layer in layers
+    }
+    return Guards(tuple(texts.values()), keys, values)
 
 
 def _openings() -> list[str]:

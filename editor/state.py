@@ -31,6 +31,7 @@ class SubjectState:
         keys: by layer, (m, d_k).
         values: by layer, (m, d): what the written matrix was asked to give for each key.
         depends: digest of all that z was made from (model, layers, prompts, targets, settings).
+        label: the subject's text; frees the guards that were set on it.
     """
 
     subject_id: str
@@ -39,11 +40,15 @@ class SubjectState:
     keys: Mapping[int, Float[Tensor, "m d_k"]]
     values: Mapping[int, Float[Tensor, "m d"]]
     depends: str
+    label: str = ""
 
 
 def to_bytes(states: Sequence[SubjectState]) -> bytes:
     """Store a list of states as one safetensors blob; equal lists give equal bytes."""
-    index = [{"subject": s.subject_id, "facts": list(s.fact_ids), "depends": s.depends} for s in states]
+    index = [
+        {"subject": s.subject_id, "facts": list(s.fact_ids), "depends": s.depends, "label": s.label}
+        for s in states
+    ]
     tensors: dict[str, Tensor] = {}
     for number, state in enumerate(states):
         tensors[f"{number:06d}:z"] = state.target_states.cpu().float().contiguous()
@@ -74,6 +79,7 @@ def from_bytes(blob: bytes) -> list[SubjectState]:
                 _by_layer(tensors, f"{number:06d}:k"),
                 _by_layer(tensors, f"{number:06d}:v"),
                 entry["depends"],
+                entry["label"],
             )
             for number, entry in enumerate(index)
         ]

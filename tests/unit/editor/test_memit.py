@@ -99,6 +99,23 @@ def test_retracting_everything_gives_the_base_back(
         assert (lm.layers.matrix(lm.model, layer) - base[layer]).norm() < 1e-3 * moved[layer]
 
 
+def test_guards_step_aside_and_come_back(lm: LanguageModel, settings: MemitSettings) -> None:
+    """A guarded subject that is edited and retracted leaves the weights as they were; others stay held."""
+    pairs = [("The capital of {} is", name) for name in ("Germany", "Norway", "Köln", "Paris")]
+    held = Moments.compute(lm, None, LAYERS, tokens=600, guards=pairs, guard_share=50.0)
+    base = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in LAYERS}
+    outcome = memit.edit(lm, requests_of(2), settings=settings, moments=held)
+    assert max(report.residual for report in outcome.reports) < 0.1
+    guards = held.guards
+    assert guards is not None
+    for layer in LAYERS:
+        moved = (guards.keys[layer] @ (lm.layers.matrix(lm.model, layer) - base[layer]).T).norm(dim=1)
+        assert moved[1:].max() < 0.1 * moved[0]
+    memit.edit(lm, [], settings=settings, moments=held, retired=outcome.states)
+    for layer in LAYERS:
+        torch.testing.assert_close(lm.layers.matrix(lm.model, layer), base[layer], rtol=0, atol=5e-3)
+
+
 def test_order_of_requests_does_not_matter(moments: Moments, settings: MemitSettings) -> None:
     """The same facts in another order give the same weights to float32."""
     forward, backward = tiny.language_model("llama"), tiny.language_model("llama")

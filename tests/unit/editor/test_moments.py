@@ -52,8 +52,8 @@ def test_key_tells_everything_apart(lm: LanguageModel) -> None:
         Moments.compute(lm, TEXTS[1:], (1,), tokens=40).key,
         Moments.compute(lm, TEXTS, (1,), tokens=41).key,
         Moments.compute(lm, TEXTS, (1, 2), tokens=40).key,
-        Moments.compute(lm, TEXTS, (1,), tokens=40, prompts=prompts).key,
-        Moments.compute(lm, TEXTS, (1,), tokens=40, prompts=prompts, prompt_share=2.0).key,
+        Moments.compute(lm, TEXTS, (1,), tokens=40, guards=prompts).key,
+        Moments.compute(lm, TEXTS, (1,), tokens=40, guards=prompts, guard_share=2.0).key,
         Moments.compute(lm, None, (1,), tokens=120, seed=1).key,
         Moments.compute(lm, None, (1,), tokens=120, seed=2).key,
         Moments.compute(other, TEXTS, (1,), tokens=40).key,
@@ -61,24 +61,28 @@ def test_key_tells_everything_apart(lm: LanguageModel) -> None:
     assert len(keys) == 9
 
 
-def test_prompts_weigh_as_asked(lm: LanguageModel) -> None:
-    """C grows by the share times the mean of the prompts' k kᵀ; a prompt given twice counts once."""
-    plain = Moments.compute(lm, TEXTS, (1,), tokens=50)
+def test_guards_keep_what_the_unedited_model_has(lm: LanguageModel) -> None:
+    """One key a distinct text; its value is what the unedited matrix gives."""
     pairs = [("The mayor of {} is", "Paris"), ("{}", "Köln"), ("{}", "Köln")]
-    one = Moments.compute(lm, TEXTS, (1,), tokens=50, prompts=pairs, prompt_share=1.0)
-    two = Moments.compute(lm, TEXTS, (1,), tokens=50, prompts=pairs, prompt_share=2.0)
-    added = one.layer(1) - plain.layer(1)
-    assert torch.linalg.matrix_rank(added, rtol=1e-4) == 2
-    torch.testing.assert_close(two.layer(1) - plain.layer(1), 2 * added, rtol=1e-3, atol=1e-4)
+    guards = Moments.compute(lm, TEXTS, (1, 2), tokens=50, guards=pairs).guards
+    assert guards is not None
+    assert guards.subjects == ("Paris", "Köln")
+    for layer in (1, 2):
+        expected = guards.keys[layer] @ lm.layers.matrix(lm.model, layer).T
+        torch.testing.assert_close(guards.values[layer], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_saved_and_loaded(lm: LanguageModel, tmp_path: Path) -> None:
     """What comes back is what was saved, key and all, and no scratch file remains."""
-    moments = Moments.compute(lm, TEXTS, (1, 2), tokens=50)
+    moments = Moments.compute(lm, TEXTS, (1, 2), tokens=50, guards=[("The mayor of {} is", "Paris")])
     moments.save(tmp_path / "m.safetensors")
     again = Moments.load(tmp_path / "m.safetensors")
     assert again.key == moments.key
     assert all(torch.equal(again.layer(layer), moments.layer(layer)) for layer in (1, 2))
+    assert again.guards is not None
+    assert moments.guards is not None
+    assert again.guards.subjects == ("Paris",)
+    assert all(torch.equal(again.guards.keys[layer], moments.guards.keys[layer]) for layer in (1, 2))
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
 
 
