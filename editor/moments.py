@@ -213,7 +213,7 @@ class Moments:
             with safe_open(path, framework="pt") as file:
                 key = json.loads((file.metadata() or {})["key"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            subjects = tuple(key.pop("subjects"))
+            subjects = tuple(key.pop("subjects", ()))
             made = MomentsKey(**{**key, "layers": tuple(key["layers"])})
             matrices = {layer: tensors[f"layer{layer}"] for layer in made.layers}
             guards = None

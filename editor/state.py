@@ -79,7 +79,7 @@ def from_bytes(blob: bytes) -> list[SubjectState]:
                 _by_layer(tensors, f"{number:06d}:k"),
                 _by_layer(tensors, f"{number:06d}:v"),
                 entry["depends"],
-                entry["label"],
+                entry.get("label", ""),
             )
             for number, entry in enumerate(index)
         ]

@@ -7,7 +7,7 @@ from editor.requests import render
 
 
 def test_pairs_render_and_leave_out() -> None:
-    """Every pair renders; asked-for names are left out whatever their case; a template given twice counts once."""
+    """Every pair renders; names left out stay out whatever their case; a template given twice counts once."""
     made = guards.pairs(
         {"country": ["The capital of {} is", "The capital of {} is"], "odd": ["{}"]}, without=["DENMARK"]
     )
