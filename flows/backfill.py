@@ -107,7 +107,7 @@ class Backfill:
         return Ending("Promoted" if self.batches else "Nothing to do", f"{what}.")
 
 
-@flow(name="backfill", flow_run_name="backfill")
+@flow(name="backfill")
 @named_states
 def backfill(  # noqa: PLR0917 - a form has no positions
     relations: RelationList = [],  # noqa: B006 - a form needs a list to begin with; it is never changed

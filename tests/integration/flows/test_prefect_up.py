@@ -1,0 +1,186 @@
+"""`factsync up` as a person meets it: a real server, a real worker, a real browser."""
+
+import json
+import os
+import shutil
+import signal
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+from flows import provision, serving
+from flows.settings import Settings
+from kb.store import LocalStore
+from tests.integration.flows.conftest import GATES, QUICK
+from tests.integration.flows.serving import serving as running
+
+# One `factsync up` for the module: start, deploy and a run's own start cost most of the time.
+pytestmark = pytest.mark.slow
+
+SCREENS = Path(os.environ.get("FACTSYNC_SCREENSHOTS", "screenshots"))
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, tiny_model_folder):
+    home = tmp_path_factory.mktemp("served") / "home"
+    values = {
+        "FACTSYNC_HOME": str(home),
+        "FACTSYNC_MODEL": str(tiny_model_folder),
+        "FACTSYNC_RELATIONS": "P6,P35",
+        "FACTSYNC_MOMENT_TOKENS": "1000",
+        **{f"FACTSYNC_GATE_{name}": str(bound) for name, bound in GATES.items()},
+    }
+    home.mkdir()
+    LocalStore(home / "store").load_night(1)
+    (home / "memit.json").write_text(json.dumps(QUICK))
+    with running(values, home, home / "up.log") as found:
+        yield found
+
+
+def artifacts_of(served, run):
+    with served.client as client:
+        found = client.read_artifacts(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+    return {one.key: one for one in found}
+
+
+def test_the_next_nights_are_scheduled(served):
+    """A server that cannot store scheduled runs looks well and never starts a night: SQLAlchemy 2.1 did that."""
+    deadline = time.monotonic() + 60
+    with served.client as client:
+        nightly = client.read_deployment_by_name("sync/nightly")
+        while not [
+            run
+            for run in client.read_flow_runs()
+            if run.deployment_id == nightly.id and run.state is not None and run.state.is_scheduled()
+        ]:
+            log = (served.home / "prefect" / "server.log").read_text()
+            assert time.monotonic() < deadline, log[-3000:]
+            time.sleep(1)
+
+
+def test_everything_is_there_and_making_it_again_changes_no_decision(served, monkeypatch):
+    with served.client as client:
+        nightly = client.read_deployment_by_name("sync/nightly")
+        (schedule,) = nightly.schedules
+        assert (schedule.slug, schedule.active) == ("nightly", True)
+        assert client.read_work_pool(provision.POOL).concurrency_limit == 1
+        (automation,) = client.read_automations_by_name(provision.SILENT_RUN)
+        client.update_deployment_schedule(nightly.id, schedule.id, active=False)
+        client.pause_automation(automation.id)
+    monkeypatch.setenv("FACTSYNC_HOME", str(served.home))
+    monkeypatch.setenv("FACTSYNC_PREFECT_PORT", served.url.rpartition(":")[2])
+    serving.provision(Settings.read(), f"{served.url}/api", lambda _: None)
+    with served.client as client:
+        (schedule,) = client.read_deployment_by_name("sync/nightly").schedules
+        assert not schedule.active
+        (automation,) = client.read_automations_by_name(provision.SILENT_RUN)
+        assert not automation.enabled
+
+
+def test_a_wrong_choice_is_refused_before_a_run_exists(served):
+    with served.client as client:
+        backfill = client.read_deployment_by_name("backfill/backfill")
+    request = urllib.request.Request(
+        f"{served.url}/api/deployments/{backfill.id}/create_flow_run",
+        json.dumps({"parameters": {"relations": ["P9999 nothing"]}}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    assert refused.value.code == 409
+    assert "is not one of" in refused.value.read().decode()
+
+
+def test_input_that_makes_no_sense_ends_in_a_state_that_says_so(served):
+    run = served.wait(served.start("backfill/backfill", since="2999-01-01"))
+    assert (run.state.name, run.state.type.value) == ("Wrong input", "FAILED")
+    assert "in the future" in run.state.message
+
+
+def test_a_candidate_is_made_read_and_promoted(served):
+    run = served.wait(
+        served.start("backfill/backfill", relations=["P6 head of government"], limit=6, approval=True)
+    )
+    assert run.state.name == "Waits for approval", run.state.message
+    shown = artifacts_of(served, run)
+    assert {"changes", "recall", "gates", "checkpoint"} <= shown.keys()
+    assert len(json.loads(shown["recall"].data)) == 6
+    assert "factsync promote" in shown["checkpoint"].data
+    run = served.wait(served.start("promote/promote", decided_by="Ada"))
+    assert run.state.name == "Promoted", run.state.message
+    assert "by Ada" in run.state.message
+    run = served.wait(served.start("reject/reject"))
+    assert (run.state.name, run.state.is_failed()) == ("Wrong input", True)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+def test_a_person_starts_a_backfill_in_the_browser(served):
+    from playwright.sync_api import sync_playwright
+
+    SCREENS.mkdir(parents=True, exist_ok=True)
+    with served.client as client:
+        backfill = client.read_deployment_by_name("backfill/backfill")
+    abroad = []
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1700})
+        page.set_default_timeout(60_000)
+        page.on(
+            "request",
+            lambda request: abroad.append(request.url) if _leaves(request.url, served.url) else None,
+        )
+        page.goto(f"{served.url}/deployments/deployment/{backfill.id}/run")
+        page.get_by_text("No items selected").click()
+        page.get_by_text("P35 head of state", exact=True).click()
+        page.keyboard.press("Escape")
+        page.locator("input[type=checkbox]").first.check(force=True)  # dry_run is the first switch
+        page.screenshot(path=SCREENS / "backfill-form.png", full_page=True)
+        page.get_by_role("button", name="Submit").click()
+        page.wait_for_url("**/runs/flow-run/**")
+        page.get_by_text("Dry run", exact=True).first.wait_for(timeout=180_000)
+        page.get_by_role("tab", name="Artifacts").or_(page.get_by_text("Artifacts", exact=True)).first.click()
+        page.get_by_text("What a run would do").first.wait_for()
+        page.screenshot(path=SCREENS / "backfill-run.png", full_page=True)
+        browser.close()
+    assert abroad == []
+
+
+def _leaves(url, own):
+    return not url.startswith((own, own.replace("http", "ws"), "data:", "blob:"))
+
+
+def test_a_killed_run_and_a_killed_worker_leave_nothing_running(served):
+    run = served.start("backfill/backfill", relations=["P35 head of state"], limit=6)
+    started = served.wait(run, until=lambda state: state.is_running())
+    os.kill(int(str(started.infrastructure_pid).rpartition(":")[2]), signal.SIGKILL)
+    assert served.wait(run).state.is_crashed()
+    run = served.start("backfill/backfill", relations=["P35 head of state"], limit=6)
+    started = served.wait(run, until=lambda state: state.is_running())
+    child = int(str(started.infrastructure_pid).rpartition(":")[2])
+    before = served.children()
+    worker = next(pid for pid in before if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(worker, signal.SIGKILL)
+    os.kill(child, signal.SIGKILL)
+    ended = served.wait(run)
+    assert (ended.state.type.value, ended.state.name) == ("CRASHED", "Process gone")
+    # The worker is back, and the next run settles what the killed ones left.
+    again = served.wait(served.start("backfill/backfill", relations=["P35 head of state"], limit=6))
+    assert again.state.name == "Promoted", again.state.message
+    assert worker not in served.children()
+
+
+def test_nothing_called_abroad_and_the_end_takes_both_along(served):
+    assert served.trap.calls == []
+    children = served.children()
+    assert len(children) == 2
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(60) == 0
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

@@ -1,0 +1,144 @@
+"""The documentation says what is so: links, exit codes, names of states, files that parse."""
+
+import ast
+import configparser
+import importlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from flows import errors
+from flows.cli.main import EXIT_CODES, FAMILIES, app
+from flows.states import NAMES
+
+ROOT = Path(__file__).resolve().parents[3]
+DOCS = ROOT / "docs"
+POOLS = DOCS / "pools"
+
+
+def test_the_site_builds_without_a_broken_link(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "--strict",
+            "--quiet",
+            "--site-dir",
+            str(tmp_path / "site"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 8
+    assert not [page for page in pages if "fonts.googleapis.com" in page.read_text()]
+
+
+def test_every_page_is_in_the_navigation():
+    text = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]
+    assert sorted(re.findall(r"[\w-]+\.md", text)) == sorted(page.name for page in DOCS.glob("*.md"))
+
+
+def test_exit_codes_are_as_documented():
+    table = dict(re.findall(r"^\| (\d) \| (.+) \|$", (DOCS / "operate.md").read_text(), re.M))
+    assert dict(re.findall(r"(\d) ([a-z][^·\n]*[a-z])", EXIT_CODES.replace("\n", " "))) == table
+    codes = {
+        one.exit_code
+        for one in vars(errors).values()
+        if isinstance(one, type) and issubclass(one, errors.FlowError)
+    }
+    assert {str(code) for code in codes} <= table.keys()
+
+
+def test_every_name_of_a_failure_is_explained():
+    text = (DOCS / "operate.md").read_text().split("## Names of states")[1].split("##")[0]
+    explained = {
+        name.strip() for row in re.findall(r"^\| ([A-Z][^|]+) \|", text, re.M) for name in row.split(",")
+    }
+    assert {name for _, name in NAMES} - {"Server did not start"} <= explained | {
+        "Source error",
+        "Editor error",
+    }
+
+
+def commands(text):
+    for block in re.findall(r"```bash\n(.*?)```", text, re.S):
+        for line in block.splitlines():
+            for found in re.finditer(r"(?:^|[ /])factsync ((?:--home \S+ )?[a-z].*)", line.split("#")[0]):
+                yield found.group(1).split()
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_every_command_exists_with_its_options(page):
+    for family in FAMILIES:
+        importlib.import_module(f"flows.cli.{family}")
+    root = typer.main.get_command(app)
+    for words in commands(page.read_text()):
+        command = root
+        while words and (words[0] in getattr(command, "commands", {}) or words[0] == "--home"):
+            if words[0] == "--home":
+                words = words[2:]
+                continue
+            command = command.commands[words.pop(0)]
+        assert command is not root, (page.name, words)
+        options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+        assert {word for word in words if word.startswith("--")} <= options, (page.name, command.name, words)
+
+
+@pytest.mark.parametrize("name", ["docker.json", "kubernetes-gpu.json"])
+def test_a_job_template_declares_what_it_uses(name):
+    template = json.loads((POOLS / name).read_text())
+    used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
+    assert used <= template["variables"]["properties"].keys()
+    assert template["variables"]["properties"]["env"]["default"]["FACTSYNC_HOME"]
+
+
+def test_kubernetes_asks_for_a_graphics_processor():
+    manifest = json.loads((POOLS / "kubernetes-gpu.json").read_text())["job_configuration"]["job_manifest"]
+    (container,) = manifest["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "{{ gpus }}"
+
+
+def test_compose_listens_on_loopback_and_keeps_no_password():
+    text = (POOLS / "compose.yaml").read_text()
+    services = yaml.safe_load(text)["services"]
+    assert all(port.startswith("127.0.0.1:") for one in services.values() for port in one.get("ports", []))
+    assert not re.search(r"PASSWORD: (?!\$\{)", text)
+    for volume in services["database"]["volumes"]:
+        source = volume.split(":")[0]
+        assert not source.startswith("./") or (POOLS / source).exists()
+
+
+def test_the_image_copies_what_exists():
+    copied = re.findall(r"^COPY (.+) \S+$", (POOLS / "Dockerfile").read_text(), re.M)
+    assert all((ROOT / name).exists() for line in copied for name in line.split())
+
+
+def test_the_unit_runs_up():
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str
+    unit.read(POOLS / "factsync.service")
+    assert unit["Service"]["ExecStart"].endswith("factsync up")
+
+
+def test_the_example_automation_is_one():
+    ast.parse((POOLS / "notify.py").read_text())
+    spec = importlib.util.spec_from_file_location("notify", POOLS / "notify.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = module.automation("8f3c7d9e-0d5e-4b5c-9d0e-2f4f3f8a1b2c")
+    assert made.trigger.expect == {"factsync.rejected"}
