@@ -216,7 +216,7 @@ def test_fifty_readers_see_whole_states_and_never_block_the_writer(
         readers = [pool.submit(read, number) for number in range(50)]
         slowest_s = 0.0
         try:
-            for night in range(2, 8):
+            for night in range(2, 6):
                 for number in (7, 8, 9):
                     world.set(f"Q{number}", "P6", f"Q{1000 + night}")
                 start = time.monotonic()
@@ -226,7 +226,7 @@ def test_fifty_readers_see_whole_states_and_never_block_the_writer(
             done.set()
         looks = [reader.result() for reader in readers]
     assert torn == []
-    assert len(seen) >= 3
+    assert len(seen) >= 2
     assert min(looks) >= 1
     # A reader that held the writer up would hold it until its time limit.
     assert slowest_s < 30
