@@ -230,11 +230,9 @@ class SparqlFeed:
             f"statements_{self.endpoint.layout.value}",
             ("item", "claim", "statement", "predicate", "node", "part", "object"),
             items=self._items(batch),
-            claims=terms.entities(names.p, properties),
-            predicates=terms.joined(plain),
-            nodes=terms.joined(
-                [terms.entities(names.pqv, qualifiers), terms.entities(names.psv, properties)]
-            ),
+            claims=terms.listed(terms.entities(names.p, properties)),
+            predicates=terms.listed(*plain),
+            nodes=terms.listed(terms.entities(names.pqv, qualifiers), terms.entities(names.psv, properties)),
         )
         reader = StatementReader(self.endpoint)
         found = reader.read(rows)

@@ -89,9 +89,9 @@ def entities(namespace: str, ids: Iterable[str]) -> Term:
     return Term(" ".join(iri(namespace + entity_id(one)) for one in ids))
 
 
-def joined(terms: Iterable[Term]) -> Term:
-    """Terms with a space between them."""
-    return Term(" ".join(terms))
+def listed(*terms: Term) -> Term:
+    """Terms of one or more IRIs each, as the comma-separated list that ``IN`` takes."""
+    return Term(", ".join(" ".join(terms).split(" ")))
 
 
 def languages(chain: Iterable[str], variable: str = "?label") -> Term:

@@ -1,4 +1,4 @@
-"""A second SPARQL engine behind HTTP: rdflib, slow and by the book. What both engines answer alike is plain."""
+"""A second SPARQL engine behind HTTP: rdflib, slow and by the book. What both answer alike is portable."""
 
 from __future__ import annotations
 
