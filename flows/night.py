@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from editor import memit
 from editor import state as states
-from flows import checking, editing, models, planning, pulling, translate
+from flows import checking, editing, merging, models, planning, pulling, translate
 from flows.editing import RETRACT, fact_id
 from flows.gates import judge
 from storage.records import EditRow
@@ -148,15 +148,15 @@ def plan(
     ws: Workspace, lease: Lease, run: int, pulled: Pulled, *, burst_approved: bool = False
 ) -> tuple[Plan, PlanReport]:
     """Decide every group that changed or waits, and record changes, holds and owed edits: one transaction."""
-    groups = {(group.subject, group.property): group for group in ws.ledger.groups_to_review(run)}
-    renamed = relabelled(ws, lease.model, pulled) - groups.keys()
-    groups |= {(group.subject, group.property): group for group in ws.ledger.groups(lease.model, renamed)}
-    made = decide(ws, lease.model, groups.values(), pulled.seen.at, burst_approved=burst_approved)
+    marked = {(group.subject, group.property) for group in ws.ledger.groups_to_review(run)}
+    wanted = merging.family(marked | relabelled(ws, lease.model, pulled), redirects(ws))
+    groups = ws.ledger.groups(lease.model, wanted)
+    made = decide(ws, lease.model, groups, pulled.seen.at, burst_approved=burst_approved)
     report = ws.ledger.record_plan(
         lease,
         run,
         [planning.change_row(change, made.labels) for change in made.changes],
-        [planning.request_row(change, ws.relations[change.property], made.labels) for change in made.edits],
+        planning.requests(made, ws.relations),
         reviewed=made.reviewed,
     )
     return made, report
@@ -171,6 +171,11 @@ def relabelled(ws: Workspace, model: Model, pulled: Pulled) -> set[tuple[str, st
     }
 
 
+def redirects(ws: Workspace) -> dict[str, str]:
+    """Target by merged item, as far as the ledger knows."""
+    return {row.id: row.redirect_to for row in ws.ledger.tracked() if row.redirect_to}
+
+
 def decide(
     ws: Workspace, model: Model, groups: Iterable[Group], at: datetime, *, burst_approved: bool = False
 ) -> Plan:
@@ -182,6 +187,7 @@ def decide(
         ws.trust,
         at,
         held_per_relation=held,
+        redirects=redirects(ws),
         burst_approved=burst_approved,
     )
 

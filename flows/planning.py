@@ -7,11 +7,12 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from flows import translate
+from flows import merging, translate
 from kb import labels as label_rules
 from kb.diff import changes as diff_changes
 from kb.diff import guard
 from kb.model import Label, Value, ValueKind
+from kb.render import reading
 from kb.semantics import verdict
 from kb.trust import Change, ChangeKind, Held, Pending, Reason, Trust
 from storage.records import ChangeRow, EditRequestRow
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
+    from flows.merging import Scope
     from kb.diff import BurstVerdict
     from kb.relations import Relation, Relations
-    from storage.records import Group, HeldRow, PendingRow
+    from storage.records import Group, HeldRow, Pair, PendingRow
 
 SUBJECT_SLOT = "{subject}"
 EDITOR_SLOT = "{}"
@@ -36,15 +38,17 @@ class Plan:
 
     Attributes:
         changes: one a fact, `unchanged` ones included.
-        labels: text by entity id, for people to read.
+        labels: the text of each item and each other value, by canonical text.
         burst: the burst guard's verdict; when it stops, the edits are held back instead.
         reviewed: the (subject, property) groups that were decided.
+        holders: who holds a fact's old value, where that is an item merged into the fact's subject.
     """
 
     changes: tuple[Change, ...]
     labels: Mapping[str, str]
     burst: BurstVerdict
-    reviewed: tuple[tuple[str, str], ...]
+    reviewed: tuple[Pair, ...]
+    holders: Mapping[Scope, str]
 
     @property
     def edits(self) -> list[Change]:
@@ -64,6 +68,7 @@ def make_plan(
     at: datetime,
     *,
     held_per_relation: Mapping[str, int],
+    redirects: Mapping[str, str],
     burst_approved: bool = False,
 ) -> Plan:
     """Decide every group under review.
@@ -74,9 +79,11 @@ def make_plan(
         trust: how much to believe.
         at: the reference time.
         held_per_relation: live facts by property before tonight.
+        redirects: target by merged item.
         burst_approved: a person has looked at the burst and lets it through.
     """
-    reviewed = [group for group in groups if group.property in relations]
+    known = [group for group in groups if group.property in relations]
+    reviewed, holders = merging.follow(known, redirects)
     labels = _labels(reviewed)
     shared = label_rules.shared([labels[g.subject] for g in reviewed if g.subject in labels])
     planned = [
@@ -87,8 +94,18 @@ def make_plan(
     burst = guard(planned, held_per_relation, trust)
     if burst.stop and not burst_approved:
         planned = [_held_for_burst(change, burst) for change in planned]
+    pairs = tuple((group.subject, group.property) for group in known)
+    return Plan(tuple(planned), _texts(planned, labels, relations), burst, pairs, holders)
+
+
+def _texts(planned: Sequence[Change], labels: Mapping[str, Label], relations: Relations) -> dict[str, str]:
+    """What a model should say for each value: an item's label, else the relation's reading of it."""
     texts = {entity: label.text for entity, label in labels.items()}
-    return Plan(tuple(planned), texts, burst, tuple((group.subject, group.property) for group in reviewed))
+    for change in planned:
+        if change.new is not None and change.new.value.kind is not ValueKind.ITEM:
+            text = reading(change.new.value, relations[change.property], labels)
+            texts[change.new.value.canonical] = text or change.new.value.canonical
+    return texts
 
 
 def _decide(
@@ -171,7 +188,8 @@ def _pending(row: PendingRow) -> Pending:
         slot=row.slot,
         value=waiting,
         first_seen_at=row.first_seen_at,
-        sightings=row.sightings,
+        # Nights of a conflict are no sightings of a vacancy, though neither has a value.
+        sightings=0 if row.kind == ChangeKind.CONFLICT.value else row.sightings,
         previous_values=row.previous_values,
         label=row.label or "",
     )
@@ -198,8 +216,25 @@ def change_row(change: Change, labels: Mapping[str, str]) -> ChangeRow:
     )
 
 
-def request_row(change: Change, relation: Relation, labels: Mapping[str, str]) -> EditRequestRow:
-    """An edit that is now owed. Prompts are kept as templates, with the subject's text beside them."""
+def requests(plan: Plan, relations: Relations) -> list[EditRequestRow]:
+    """The edits that a plan makes owed."""
+    rows = []
+    for change in plan.edits:
+        row = _request(change, relations[change.property], plan.labels)
+        rows.append(row)
+        holder = plan.holders.get((change.subject, change.property, change.slot))
+        if holder is not None:
+            # The old value was written for an item that is merged now: it leaves under its own name.
+            rows.append(
+                replace(
+                    row, subject=holder, op=ChangeKind.RETRACT.value, target="", value=None, value_kind=None
+                )
+            )
+    return rows
+
+
+def _request(change: Change, relation: Relation, labels: Mapping[str, str]) -> EditRequestRow:
+    """One owed edit. Prompts are kept as templates, with the subject's text beside them."""
     new, old = change.new, change.old
     subject_label = labels.get(change.subject) or (old.subject_label if old else "")
     prompts = tuple(template.replace(SUBJECT_SLOT, EDITOR_SLOT) for template in relation.edit_templates)
@@ -224,5 +259,5 @@ def request_row(change: Change, relation: Relation, labels: Mapping[str, str]) -
 
 
 def text_of(value: Value, labels: Mapping[str, str]) -> str:
-    """What a model should say for a value: an item's label, else the value's own text."""
-    return labels.get(value.canonical, value.canonical) if value.kind is ValueKind.ITEM else value.canonical
+    """What a model should say for a value; the value itself where it has no text."""
+    return labels.get(value.canonical, value.canonical)

@@ -1,0 +1,238 @@
+"""Commands about what may enter a model: relations, quarantine, replay."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from flows.cli.main import app
+from flows.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from kb.replay import Pull
+
+relations = typer.Typer(help="The relations a model may learn.", no_args_is_help=True)
+quarantine = typer.Typer(help="What is held back, and why.", no_args_is_help=True)
+app.add_typer(relations, name="relations")
+app.add_typer(quarantine, name="quarantine")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@relations.command("check", epilog="Example: factsync relations check my-relations.toml")
+def check(
+    context: typer.Context,
+    file: Annotated[Path | None, typer.Argument(help="Your file, merged over the shipped one.")] = None,
+) -> None:
+    """Check a relations file; exit code 1 if it does not hold together."""
+    settings: Settings = context.obj
+    from flows.cli import show
+    from kb import relation_view
+
+    problems = relation_view.check(file or settings.relations_file)
+    for problem in problems:
+        show.console().print(f"[red]wrong[/]  {problem}")
+    if problems:
+        raise typer.Exit(1)
+    show.console().print("The relations hold together.")
+
+
+@relations.command("list", epilog="Example: factsync relations list --json")
+def list_(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the relations that are synced."""
+    settings: Settings = context.obj
+    from flows.cli import show
+    from kb import relation_view
+    from kb.relations import Relations
+
+    known = Relations.load(settings.relations_file)
+    rows = relation_view.rows(known.only(tuple(settings.relations)) if settings.relations else known)
+    _show_rows(rows, as_json=as_json)
+    if not as_json:
+        show.console().print(f"{len(rows)} relations. FACTSYNC_RELATIONS chooses among them.")
+
+
+@relations.command("preview", epilog="Example: factsync relations preview P6 Q183")
+def preview(
+    context: typer.Context,
+    property_id: Annotated[str, typer.Argument(metavar="PROPERTY", help="Such as P6.")],
+    subject: Annotated[str, typer.Argument(help="Such as Q183.")],
+) -> None:
+    """Show every sentence that would be said of a subject, with what the knowledge base says now."""
+    settings: Settings = context.obj
+    from flows.cli import show
+    from flows.errors import UnknownSubjectError
+    from flows.workspace import Workspace
+    from kb import relation_view
+    from kb.semantics import verdict
+
+    with Workspace.open(settings) as ws, ws.feed() as feed:
+        relation = ws.relations[property_id]
+        statements = feed.statements([subject], [property_id])
+        labels = feed.labels(
+            {subject, *(one.value.canonical for one in statements if one.value.kind == "item")}
+        )
+        at = ws.reference_time(feed.lag(), None)
+        if subject not in labels:
+            raise UnknownSubjectError(f"{subject} has no label in the chain en, mul, en-*; is the id right?")
+        said = verdict(statements, relation, at, subject=subject)
+        value = said.facts[0].value if said.facts else None
+        for purpose, sentence in relation_view.preview(relation, labels[subject], value, labels):
+            show.console().print(f"{purpose:>9}  {sentence}")
+
+
+@quarantine.command("list", epilog="Example: factsync quarantine list")
+def list_held_back(context: typer.Context, as_json: AsJson = False) -> None:
+    """List what is held back: its reason, its age, and what would release it."""
+    settings: Settings = context.obj
+    from flows.workspace import opened_model
+
+    with opened_model(settings) as (ws, model):
+        labels = ws.ledger.labels({row.subject for row in ws.ledger.pending(model)})
+        rows = [
+            {
+                "id": str(row.id),
+                "subject": (labels[row.subject].label if row.subject in labels else None) or row.subject,
+                "property": row.property,
+                "value": row.label or row.value or "(nothing)",
+                "reason": row.reason,
+                "since": f"{row.first_seen_at:%Y-%m-%d %H:%M}",
+                "sightings": str(row.sightings),
+                "releases": f"{row.releases_at:%Y-%m-%d %H:%M}"
+                if row.releases_at
+                else "by a person or on Wikidata",
+                "decision": row.decision or "",
+            }
+            for row in ws.ledger.pending(model)
+        ]
+    _show_rows(rows, as_json=as_json)
+
+
+@quarantine.command("release", epilog="Example: factsync quarantine release 12")
+def release(
+    context: typer.Context, row: Annotated[int, typer.Argument(help="The id from the list.")]
+) -> None:
+    """Let one go: the next sync edits it in, if it still stands."""
+    _decide(context.obj, row, "approved")
+
+
+@quarantine.command("block", epilog="Example: factsync quarantine block 12")
+def block(context: typer.Context, row: Annotated[int, typer.Argument(help="The id from the list.")]) -> None:
+    """Keep one out for as long as it stands."""
+    _decide(context.obj, row, "blocked")
+
+
+def _decide(settings: Settings, row: int, decision: str) -> None:
+    import getpass
+
+    from flows.cli import show
+    from flows.errors import UnknownSubjectError
+    from flows.workspace import opened_model
+
+    with opened_model(settings) as (ws, _), ws.writer() as lease:
+        if not ws.ledger.decide(lease, row, decision, by=getpass.getuser()):
+            raise UnknownSubjectError(
+                f"Nothing with the id {row} is held back; see `factsync quarantine list`."
+            )
+    show.console().print(f"{row} is {decision}; the next sync acts on it.")
+
+
+@app.command(epilog="Example: factsync replay pulls.jsonl.gz --dry-run --json")
+def replay(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="One pull a line; docs/replay.md describes it.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Up to the plan; no model is needed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Play a file of pulls as nightly syncs, through a real SPARQL server."""
+    settings: Settings = context.obj
+    from kb.replay import read_pulls
+
+    pulls = read_pulls(file)
+    if dry_run:
+        _rehearse(settings, pulls, as_json=as_json)
+    else:
+        _replay_for_real(settings, pulls, as_json=as_json)
+
+
+def _rehearse(settings: Settings, pulls: Sequence[Pull], *, as_json: bool) -> None:
+    from kb.relations import Relations
+    from kb.replay import PROPERTY, Rehearsal, play
+    from kb.replay_store import NightServer
+    from kb.trust import Trust
+
+    known = Relations.load(settings.relations_file).only((PROPERTY,))
+    rehearsal = Rehearsal(known, Trust(burst_share=settings.burst_share))
+    with (
+        tempfile.TemporaryDirectory(prefix="factsync-replay-") as scratch,
+        NightServer(Path(scratch)) as server,
+    ):
+        for night in play(pulls, known, rehearsal.trust, server.feed_of, rehearsal):
+            _line(night.summary(), as_json=as_json)
+    _facts(rehearsal.facts(), as_json=as_json)
+
+
+def _replay_for_real(settings: Settings, pulls: Sequence[Pull], *, as_json: bool) -> None:
+    from flows import local_prefect
+
+    local_prefect.configure(settings)
+    from flows.sync import sync
+    from flows.workspace import opened_model
+    from kb.replay import rounds
+    from kb.store import LocalStore
+
+    store = LocalStore(settings.store_dir)
+    with tempfile.TemporaryDirectory(prefix="factsync-replay-") as scratch:
+        for one in rounds(pulls):
+            path = Path(scratch) / f"night-{one.number}.nt"
+            path.write_text(one.turtle(), encoding="utf-8")
+            store.load(path)
+            night = sync(as_of=one.at)
+            summary = {"night": one.number, "at": one.at.isoformat(), "changes": night.plan.counts}
+            _line({**summary, "promoted": night.promoted}, as_json=as_json)
+    with opened_model(settings) as (ws, model):
+        facts = [
+            {"subject": row.subject, "property": row.property, "value": row.value, "label": row.label}
+            for row in ws.ledger.live_facts(model)
+        ]
+    _facts(facts, as_json=as_json)
+
+
+def _line(summary: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(summary, ensure_ascii=False, default=str))
+        return
+    changes, reasons = summary["changes"], summary.get("reasons", {})
+    text = ", ".join(f"{count} {kind}" for kind, count in changes.items()) or "nothing"
+    if reasons:
+        text += "; held back: " + ", ".join(f"{count} {why}" for why, count in reasons.items())
+    typer.echo(f"night {summary['night']} {summary['at']}: {text}")
+
+
+def _facts(facts: list[dict[str, str]], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"facts": facts}, ensure_ascii=False))
+        return
+    for fact in facts:
+        typer.echo(f"{fact['subject']} {fact['property']} {fact['value']}  {fact['label']}")
+    typer.echo(f"{len(facts)} facts held at the end.")
+
+
+def _show_rows(rows: list[dict[str, str]], *, as_json: bool) -> None:
+    from flows.cli import show
+
+    out = show.console()
+    if as_json:
+        out.print_json(json.dumps(rows))
+        return
+    table = Table(*(rows[0] if rows else ("nothing",)))
+    for row in rows:
+        table.add_row(*row.values())
+    out.print(table)

@@ -1,0 +1,141 @@
+"""Commands about the home: doctor, sql, settings, kb load."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from flows.cli.main import app
+from flows.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from storage.records import QueryResult
+
+kb = typer.Typer(help="The embedded knowledge base.", no_args_is_help=True)
+app.add_typer(kb, name="kb")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command(epilog="Example: factsync doctor --repair")
+def doctor(
+    context: typer.Context,
+    repair: Annotated[bool, typer.Option(help="Put right what is safe to put right.")] = False,
+    quick: Annotated[bool, typer.Option(help="Do not read every byte of every checkpoint.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Examine the ledger and its files; exit code 1 if anything is wrong."""
+    settings: Settings = context.obj
+    from flows.cli import show
+    from flows.workspace import opened_model
+    from storage import doctor as examination
+
+    out = show.console()
+    with opened_model(settings) as (ws, model):
+        done: list[str] = []
+        if repair:
+            with ws.writer() as lease:
+                done = examination.repair(ws.ledger, lease, ws.files)
+        report = examination.examine(ws.ledger, model, ws.files, deep=not quick)
+    findings = [{"check": one.check, "message": one.message} for one in report.findings]
+    if as_json:
+        out.print_json(json.dumps({"checks": dict(report.checks), "done": done, "findings": findings}))
+    else:
+        for line in done:
+            out.print(f"[green]did[/]    {line}")
+        for one in report.findings:
+            hint = " (--repair can put it right)" if one.repairable else ""
+            out.print(f"[red]wrong[/]  {one.check}: {one.message}{hint}")
+        looked = ", ".join(f"{name} {count}" for name, count in report.checks)
+        out.print(f"Looked at: {looked}. {'All is well.' if report.healthy else ''}")
+    if not report.healthy:
+        raise typer.Exit(1)
+
+
+@app.command(epilog='Example: factsync sql "SELECT subject_label, target FROM live_facts LIMIT 5"')
+def sql(
+    context: typer.Context,
+    query: Annotated[
+        str | None, typer.Argument(help="One SELECT; without it, read them from the terminal.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most rows to show.")] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the ledger in SQL; it can only be read. docs/ledger.md describes the views."""
+    settings: Settings = context.obj
+    from flows.workspace import opened_model
+
+    with opened_model(settings) as (ws, _):
+        for text in [query] if query else _typed():
+            _print_rows(ws.ledger.query(text, limit=limit), as_json=as_json)
+
+
+def _typed() -> Iterator[str]:
+    """Queries typed at the prompt, one a line, until the input ends."""
+    prompt = "factsync> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(prompt).strip()
+        except EOFError:
+            return
+        if line:
+            yield line
+
+
+def _print_rows(found: QueryResult, *, as_json: bool) -> None:
+    from flows.cli import show
+
+    out = show.console()
+    if as_json:
+        rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
+        out.print_json(json.dumps(rows, default=str))
+        return
+    table = Table(*found.columns)
+    for row in found.rows:
+        table.add_row(*("" if value is None else str(value) for value in row))
+    out.print(table)
+    if found.truncated:
+        out.print(f"Only the first {len(found.rows)} rows are shown; raise --limit.")
+
+
+@app.command("settings", epilog="Example: factsync settings")
+def settings_(context: typer.Context) -> None:
+    """List every setting: its variable, its value here, and what it means."""
+    settings: Settings = context.obj
+    from flows.cli import show
+
+    table = Table("variable", "value", "meaning")
+    for prefix, values in (("FACTSYNC_", settings), ("FACTSYNC_GATE_", settings.gates)):
+        for name, field in type(values).model_fields.items():
+            if name != "gates":
+                value = getattr(values, name)
+                table.add_row(
+                    prefix + name.upper(), "" if value is None else str(value), field.description or ""
+                )
+    show.console().print(table)
+
+
+@kb.command("load", epilog="Example: factsync kb load night1")
+def load(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(help="night1, night2, or a Turtle or N-Triples file.")],
+) -> None:
+    """Replace the embedded knowledge base by a night of the sample or by a file."""
+    settings: Settings = context.obj
+    from flows.cli import show
+    from kb.store import LocalStore, nights
+
+    store = LocalStore(settings.store_dir)
+    known = {f"night{number}": number for number in nights()}
+    if what in known:
+        store.load_night(known[what])
+    else:
+        store.load(Path(what))
+    show.console().print(f"The embedded knowledge base holds {', '.join(store.sources())}.")

@@ -1,0 +1,72 @@
+"""Merged items: a redirect changes a name, not a fact. Pure.
+
+What the model holds under the old id is judged as the new one's. Nothing is edited for the merge itself; when
+the fact later changes, the edit goes to the new id and the old one's state leaves with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from kb.semantics import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from storage.records import Group, Pair
+
+Scope = tuple[str, str, str]
+
+
+def family(pairs: Iterable[Pair], redirects: Mapping[str, str]) -> set[Pair]:
+    """The given groups, with the groups of every item merged into theirs or that theirs was merged into.
+
+    Args:
+        pairs: (subject, property) groups.
+        redirects: target by merged item.
+    """
+    merged: dict[str, set[str]] = {}
+    for source in redirects:
+        merged.setdefault(resolve(source, redirects), set()).add(source)
+    found: set[Pair] = set()
+    for subject, prop in pairs:
+        target = resolve(subject, redirects)
+        found |= {(one, prop) for one in (subject, target, *merged.get(target, ()))}
+    return found
+
+
+def follow(groups: Iterable[Group], redirects: Mapping[str, str]) -> tuple[list[Group], dict[Scope, str]]:
+    """Give what is held and waits of merged items to the items they became.
+
+    Args:
+        groups: with `family`, so that source and target are both there.
+        redirects: target by merged item.
+
+    Returns:
+        The groups of items that still are themselves, and who held each fact that was handed over, by its new
+        scope.
+    """
+    by_pair = {(group.subject, group.property): group for group in groups}
+    holders: dict[Scope, str] = {}
+    for subject, prop in sorted(by_pair):
+        target = resolve(subject, redirects)
+        if target == subject:
+            continue
+        source = by_pair.pop((subject, prop))
+        into = by_pair.get((target, prop))
+        if into is None:
+            continue
+        taken = {row.slot for row in into.held}
+        moved = [row for row in source.held if row.slot not in taken]
+        holders |= {(target, prop, row.slot): subject for row in moved}
+        waits = {row.slot for row in into.pending}
+        by_pair[target, prop] = replace(
+            into,
+            held=(*into.held, *(replace(row, subject=target) for row in moved)),
+            pending=(
+                *into.pending,
+                *(replace(row, subject=target) for row in source.pending if row.slot not in waits),
+            ),
+        )
+    return list(by_pair.values()), holders
