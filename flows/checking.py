@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tomllib
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -19,21 +18,13 @@ if TYPE_CHECKING:
 
     from editor.model import LanguageModel
     from editor.recall import RecallResult
-    from kb.relations import Relations
+    from flows.neighbours import Neighbour
     from storage.records import HeldRow
 
     Progress = Callable[[str, int, int], None]
 
 NEIGHBOUR_TOKENS = 5
 INTRUDERS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbour:
-    """A prompt about a subject that no edit is about."""
-
-    property: str
-    prompt: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,22 +103,6 @@ def sample_older(held: Iterable[HeldRow], asked: Iterable[str], size: int, seed:
     # A seeded sample, so that running a night again asks the same questions.
     chosen = random.Random(seed).sample(far, min(size, len(far)))  # noqa: S311 - no secret
     return [from_held(row) for row in (*near, *chosen)]
-
-
-def neighbours_of(
-    relations: Relations, properties: Iterable[str], taken: Iterable[str]
-) -> tuple[Neighbour, ...]:
-    """Prompts about subjects near the edited ones, without subjects that the model holds facts of."""
-    table = tomllib.loads((resources.files("flows") / "neighbours.toml").read_text(encoding="utf-8"))[
-        "subjects"
-    ]
-    skip = set(taken)
-    return tuple(
-        Neighbour(prop, relations[prop].prompts(subject)[0])
-        for prop in sorted(set(properties))
-        for subject in table.get(prop, [])
-        if subject not in skip
-    )
 
 
 def fluency_texts() -> tuple[str, ...]:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from flows.settings import Settings
 
 HOST = "127.0.0.1"
-HEARTBEAT_S = 30
 _PR_SET_PDEATHSIG = 1
 
 
@@ -41,8 +40,6 @@ def environment(settings: Settings) -> dict[str, str]:
         "PREFECT_SERVER_UI_V2_ENABLED": "true" if settings.ui == "v2" else "false",
         "PREFECT_SERVER_API_HOST": HOST,
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
-        # A run says that it lives this often; the automation of `factsync up` ends runs that fell silent.
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_ROOT_LEVEL": "WARNING",

@@ -12,6 +12,7 @@ from editor.delta import Delta
 from editor.model import LanguageModel, default_gguf, from_gguf
 from editor.moments import Moments
 from editor.presets import MemitSettings, preset_for
+from flows import neighbours
 from flows.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flows.settings import Settings
+    from kb.relations import Relations
     from storage.checkpoints import CheckpointFiles
     from storage.records import CheckpointRow
 
@@ -60,16 +62,20 @@ def load_moments(
     settings: Settings,
     lm: LanguageModel,
     memit: MemitSettings,
+    relations: Relations,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Moments:
     """The second moments for this model, layers and corpus: from the home folder, or computed and kept."""
     texts = _corpus(settings.corpus) if settings.corpus else None
-    path = settings.moments_dir / f"{_moments_key(settings, lm, memit)}.safetensors"
+    guarded = neighbours.guarded(relations)
+    path = settings.moments_dir / f"{_moments_key(settings, lm, memit, guarded)}.safetensors"
     if path.exists():
         moments = Moments.load(path)
         moments.require(lm, memit.layers)
         return moments
-    moments = Moments.compute(lm, texts, memit.layers, tokens=settings.moment_tokens, progress=progress)
+    moments = Moments.compute(
+        lm, texts, memit.layers, tokens=settings.moment_tokens, guards=guarded, progress=progress
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     moments.save(path)
     return moments
@@ -95,14 +101,15 @@ def _corpus(path: Path) -> list[str]:
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _moments_key(settings: Settings, lm: LanguageModel, memit: MemitSettings) -> str:
-    corpus = (
-        "sampled" if settings.corpus is None else hashlib.sha256(settings.corpus.read_bytes()).hexdigest()
-    )
+def _moments_key(
+    settings: Settings, lm: LanguageModel, memit: MemitSettings, guarded: Sequence[tuple[str, str]]
+) -> str:
+    corpus = None if settings.corpus is None else hashlib.sha256(settings.corpus.read_bytes()).hexdigest()
     key = {
         "model": lm.digest,
         "layers": list(memit.layers),
         "corpus": corpus,
         "tokens": settings.moment_tokens,
+        "guards": guarded,
     }
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from editor import memit
 from editor import state as states
-from flows import checking, editing, merging, models, planning, pulling, translate
+from flows import checking, editing, merging, models, neighbours, planning, pulling, translate
 from flows.editing import RETRACT, fact_id
 from flows.gates import judge
 from storage.records import EditRow
@@ -203,7 +203,7 @@ def edit(
     lm = models.load_base(ws.settings)
     ws.ledger.ensure_model(lease.model.name, ws.settings.model, lm.digest)
     settings = models.editing_settings(ws.settings, lm)
-    moments = models.load_moments(ws.settings, lm, settings, progress)
+    moments = models.load_moments(ws.settings, lm, settings, ws.relations, progress)
     recipe = {"memit": settings.to_json(), "moments": asdict(moments.key)}
     intent = ws.ledger.begin_checkpoint(lease, run, request_ids, algorithm="memit", settings=recipe)
     held = ws.ledger.live_facts(lease.model)
@@ -270,9 +270,7 @@ def _exam(
     older = checking.sample_older(held, asked, ws.settings.retention_sample, seed=intent.id)
     taken = {row.subject_label for row in held} | {fact.subject for fact in work.tonight}
     properties = {row.property for row in intent.requests} | {row.property for row in held}
-    return checking.set_exam(
-        base, work.tonight, older, checking.neighbours_of(ws.relations, properties, taken)
-    )
+    return checking.set_exam(base, work.tonight, older, neighbours.asked(ws.relations, properties, taken))
 
 
 def _edit_rows(

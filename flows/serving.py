@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 POLL_S = 2.0
 """How often the worker asks for runs."""
 
+HEARTBEAT_S = 30
+
 SILENT_FOR_S = 180.0
 """A run without a sign of life for so long is over: six missed heartbeats."""
 
@@ -43,6 +45,8 @@ def worker_environment(settings: Settings, api_url: str) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "FACTSYNC_HOME": str(settings.home),
         "PREFECT_WORKER_QUERY_SECONDS": str(POLL_S),
+        # A run says that it lives this often; the automation ends runs that fell silent.
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
         "PREFECT_LOGGING_LEVEL": "INFO",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,kb,storage,editor",
     }
