@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.states import Cancelling
 
 from flows import provision, serving
 from flows.settings import Settings
@@ -21,7 +22,6 @@ from tests.integration.flows.serving import serving as running
 # One `factsync up` for the module: start, deploy and a run's own start cost most of the time.
 pytestmark = pytest.mark.slow
 
-SCREENS = Path(os.environ.get("FACTSYNC_SCREENSHOTS", "screenshots"))
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -118,11 +118,18 @@ def test_a_candidate_is_made_read_and_promoted(served):
     assert (run.state.name, run.state.is_failed()) == ("Wrong input", True)
 
 
+@pytest.fixture
+def screens(tmp_path):
+    """Where pictures go; CI keeps those of the folder that `FACTSYNC_SCREENSHOTS` names."""
+    folder = Path(os.environ.get("FACTSYNC_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
-def test_a_person_starts_a_backfill_in_the_browser(served):
+def test_a_person_starts_a_backfill_in_the_browser(served, screens):
     from playwright.sync_api import sync_playwright
 
-    SCREENS.mkdir(parents=True, exist_ok=True)
     with served.client as client:
         backfill = client.read_deployment_by_name("backfill/backfill")
     abroad = []
@@ -135,19 +142,36 @@ def test_a_person_starts_a_backfill_in_the_browser(served):
             lambda request: abroad.append(request.url) if _leaves(request.url, served.url) else None,
         )
         page.goto(f"{served.url}/deployments/deployment/{backfill.id}/run")
-        page.get_by_text("No items selected").click()
-        page.get_by_text("P35 head of state", exact=True).click()
-        page.keyboard.press("Escape")
-        page.locator("input[type=checkbox]").first.check(force=True)  # dry_run is the first switch
-        page.screenshot(path=SCREENS / "backfill-form.png", full_page=True)
+        field = page.get_by_role("button", name="No items selected")
+        field.wait_for()
+        field.press("ArrowDown")  # the list opens
+        page.get_by_role("option").filter(has_text="head of state").click()
+        page.get_by_text("batch_size").first.click()  # and closes
+        page.locator(".p-toggle").first.click()  # dry_run is the first switch
+        page.screenshot(path=screens / "backfill-form.png", full_page=True)
         page.get_by_role("button", name="Submit").click()
-        page.wait_for_url("**/runs/flow-run/**")
+        run = _newest(served, backfill.id)
+        page.goto(f"{served.url}/runs/flow-run/{run.id}")
         page.get_by_text("Dry run", exact=True).first.wait_for(timeout=180_000)
-        page.get_by_role("tab", name="Artifacts").or_(page.get_by_text("Artifacts", exact=True)).first.click()
+        page.get_by_text("Artifacts", exact=True).first.click()
         page.get_by_text("What a run would do").first.wait_for()
-        page.screenshot(path=SCREENS / "backfill-run.png", full_page=True)
+        page.screenshot(path=screens / "backfill-run.png", full_page=True)
         browser.close()
     assert abroad == []
+    assert run.parameters["relations"] == ["P35 head of state"]
+    assert run.parameters["dry_run"] is True
+
+
+def _newest(served, deployment):
+    """The run that was just submitted: the one that is not over yet."""
+    deadline = time.monotonic() + 30
+    with served.client as client:
+        while time.monotonic() < deadline:
+            for run in client.read_flow_runs():
+                if run.deployment_id == deployment and not run.state.is_final():
+                    return run
+            time.sleep(0.3)
+    raise AssertionError("no run was made")
 
 
 def _leaves(url, own):
@@ -172,6 +196,19 @@ def test_a_killed_run_and_a_killed_worker_leave_nothing_running(served):
     again = served.wait(served.start("backfill/backfill", relations=["P35 head of state"], limit=6))
     assert again.state.name == "Promoted", again.state.message
     assert worker not in served.children()
+
+
+def test_a_cancelled_run_ends_and_the_ledger_is_settled(served):
+    run = served.start("backfill/backfill", relations=["P6 head of government"], batch_size=2, limit=20)
+    served.wait(run, until=lambda state: state.is_running())
+    began = time.monotonic()
+    with served.client as client:
+        client.set_flow_run_state(run.id, Cancelling())
+    ended = served.wait(run)
+    assert ended.state.is_cancelled(), ended.state
+    assert time.monotonic() - began < 60
+    again = served.wait(served.start("backfill/backfill", relations=["P6 head of government"], limit=2))
+    assert again.state.name == "Promoted", again.state.message
 
 
 def test_nothing_called_abroad_and_the_end_takes_both_along(served):

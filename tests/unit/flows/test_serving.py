@@ -1,0 +1,51 @@
+"""What a local server and worker are started with, and when starting again stops."""
+
+import socket
+
+import pytest
+
+from flows import local_prefect, serving
+from flows.errors import ServerStartError
+from flows.settings import Settings
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings.read(tmp_path / "home")
+
+
+def test_nothing_leaves_the_machine(settings):
+    values = local_prefect.environment(settings)
+    assert values["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert values["DO_NOT_TRACK"] == "1"
+    assert values["PREFECT_SERVER_API_HOST"] == "127.0.0.1"
+    assert values["PREFECT_SERVER_UI_V2_ENABLED"] == "false"
+    assert values["PREFECT_HOME"].startswith(str(settings.home))
+
+
+def test_the_second_interface_is_a_choice(settings):
+    chosen = settings.model_copy(update={"ui": "v2"})
+    assert local_prefect.environment(chosen)["PREFECT_SERVER_UI_V2_ENABLED"] == "true"
+
+
+def test_a_worker_knows_the_home_and_our_packages(settings):
+    values = serving.worker_environment(settings, "http://127.0.0.1:4200/api")
+    assert values["FACTSYNC_HOME"] == str(settings.home)
+    assert (settings.home.__class__(values["PYTHONPATH"]) / "flows").is_dir()
+    assert serving.SILENT_FOR_S >= 3 * serving.HEARTBEAT_S
+
+
+def test_a_child_that_keeps_ending_ends_the_command(settings):
+    said = []
+    watch = serving.Watch(settings, said.append)
+    for _ in range(serving.MOST_RESTARTS):
+        watch._count("worker", 1)
+    with pytest.raises(ServerStartError, match=r"worker\.log"):
+        watch._count("worker", 1)
+    assert len(said) == serving.MOST_RESTARTS
+
+
+def test_nobody_answers_on_a_free_port(settings):
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        assert not local_prefect.healthy(f"http://127.0.0.1:{one.getsockname()[1]}/api", timeout_s=0.5)
