@@ -55,6 +55,9 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
     )
     for row in rows:
         table.add_row(*row)
+    if found.open_checkpoint is not None and found.open_checkpoint.state == "candidate":
+        waits = f"checkpoint {str(found.open_checkpoint.digest)[:12]}: `factsync promote` or `reject` it"
+        table.add_row("waits", waits)
     if found.holder:
         table.add_row("writer", found.holder)
     out.print(table)

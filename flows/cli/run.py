@@ -22,6 +22,7 @@ def sync(
     as_of: AsOf = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most edits in this run.")] = None,
     approve_burst: Annotated[bool, typer.Option(help="Let an unusually large night through.")] = False,
+    approval: Annotated[bool, typer.Option(help="Stop at a candidate; `factsync promote` it.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Pull what changed, edit the model, check it, promote it."""
@@ -32,7 +33,7 @@ def sync(
     from flows.sync import sync as run
 
     with show.bars():
-        night = run(as_of=as_of, limit=limit, approve_burst=approve_burst)
+        night = run(as_of=as_of, limit=limit, approve_burst=approve_burst, approval=approval)
     out = show.console()
     if as_json:
         out.print_json(json.dumps(_night_json(night)))

@@ -169,6 +169,8 @@ def _bound(nights: Sequence[tuple[str, Candidate | None]], gate: str | None) -> 
 def night_summary(night: Night) -> str:
     """One line for a night."""
     counts = ", ".join(f"{count} {kind}" for kind, count in night.plan.counts.items()) or "nothing changed"
+    if night.waiting:
+        return f"{counts}. {night.waiting}"
     if night.candidate is None:
         return f"{counts}. Nothing to edit."
     verdict = "promoted" if night.promoted else f"rejected ({night.candidate.failures})"
