@@ -1,3 +1,4 @@
+# ruff: noqa: INP001 - an example that is run by its path
 """An automation of your own: post to a webhook when a night is rejected. Run it once against your server.
 
 PREFECT_API_URL=http://127.0.0.1:4200/api python docs/pools/notify.py https://chat.example.org/hooks/abc
@@ -26,7 +27,7 @@ def automation(webhook_block_id: object) -> AutomationCore:
         actions=[
             CallWebhook(
                 block_document_id=webhook_block_id,
-                payload='{"text": "factsync rejected {{ event.payload.checkpoint }}: {{ event.payload.reason }}"}',
+                payload='{"text": "rejected {{ event.payload.checkpoint }}: {{ event.payload.reason }}"}',
             )
         ],
     )

@@ -1,4 +1,4 @@
-"""A real `factsync up` for the tests: its own home, its own port, a tiny model, and a trap for calls abroad."""
+"""A real `factsync up` for the tests: its own home and port, a tiny model, and a trap for calls abroad."""
 
 import os
 import signal
@@ -110,7 +110,8 @@ def serving(values, home, log):
             env=environment,
             stdout=out,
             stderr=subprocess.STDOUT,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            # In a background job Ctrl-C is ignored from birth.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
         )
     served = Served(process, f"http://127.0.0.1:{port}", home, trap, log)
     try:

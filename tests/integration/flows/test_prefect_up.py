@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import sync_playwright
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.states import Cancelling
 
@@ -49,7 +50,7 @@ def artifacts_of(served, run):
 
 
 def test_the_next_nights_are_scheduled(served):
-    """A server that cannot store scheduled runs looks well and never starts a night: SQLAlchemy 2.1 did that."""
+    """A server that cannot store scheduled runs looks well and starts no night: SQLAlchemy 2.1 did that."""
     deadline = time.monotonic() + 60
     with served.client as client:
         nightly = client.read_deployment_by_name("sync/nightly")
@@ -128,8 +129,6 @@ def screens(tmp_path):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
 def test_a_person_starts_a_backfill_in_the_browser(served, screens):
-    from playwright.sync_api import sync_playwright
-
     with served.client as client:
         backfill = client.read_deployment_by_name("backfill/backfill")
     abroad = []

@@ -54,7 +54,7 @@ def test_every_page_is_in_the_navigation():
 
 
 def test_exit_codes_are_as_documented():
-    table = dict(re.findall(r"^\| (\d) \| (.+) \|$", (DOCS / "operate.md").read_text(), re.M))
+    table = dict(re.findall(r"^\| (\d) \| (.+) \|$", (DOCS / "operate.md").read_text(), re.MULTILINE))
     assert dict(re.findall(r"(\d) ([a-z][^·\n]*[a-z])", EXIT_CODES.replace("\n", " "))) == table
     codes = {
         one.exit_code
@@ -67,7 +67,9 @@ def test_exit_codes_are_as_documented():
 def test_every_name_of_a_failure_is_explained():
     text = (DOCS / "operate.md").read_text().split("## Names of states")[1].split("##")[0]
     explained = {
-        name.strip() for row in re.findall(r"^\| ([A-Z][^|]+) \|", text, re.M) for name in row.split(",")
+        name.strip()
+        for row in re.findall(r"^\| ([A-Z][^|]+) \|", text, re.MULTILINE)
+        for name in row.split(",")
     }
     assert {name for _, name in NAMES} - {"Server did not start"} <= explained | {
         "Source error",
@@ -76,7 +78,7 @@ def test_every_name_of_a_failure_is_explained():
 
 
 def commands(text):
-    for block in re.findall(r"```bash\n(.*?)```", text, re.S):
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
         for line in block.splitlines():
             for found in re.finditer(r"(?:^|[ /])factsync ((?:--home \S+ )?[a-z].*)", line.split("#")[0]):
                 yield found.group(1).split()
@@ -88,15 +90,13 @@ def test_every_command_exists_with_its_options(page):
         importlib.import_module(f"flows.cli.{family}")
     root = typer.main.get_command(app)
     for words in commands(page.read_text()):
+        rest = words[2:] if words[0] == "--home" else words
         command = root
-        while words and (words[0] in getattr(command, "commands", {}) or words[0] == "--home"):
-            if words[0] == "--home":
-                words = words[2:]
-                continue
-            command = command.commands[words.pop(0)]
+        while rest and rest[0] in getattr(command, "commands", {}):
+            command, rest = command.commands[rest[0]], rest[1:]
         assert command is not root, (page.name, words)
         options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
-        assert {word for word in words if word.startswith("--")} <= options, (page.name, command.name, words)
+        assert {word for word in rest if word.startswith("--")} <= options, (page.name, command.name, words)
 
 
 @pytest.mark.parametrize("name", ["docker.json", "kubernetes-gpu.json"])
@@ -124,7 +124,7 @@ def test_compose_listens_on_loopback_and_keeps_no_password():
 
 
 def test_the_image_copies_what_exists():
-    copied = re.findall(r"^COPY (.+) \S+$", (POOLS / "Dockerfile").read_text(), re.M)
+    copied = re.findall(r"^COPY (.+) \S+$", (POOLS / "Dockerfile").read_text(), re.MULTILINE)
     assert all((ROOT / name).exists() for line in copied for name in line.split())
 
 

@@ -63,7 +63,7 @@ def test_progress_is_written_now_and_then(monkeypatch):
     clock = iter(number * 0.5 for number in range(100))
     monkeypatch.setattr(artifacts.time, "monotonic", lambda: next(clock))
     meter = artifacts._Meter()
-    monkeypatch.setattr(meter, "_write", lambda stage, percent, text: written.append((percent, text)))
+    monkeypatch.setattr(meter, "_write", lambda _, percent, text: written.append((percent, text)))
     for done in range(1, 21):
         meter.on_progress("targets", done, 20)
     assert len(written) < 10
