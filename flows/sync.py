@@ -132,7 +132,11 @@ def _night(
         # Whatever stood open is settled by the next run's recovery; the run itself says why it ended.
         ws.ledger.finish_run(lease, run, "failed", error=f"{type(error).__name__}: {error}")
         raise
-    waiting = f"Checkpoint {done.candidate.digest[:12]} waits." if done.state == batch.CANDIDATE else ""
+    waiting = ""
+    if done.state == batch.CANDIDATE:
+        waiting = (
+            f"Checkpoint {done.candidate.digest[:12]} waits: run `factsync promote` or `factsync reject`."
+        )
     return Night(run, seen.at, ingested, plan, planned, done.candidate, done.promoted, waiting)
 
 

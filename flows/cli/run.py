@@ -17,7 +17,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 
 
 @app.command(epilog="Example: factsync sync --limit 200")
-def sync(
+def sync(  # noqa: PLR0917 - options have no positions
     context: typer.Context,
     as_of: AsOf = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most edits in this run.")] = None,
