@@ -247,6 +247,8 @@ def ingest(
     if connection.dialect.name == "postgresql":
         # Models share the statements: their writers take turns here.
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _INGEST_LOCK})
+        # A night fits in memory when hashed; the default of 4 MB would write it to disk and read it again.
+        connection.exec_driver_sql("SET LOCAL work_mem = '128MB'")
     incoming = _stage(connection, entities, statements, pulled_groups)
     point("ingest.staged")
     report = _merge(connection, run, now, incoming, point)

@@ -106,6 +106,10 @@ class Flag(TypeDecorator[bool]):
         return None if value is None else bool(value)
 
 
+# Made once: `json.dumps` with these arguments makes an encoder a call, and ingests call it a million times.
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def dump(value: object) -> str:
     """Write canonical JSON: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _ENCODER.encode(value)
