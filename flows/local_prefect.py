@@ -15,13 +15,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.errors import ServerStartError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from flows.settings import Settings
 
@@ -168,6 +168,34 @@ def stop(child: subprocess.Popen[bytes], grace_s: float = 10.0) -> None:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+
+
+def children_of(pid: int) -> list[int]:
+    """The process ids of a child's own children; none where the system does not say."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            found.extend(int(one) for one in (thread / "children").read_text().split())
+    return found
+
+
+def stop_processes(pids: Iterable[int], grace_s: float = 10.0) -> None:
+    """End these processes, grandchildren of ours, politely, then firmly; some may be gone already."""
+    left = [pid for pid in pids if _signal(pid, signal.SIGTERM)]
+    deadline = time.monotonic() + grace_s
+    while left and time.monotonic() < deadline:
+        time.sleep(0.2)
+        left = [pid for pid in left if _signal(pid, 0)]
+    for pid in left:
+        _signal(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: int) -> bool:
+    try:
+        os.kill(pid, number)
+    except OSError:
+        return False
+    return True
 
 
 def _wait(child: subprocess.Popen[bytes], api_url: str, log_path: Path, timeout_s: float) -> None:

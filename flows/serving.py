@@ -134,7 +134,10 @@ class Watch:
     def end(self) -> None:
         """End the worker, say so of the run it had, and end the server."""
         if self.worker is not None:
+            # A run that its worker left behind would write on, with no server to tell.
+            runs = local_prefect.children_of(self.worker.pid)
             local_prefect.stop(self.worker)
+            local_prefect.stop_processes(runs)
             with contextlib.suppress(OSError):
                 self._settle()
         if self.server is not None:

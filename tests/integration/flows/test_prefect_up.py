@@ -212,8 +212,11 @@ def test_a_cancelled_run_ends_and_the_ledger_is_settled(served):
 
 def test_nothing_called_abroad_and_the_end_takes_both_along(served):
     assert served.trap.calls == []
+    run = served.start("backfill/backfill", relations=["P6 head of government"], batch_size=2, limit=20)
+    started = served.wait(run, until=lambda state: state.is_running())
     children = served.children()
     assert len(children) == 2
+    children.append(int(str(started.infrastructure_pid).rpartition(":")[2]))
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(60) == 0
     deadline = time.monotonic() + 10

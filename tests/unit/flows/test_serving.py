@@ -1,6 +1,10 @@
 """What a local server and worker are started with, and when starting again stops."""
 
 import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +53,17 @@ def test_nobody_answers_on_a_free_port(settings):
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         assert not local_prefect.healthy(f"http://127.0.0.1:{one.getsockname()[1]}/api", timeout_s=0.5)
+
+
+def test_what_a_worker_leaves_behind_is_ended():
+    script = "import subprocess, time; subprocess.Popen(['sleep', '60']); print(flush=True); time.sleep(60)"
+    worker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    worker.stdout.readline()
+    (run,) = local_prefect.children_of(worker.pid)
+    worker.kill()
+    worker.wait()
+    local_prefect.stop_processes([run, worker.pid], grace_s=5)
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{run}/stat").exists() and " Z " not in Path(f"/proc/{run}/stat").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
