@@ -195,7 +195,7 @@ def checkpoint(
             state=state,
             why=why,
             model=model.name,
-            parent=(model.head_digest or "the base model")[:12],
+            parent=model.head_digest[:12] if model.head_digest else "the base model",
             folder=ws.files.path(candidate.digest),
             ledger=ws.ledger.url.render_as_string(hide_password=True),
             next=todo.get(state, "Its edits stay owed; the next run tries them again."),
@@ -221,31 +221,47 @@ def decided(model_name: str, digest: str, state: str, why: str) -> None:
 
 @contextlib.contextmanager
 def shown_in_the_interface() -> Iterator[None]:
-    """Show steps as log lines and progress as an artifact, for runs that nobody watches on a terminal."""
+    """Show steps as log lines and progress as artifacts, for runs that nobody watches on a terminal."""
     meter = _Meter()
     with shown_by(meter.on_progress, meter.on_step):
-        yield
+        try:
+            yield
+        finally:
+            meter.flush()
 
 
 class _Meter:
-    """One progress artifact a stage, written at most every `STEP_S`."""
+    """One progress artifact a stage, written at most every `STEP_S`, and once more when the stage is left."""
 
     def __init__(self) -> None:
         self._ids: dict[str, UUID] = {}
+        self._done: dict[str, int] = {}
+        self._now: tuple[str, int, int] | None = None
+        self._written: tuple[str, int, int] | None = None
         self._next = 0.0
 
     def on_step(self, text: str) -> None:
         log.info("%s", text[:1].upper() + text[1:])
 
     def on_progress(self, stage: str, done: int, total: int) -> None:
+        if self._now is not None and self._now[0] != stage:
+            self.flush()
+        if done < self._done.get(stage, 0):
+            self._ids.pop(stage, None)  # the same stage of the next batch
+        self._done[stage] = done
+        self._now = (stage, done, total)
         now = time.monotonic()
-        finished = done >= total
-        if now < self._next and not finished:
+        if now >= self._next or done >= total:
+            self._next = now + STEP_S
+            self.flush()
+
+    def flush(self) -> None:
+        """Write where the stage stands, if that is news."""
+        if self._now is None or self._now == self._written:
             return
-        self._next = now + STEP_S
-        self._write(stage, 100.0 * done / max(total, 1), f"{TITLES.get(stage, stage)}: {done} of {total}")
-        if finished:
-            self._ids.pop(stage, None)
+        stage, done, total = self._written = self._now
+        text = f"{TITLES.get(stage, stage)}: {done} of {total}"
+        self._write(stage, 100.0 * done / max(total, 1), text)
 
     def _write(self, stage: str, percent: float, text: str) -> None:
         @_never_fails

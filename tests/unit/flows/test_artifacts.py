@@ -68,3 +68,26 @@ def test_progress_is_written_now_and_then(monkeypatch):
         meter.on_progress("targets", done, 20)
     assert len(written) < 10
     assert written[-1] == (100.0, "finding target states: 20 of 20")
+
+
+def test_a_stage_has_one_artifact_and_is_finished_when_left(monkeypatch):
+    made, updated = [], []
+    monkeypatch.setattr(artifacts, "flow_run", SimpleNamespace(id="1"))
+    monkeypatch.setattr(
+        artifacts, "create_progress_artifact", lambda **given: made.append(given["description"]) or len(made)
+    )
+    monkeypatch.setattr(
+        artifacts,
+        "update_progress_artifact",
+        lambda known, **given: updated.append((known, given["progress"])),
+    )
+    meter = artifacts._Meter()
+    for done in (0, 3, 5, 5):
+        meter.on_progress("targets", done, 6)
+    meter.on_progress("recall", 1, 2)
+    meter.on_progress("recall", 2, 2)
+    assert made == ["finding target states: 0 of 6", "asking the model: 2 of 2"]
+    assert updated[0] == (1, pytest.approx(100 * 5 / 6))
+    meter.on_progress("targets", 0, 4)  # the next batch
+    meter.flush()
+    assert len(made) == 3
