@@ -1,0 +1,187 @@
+"""Time edits on models of published shapes with random weights: nothing is downloaded.
+
+    python -m benchmarks.gpu --shape gpt-j-6b --edits 1000
+    python -m benchmarks.gpu --shape tiny --edits 4 --device cpu        (what the tests run)
+
+Prints one JSON object: edits a second, share of the device's peak FLOP/s, peak memory. Random weights give no
+knowledge and no meaningful target states; the work is that of a real edit with a fixed number of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, replace
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from editor import memit
+from editor.model import LanguageModel
+from editor.moments import Moments, MomentsKey
+from editor.presets import PRESETS, MemitSettings
+from editor.requests import EditRequest
+
+# Dense bf16 peak in FLOP/s, from the vendors' data sheets.
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+WORDS = (
+    "the", "head", "of", "government", "country", "person", "city", "club", "answer", "is", "was", "leads", "north",
+    "south", "east", "west", "old", "new",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A model to build.
+
+    Attributes:
+        config: class of its config.
+        arguments: of the config.
+        settings: how to edit.
+    """
+
+    config: str
+    arguments: dict[str, int]
+    settings: MemitSettings
+
+
+SHAPES = {
+    "gpt-j-6b": Shape(
+        "GPTJConfig",
+        {"n_embd": 4096, "n_layer": 28, "n_head": 16, "rotary_dim": 64, "vocab_size": 50400},
+        PRESETS["gpt-j-6b"],
+    ),
+    "llama-3-8b": Shape(
+        "LlamaConfig",
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 128256,
+        },
+        PRESETS["llama-3-8b"],
+    ),
+    "tiny": Shape(
+        "LlamaConfig",
+        {
+            "hidden_size": 32,
+            "intermediate_size": 80,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 400,
+        },
+        MemitSettings(layers=(0, 1), moment_weight=1.0, steps=3),
+    ),
+}
+
+
+def build(shape: Shape, device: str, dtype: torch.dtype) -> LanguageModel:
+    """Make a random model of a shape on a device, and a word tokenizer for it."""
+    config = getattr(transformers, shape.config)(**shape.arguments)
+    with torch.device(device):
+        torch.set_default_dtype(dtype)
+        try:
+            model = AutoModelForCausalLM.from_config(config)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=390, special_tokens=["<unk>"], initial_alphabet=alphabet, show_progress=False
+    )
+    inner.train_from_iterator([" ".join(WORDS)] * 4, trainer)
+    return LanguageModel.wrap(model, PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>"))
+
+
+def requests(count: int) -> list[EditRequest]:
+    """Make distinct subjects with targets of several tokens."""
+    return [
+        EditRequest(
+            fact_id=str(i),
+            subject_id=str(i),
+            subject=f"{WORDS[i % len(WORDS)]} {i}",
+            prompts=("the head of {} is", "{} government is"),
+            target=f"{WORDS[(i * 7) % len(WORDS)]} {WORDS[(i * 3 + 1) % len(WORDS)]}",
+        )
+        for i in range(count)
+    ]
+
+
+def measure(name: str, edits: int, device: str, dtype: torch.dtype, steps: int | None) -> dict[str, object]:
+    """Time one batch of edits.
+
+    Args:
+        name: which shape.
+        edits: how many.
+        device: where.
+        dtype: of the weights.
+        steps: optimiser steps; the preset's by default. None is stopped early, so that the work is known.
+
+    Returns:
+        The figures.
+    """
+    shape = SHAPES[name]
+    lm = build(shape, device, dtype)
+    settings = replace(shape.settings, stop_loss=0.0, steps=steps or shape.settings.steps)
+    key = MomentsKey(lm.digest, settings.layers, "identity", 0, 0, str(dtype))
+    moments = Moments(key, {layer: torch.eye(lm.layers.d_k) for layer in settings.layers})
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+    facts = requests(edits)
+    start = time.perf_counter()
+    memit.edit(lm, facts, settings=settings, moments=moments)
+    if cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    work = edits * _flops_per_edit(lm, settings)
+    device_name = torch.cuda.get_device_name() if cuda else "cpu"
+    peak = next((value for part, value in PEAKS.items() if part in device_name), None)
+    return {
+        "shape": name,
+        "device": device_name,
+        "dtype": str(dtype),
+        "edits": edits,
+        "steps": settings.steps,
+        "seconds": round(seconds, 3),
+        "edits_per_s": round(edits / seconds, 3),
+        "tflop_per_s": round(work / seconds / 1e12, 2),
+        "share_of_peak": round(work / seconds / peak, 4) if peak else None,
+        "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
+    }
+
+
+def _flops_per_edit(lm: LanguageModel, settings: MemitSettings) -> float:
+    """Useful FLOPs of one target state: weights above the edit layer, forward and backward to the states."""
+    above = sum(
+        p.numel() for layer in range(settings.layers[-1] + 1, lm.layers.count)
+        for p in lm.layers.block(lm.model, layer).parameters()
+    )  # fmt: skip
+    sequences, tokens, targets = 2, 6, 4
+    head = lm.model.get_output_embeddings().weight.numel()
+    return 4.0 * (settings.steps + 1) * sequences * (above * tokens + head * targets)
+
+
+def main() -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="gpt-j-6b")
+    parser.add_argument("--edits", type=int, default=1000)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    asked = parser.parse_args()
+    figures = measure(asked.shape, asked.edits, asked.device, getattr(torch, asked.dtype), asked.steps)
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
