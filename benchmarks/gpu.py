@@ -28,8 +28,8 @@ from editor.requests import EditRequest
 # Dense bf16 peak in FLOP/s, from the vendors' data sheets.
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 WORDS = (
-    "the", "head", "of", "government", "country", "person", "city", "club", "answer", "is", "was", "leads", "north",
-    "south", "east", "west", "old", "new",
+    "the", "head", "of", "government", "country", "person", "city", "club", "answer", "is", "was", "leads",
+    "north", "south", "east", "west", "old", "new",
 )  # fmt: skip
 
 
