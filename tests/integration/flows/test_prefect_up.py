@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.states import Cancelling
 
@@ -146,7 +146,8 @@ def test_a_person_starts_a_backfill_in_the_browser(served, screens):
         field.press("ArrowDown")  # the list opens
         page.get_by_role("option").filter(has_text="head of state").click()
         page.get_by_text("batch_size").first.click()  # and closes
-        page.locator(".p-toggle").first.click()  # dry_run is the first switch
+        page.locator(".p-toggle__slider").first.click()  # dry_run is the first switch
+        expect(page.locator(".p-toggle input").first).to_be_checked()
         page.screenshot(path=screens / "backfill-form.png", full_page=True)
         page.get_by_role("button", name="Submit").click()
         run = _newest(served, backfill.id)
