@@ -101,6 +101,7 @@ def test_a_kill_at_a_telling_point_changes_nothing(snapshots: Snapshots, name: s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("step", killing.STEPS)
 def test_a_kill_at_every_point_changes_nothing(snapshots: Snapshots, step: int) -> None:
     for point in snapshots.points[step]:
@@ -129,6 +130,7 @@ def test_a_kill_during_recovery_changes_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_kill_at_random_times_changes_nothing(snapshots: Snapshots) -> None:
     chance = random.Random(11)
     killed = 0
