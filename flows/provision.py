@@ -128,11 +128,15 @@ def deploy(api_url: str, environment: Mapping[str, str]) -> None:
         raise ServerStartError("`prefect deploy --all` failed:\n" + "\n".join(said))
 
 
-def settle_runs(client: SyncPrefectClient) -> int:
-    """End the runs of our pool whose process on this machine is gone; call it while no worker runs.
+def settle_runs(client: SyncPrefectClient, *, pending: bool) -> int:
+    """End the runs of our pool whose process on this machine is gone.
 
     A worker that is killed leaves its run "Running" for good, and one that it had only taken over "Pending".
     The first is Crashed now; the second goes back into the queue.
+
+    Args:
+        client: of the server.
+        pending: also give back what was only taken over; while no worker runs.
 
     Returns:
         How many runs were settled.
@@ -143,8 +147,11 @@ def settle_runs(client: SyncPrefectClient) -> int:
     )
     settled = 0
     for run in runs:
+        if run.state_type is StateType.PENDING and not pending:
+            continue
         state = _verdict(run)
-        if state is not None:
+        # A process that ended in order said so before it was gone: look again.
+        if state is not None and client.read_flow_run(run.id).state_type in _OPEN:
             log.warning("Run %s: %s", run.name, state.message)
             client.set_flow_run_state(run.id, state, force=True)
             settled += 1

@@ -32,6 +32,9 @@ SILENT_FOR_S = 180.0
 """A run without a sign of life for so long is over: six missed heartbeats."""
 
 WATCH_S = 0.5
+SWEEP_S = 15.0
+"""How often runs whose process is gone are looked for."""
+
 MOST_RESTARTS = 5
 RESTART_WINDOW_S = 600.0
 
@@ -86,7 +89,7 @@ def provision(settings: Settings, api_url: str, on_step: Callable[[str], None]) 
     with SyncPrefectClient(api_url) as client:
         made.ensure_pool(client)
         made.ensure_automation(client, silent_for_s=SILENT_FOR_S)
-        made.settle_runs(client)
+        made.settle_runs(client, pending=True)
     on_step("making the deployments")
     made.deploy(api_url, {**local_prefect.environment(settings), **worker_environment(settings, api_url)})
 
@@ -121,14 +124,18 @@ class Watch:
         Raises:
             ServerStartError: something ended too often.
         """
+        sweep_at = time.monotonic() + SWEEP_S
         while not until():
             time.sleep(WATCH_S)
+            if time.monotonic() >= sweep_at:
+                self._settle(pending=False)
+                sweep_at = time.monotonic() + SWEEP_S
             if self.server is not None and self.server.poll() is not None:
                 self._count("server", self.server.returncode)
                 self.server = local_prefect.start_server(self._settings)
             if self.worker is not None and self.worker.poll() is not None:
                 self._count("worker", self.worker.returncode)
-                self._settle()
+                self._settle(pending=True)
                 self.start_worker()
 
     def end(self) -> None:
@@ -138,20 +145,25 @@ class Watch:
             runs = local_prefect.children_of(self.worker.pid)
             local_prefect.stop(self.worker)
             local_prefect.stop_processes(runs)
-            with contextlib.suppress(OSError):
-                self._settle()
+            self._settle(pending=True)
         if self.server is not None:
             local_prefect.stop(self.server)
 
-    def _settle(self) -> None:
-        from prefect.client.orchestration import SyncPrefectClient  # noqa: PLC0415 - see worker_environment
+    def _settle(self, *, pending: bool) -> None:
+        import httpx  # noqa: PLC0415 - see worker_environment
+        from prefect.client.orchestration import SyncPrefectClient  # noqa: PLC0415 - likewise
+        from prefect.exceptions import PrefectException  # noqa: PLC0415 - likewise
 
         from flows.provision import settle_runs  # noqa: PLC0415 - likewise
 
         api_url = local_prefect.api_address(self._settings)
-        if local_prefect.healthy(api_url, timeout_s=5.0):
+        if not local_prefect.healthy(api_url, timeout_s=5.0):
+            return  # the next sweep finds them
+        try:
             with SyncPrefectClient(api_url) as client:
-                settle_runs(client)
+                settle_runs(client, pending=pending)
+        except (httpx.HTTPError, PrefectException, OSError) as error:
+            log.warning("Runs could not be looked for: %s", error)
 
     def _count(self, name: str, code: int | None) -> None:
         now = time.monotonic()
