@@ -128,10 +128,11 @@ def pull(ws: Workspace, model: Model, feed: ChangeFeed, seen: Seen) -> Pulled:
 def record(
     ws: Workspace, lease: Lease, run: int, pulled: Pulled, *, move_cursor: bool = True
 ) -> IngestReport:
-    """Store what was pulled and move the read cursor: one transaction.
+    """Store what was pulled and move the read cursor: one transaction. What was discovered is now followed.
 
     A pull of chosen subjects must not move the cursor: it did not read all that changed.
     """
+    ws.ledger.track(lease, [one.subject for one in pulled.seen.probes if not one.is_deleted])
     return ws.ledger.ingest(
         lease,
         run,

@@ -126,7 +126,8 @@ def _decide(
         [_held(row) for row in group.held],
         [_pending(row) for row in group.pending],
         labels,
-        group.entity.modified_at,
+        # A deletion is news of tonight, however old the item's last edit is.
+        None if group.entity.deleted else group.entity.modified_at,
         at,
         relation,
         _with_decisions(trust, group.pending),

@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     model_name: str | None = Field(None, description="the model's name in the ledger; unset: from `model`")
     device: str | None = Field(None, description="torch device; unset: cuda where there is one, else cpu")
     endpoint: str = Field(EMBEDDED, description="SPARQL endpoint URL, or `embedded`")
+    endpoint_attempts: int = Field(5, ge=1, le=20, description="tries of one request before giving up")
     contact: str | None = Field(
         None, description="e-mail or URL for the User-Agent; live services require it"
     )

@@ -106,9 +106,13 @@ class Workspace:
                 yield SparqlFeed(Endpoint.local(url), relations=self.relations)
             return
         contact = self.settings.contact
-        agent = USER_AGENT.format(contact=contact) if contact else ""
+        endpoint = Endpoint(
+            self.settings.endpoint,
+            user_agent=USER_AGENT.format(contact=contact) if contact else "",
+            max_attempts=self.settings.endpoint_attempts,
+        )
         bans = BanFile(self.settings.home / "bans.json")
-        yield SparqlFeed(Endpoint(self.settings.endpoint, agent), relations=self.relations, bans=bans)
+        yield SparqlFeed(endpoint, relations=self.relations, bans=bans)
 
     def reference_time(self, lag: datetime, as_of: datetime | None) -> datetime:
         """The one moment that a run judges everything at.

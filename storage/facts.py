@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy.sql import Select
 
 
-def _columns() -> Select[*tuple[Any, ...]]:
+def _columns() -> Select[Any]:
     return (
         select(
             Fact.subject,
@@ -45,7 +45,7 @@ def _columns() -> Select[*tuple[Any, ...]]:
     )
 
 
-def live_query(model_id: int) -> Select[*tuple[Any, ...]]:
+def live_query(model_id: int) -> Select[Any]:
     """Say what is live: the newest applied edit a fact along the head's lineage, unless it retracts.
 
     The same words as the view `live_facts`, with the columns a record needs.
@@ -67,7 +67,7 @@ def live_query(model_id: int) -> Select[*tuple[Any, ...]]:
     )
 
 
-def held_at_query(model_id: int, at: datetime) -> Select[*tuple[Any, ...]]:
+def held_at_query(model_id: int, at: datetime) -> Select[Any]:
     """Say what was live at a moment."""
     return (
         _columns()

@@ -136,7 +136,7 @@ def rollback(
 
 def _review_again(connection: Connection, model: int, checkpoints: Sequence[int], now: datetime) -> None:
     for part in batches(checkpoints):
-        facts: Select[*tuple[Any, ...]] = (
+        facts: Select[Any] = (
             select(bindparam("model", model), Fact.subject, Fact.property, bindparam("marked", now, Moment()))
             .join(Edit, Edit.fact_id == Fact.id)
             .where(Edit.checkpoint_id.in_(part))

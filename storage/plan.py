@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, delete, exists, insert, select, tuple_, update
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 Scope = tuple[str, str, str]
 
+_FLIP_MEMORY = timedelta(days=30)
 _WAITING = ("conflict", "quarantine")
 _EDITING = ("insert", "replace", "retract", "vacate")
 _REVIVED = ("superseded", "rolled_back", "applied")
@@ -233,7 +235,21 @@ def _write_held_back(plan: _Plan, changes: Sequence[ChangeRow], pairs: Sequence[
             _resolve(plan, known.id, "replaced")
             _open(plan, fact, row, previous=[*known.previous_values, known.value or ""])
     for fact, row in waiting.items():
-        _open(plan, fact, row, previous=[])
+        _open(plan, fact, row, previous=_came_and_went(plan, fact))
+
+
+def _came_and_went(plan: _Plan, fact: int) -> list[str]:
+    """Values that waited for a fact lately, and those they meant to replace: one that returns is a flip."""
+    rows = plan.connection.execute(
+        select(HeldBack.value, HeldBack.old_value).where(
+            HeldBack.model_id == plan.model_id,
+            HeldBack.fact_id == fact,
+            HeldBack.kind == "quarantine",
+            HeldBack.resolved_at.is_not(None),
+            HeldBack.last_seen_at >= plan.reference_time - _FLIP_MEMORY,
+        )
+    ).all()
+    return sorted({row.value or "" for row in rows} | {row.old_value for row in rows if row.old_value})
 
 
 def _open_rows(plan: _Plan, pairs: Sequence[Pair]) -> dict[int, Row[Any]]:

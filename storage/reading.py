@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 _parent = aliased(Checkpoint, name="parent")
 
 
-def _model_query() -> Select[*tuple[Any, ...]]:
-    query: Select[*tuple[Any, ...]] = select(ModelTable, Checkpoint.digest.label("head_digest")).outerjoin(
+def _model_query() -> Select[Any]:
+    query: Select[Any] = select(ModelTable, Checkpoint.digest.label("head_digest")).outerjoin(
         Checkpoint, Checkpoint.id == ModelTable.head_checkpoint_id
     )
     return query
@@ -77,8 +77,8 @@ def _model(row: Row[Any]) -> Model:
     )
 
 
-def _checkpoint_query() -> Select[*tuple[Any, ...]]:
-    query: Select[*tuple[Any, ...]] = select(Checkpoint, _parent.digest.label("parent_digest")).outerjoin(
+def _checkpoint_query() -> Select[Any]:
+    query: Select[Any] = select(Checkpoint, _parent.digest.label("parent_digest")).outerjoin(
         _parent, _parent.id == Checkpoint.parent_id
     )
     return query

@@ -72,8 +72,8 @@ def _page(connection: Connection, model_id: int, after: Pair | None, size: int) 
         .where(HeldBack.model_id == model_id, HeldBack.resolved_at.is_(None))
     )
     if after is not None:
-        marked = marked.where(tuple_(Review.subject, Review.property) > tuple_(*after))
-        waiting = waiting.where(tuple_(Fact.subject, Fact.property) > tuple_(*after))
+        marked = marked.where(tuple_(Review.subject, Review.property) > tuple_(*map(literal, after)))
+        waiting = waiting.where(tuple_(Fact.subject, Fact.property) > tuple_(*map(literal, after)))
     both = union(marked.order_by(None), waiting).subquery()
     rows = connection.execute(
         select(both.c.subject, both.c.property).order_by(both.c.subject, both.c.property).limit(size)

@@ -94,7 +94,7 @@ class FakeTime:
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory):
-    from kb.store import LocalStore  # noqa: PLC0415
+    from kb.store import LocalStore
 
     folder = tmp_path_factory.mktemp("upstream")
     file = folder / "content.nt"
@@ -229,7 +229,7 @@ def test_a_fault_that_passes_loses_and_doubles_no_row(feed, server, name):
 def test_the_deadline_is_for_the_whole_exchange(server, fake, fault):
     server.always = fault
     feed = SparqlFeed(replace(Endpoint.local(server.url), timeout_s=0.5), clock=fake.clock)
-    import time  # noqa: PLC0415
+    import time
 
     begun = time.monotonic()
     with pytest.raises(EndpointTimeoutError):

@@ -144,12 +144,12 @@ def test_an_edit_after_the_watermark_is_refused() -> None:
         check(first)
 
 
-def test_there_is_no_third_night(tmp_path) -> None:  # noqa: ANN001
+def test_there_is_no_third_night(tmp_path) -> None:
     with pytest.raises(UnknownNightError, match="choose one of 1, 2"):
         LocalStore(tmp_path).load_night(3)
 
 
-def test_building_writes_every_file(tmp_path, monkeypatch) -> None:  # noqa: ANN001
+def test_building_writes_every_file(tmp_path, monkeypatch) -> None:
     for name in ("items.toml", "facts.toml", "changes.toml", "nights.toml", "README.md"):
         (tmp_path / name).write_text((HERE / name).read_text(encoding="utf-8"), encoding="utf-8")
     for module in (build_module, tables_module):

@@ -228,3 +228,18 @@ def test_reviewing_many_groups_asks_few_questions(desk: Desk) -> None:
     assert [(g.subject, g.property) for g in groups] == sorted((g.subject, g.property) for g in groups)
     questions = [sql for sql in asked if sql.startswith("SELECT")]
     assert len(questions) <= 1 + 4 * 5
+
+
+def test_a_value_that_went_is_remembered_after_its_hold_was_settled(desk: Desk) -> None:
+    run = desk.night()
+    desk.see("Q10", 1, run)
+    desk.hold("Q10", run)
+    run = desk.night()
+    desk.see("Q11", 2, run)
+    # Tonight nothing waits: what waited is settled.
+    desk.ledger.record_plan(desk.lease, run, [change("unchanged", "Q11")], [])
+    run = desk.night()
+    desk.see("Q10", 3, run)
+    desk.hold("Q10", run)
+    (pending,) = desk.ledger.pending(desk.lease.model)
+    assert pending.previous_values == ("Q10",)
