@@ -1,4 +1,4 @@
-"""Commands about checkpoints: list, materialize."""
+"""Commands about checkpoints: list, materialize, rollback."""
 
 from __future__ import annotations
 
@@ -76,3 +76,28 @@ def materialize(
             row = ws.ledger.head_at(model, as_of if as_of.tzinfo else as_of.replace(tzinfo=UTC))
         folder = write(ws, model, row, out)
     show.console().print(f"Wrote {folder}; AutoModelForCausalLM.from_pretrained loads it.")
+
+
+@app.command(epilog="Example: factsync rollback base --reason 'a bad night'")
+def rollback(
+    context: typer.Context,
+    which: Annotated[str, typer.Argument(help="A digest or its beginning that was live before, or `base`.")],
+    reason: Annotated[str, typer.Option(help="Kept in the ledger.")] = "rolled back by hand",
+    again: Annotated[
+        bool, typer.Option(help="Let the next sync wish again what still holds in Wikidata.")
+    ] = False,
+) -> None:
+    """Make an earlier checkpoint live again, to the bit. Going forward again works the same way."""
+    settings: Settings = context.obj
+    from flows.cli import show
+    from flows.workspace import opened_model
+
+    with opened_model(settings) as (ws, model), ws.writer() as lease:
+        ws.ledger.recover(lease, ws.files)
+        row = None if which == "base" else ws.ledger.checkpoint(model, which)
+        if row is not None and row.digest is not None:
+            ws.files.open(row.digest)
+        ws.ledger.rollback(lease, row.id if row else None, reason=reason, review=again)
+        status = ws.ledger.status(model)
+    name = "the base model" if row is None else f"checkpoint {row.digest}"
+    show.console().print(f"Live is now {name}, with {status.live_facts} facts.")

@@ -144,3 +144,29 @@ def test_settings_select_relations(settings, monkeypatch):
     with Workspace.open(Settings.read()) as ws:
         assert list(ws.relations) == ["P6"]
     assert {change.property for change in sync().plan.changes} == {"P6"}
+
+
+def test_going_back_is_exact_to_the_bit(two_nights):
+    settings, first, second = two_nights
+
+    def live_weights():
+        with opened_model(settings) as (ws, model):
+            lm = models.load_base(settings)
+            models.put_on(lm, ws.files, ws.ledger.lineage(model))
+            return {name: tensor_digest(tensor) for name, tensor in lm.model.state_dict().items()}
+
+    def go_to(digest):
+        with opened_model(settings) as (ws, model), ws.writer() as lease:
+            row = None if digest is None else ws.ledger.checkpoint(model, digest)
+            ws.ledger.rollback(lease, row and row.id, reason="test", review=False)
+
+    after_two = live_weights()
+    go_to(first.candidate.digest)
+    after_one = live_weights()
+    go_to(None)
+    base = live_weights()
+    lm = models.load_base(settings)
+    assert base == {name: tensor_digest(tensor) for name, tensor in lm.model.state_dict().items()}
+    go_to(second.candidate.digest)
+    assert live_weights() == after_two
+    assert len({str(sorted(one.items())) for one in (base, after_one, after_two)}) == 3
