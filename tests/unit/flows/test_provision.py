@@ -42,12 +42,17 @@ def test_a_run_that_no_worker_started_goes_back():
 
 
 def test_a_run_that_lives_is_left_alone():
-    child = subprocess.Popen(["sleep", "60"], env={**os.environ, "PREFECT__FLOW_RUN_ID": str(RUN)})
+    environment = {**os.environ, "PREFECT__FLOW_RUN_ID": str(RUN)}
+    child = subprocess.Popen(["cat"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        # An echo says that the child's own program runs: right after the fork its environment cannot be read yet.
+        child.stdin.write(b"ready\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == b"ready\n"
         assert _verdict(run(StateType.RUNNING, str(child.pid))) is None
     finally:
         child.kill()
-        child.wait()
+        child.communicate()
 
 
 def test_an_id_that_was_given_out_again_is_not_the_run():
