@@ -45,7 +45,7 @@ def test_a_run_that_lives_is_left_alone():
     environment = {**os.environ, "PREFECT__FLOW_RUN_ID": str(RUN)}
     child = subprocess.Popen(["cat"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
-        # An echo says that the child's own program runs: right after the fork its environment cannot be read yet.
+        # An echo says that the child's own program runs; before that its environment cannot be read.
         child.stdin.write(b"ready\n")
         child.stdin.flush()
         assert child.stdout.readline() == b"ready\n"
