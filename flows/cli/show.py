@@ -35,6 +35,20 @@ def console() -> Console:
     return Console(highlight=False)
 
 
+MEASURES: tuple[tuple[str, str | None, str, str | None, float | None], ...] = (
+    ("efficacy before → after, P(new) > P(old)", "efficacy_before", "efficacy", "efficacy", 0.98),
+    ("exact recall before → after", "exact_before", "exact", "exact", 0.80),
+    ("held-back phrasings: success", None, "heldback", "heldback", 0.85),
+    ("held-back phrasings: exact", None, "heldback_exact", None, None),
+    ("older facts still preferred", None, "retention", "retention", 0.97),
+    ("older facts still exact", None, "retention_exact", None, None),
+    ("neighbours that kept their own answer", None, "neighbours", "neighbours", 0.92),
+    ("neighbour answers with the same first word", None, "neighbours_same", None, 0.92),
+    ("perplexity rise since the base model", None, "perplexity_rise", "perplexity", 0.08),
+)
+"""What is shown of a night: title, metric before, metric after, its gate, the bundled model's aim."""
+
+
 @contextlib.contextmanager
 def bars() -> Iterator[None]:
     """Show how far the steps inside the block have come: bars on a terminal, a line a step elsewhere."""
@@ -127,30 +141,28 @@ def metrics_table(rows: Iterable[tuple[str, Candidate | None]], *, title: str) -
     for name, _ in nights:
         table.add_column(name, justify="right")
     table.add_column("gate", justify="right")
-    lines = (
-        ("efficacy before → after, P(new) > P(old)", "efficacy_before", "efficacy", "efficacy"),
-        ("exact recall before → after", "exact_before", "exact", "exact"),
-        ("held-back phrasings: success", None, "heldback", "heldback"),
-        ("held-back phrasings: exact", None, "heldback_exact", None),
-        ("older facts still preferred", None, "retention", "retention"),
-        ("older facts still exact", None, "retention_exact", None),
-        ("neighbours that kept their own answer", None, "neighbours", "neighbours"),
-        ("neighbour answers with the same first word", None, "neighbours_same", None),
-        ("perplexity rise since the base model", None, "perplexity_rise", "perplexity"),
-    )
-    for title_, before, after, gate in lines:
-        cells = [_cell(candidate, before, after, gate) for _, candidate in nights]
-        table.add_row(title_, *cells, _bound(nights, gate))
+    table.add_column("aim", justify="right")
+    for title_, before, after, gate, aim in MEASURES:
+        cells = [_cell(candidate, before, after, gate, aim) for _, candidate in nights]
+        table.add_row(title_, *cells, _bound(nights, gate), "" if aim is None else _bounded(gate, aim))
     return table
 
 
-def _cell(candidate: Candidate | None, before: str | None, after: str, gate: str | None) -> str:
+def _cell(
+    candidate: Candidate | None, before: str | None, after: str, gate: str | None, aim: float | None
+) -> str:
     if candidate is None:
         return "–"
-    value = _percent(getattr(candidate.metrics, after))
-    text = value if before is None else f"{_percent(getattr(candidate.metrics, before))} → {value}"
-    failed = any(one.name == gate and not one.passed for one in candidate.gates)
-    return f"[red]{text}[/]" if failed else text
+    measured = getattr(candidate.metrics, after)
+    text = _percent(measured)
+    if before is not None:
+        text = f"{_percent(getattr(candidate.metrics, before))} → {text}"
+    if any(one.name == gate and not one.passed for one in candidate.gates):
+        return f"[red]{text}[/]"
+    if measured is None or aim is None:
+        return text
+    short = measured > aim if gate == "perplexity" else measured < aim
+    return f"[yellow]{text}, short[/]" if short else text
 
 
 def _percent(value: float | None) -> str:
@@ -162,8 +174,11 @@ def _bound(nights: Sequence[tuple[str, Candidate | None]], gate: str | None) -> 
     found = next((one for one in gates if one.name == gate), None)
     if found is None:
         return ""
-    sign = "≤" if gate == "perplexity" else "≥"
-    return f"{sign} {100 * found.threshold:.0f} %"
+    return _bounded(gate, found.threshold)
+
+
+def _bounded(gate: str | None, bound: float) -> str:
+    return f"{'≤' if gate == 'perplexity' else '≥'} {100 * bound:.0f} %"
 
 
 def night_summary(night: Night) -> str:

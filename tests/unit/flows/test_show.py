@@ -1,0 +1,31 @@
+"""What a night's table says: what was reached, what fell short, what failed."""
+
+from io import StringIO
+from types import SimpleNamespace
+
+from rich.console import Console
+
+from flows.cli.show import metrics_table
+from flows.gates import Metrics, judge
+from flows.settings import GateThresholds
+
+
+def shown(metrics):
+    candidate = SimpleNamespace(metrics=metrics, gates=tuple(judge(metrics, GateThresholds())))
+    console = Console(width=160, record=True, file=StringIO())
+    console.print(metrics_table([("night 1", candidate), ("night 2", None)], title="Measured"))
+    return console.export_text()
+
+
+def test_what_falls_short_is_said():
+    text = shown(Metrics(1.0, 0.73, 0.9, 0.4, 0.1, 0.0, None, None, 1.0, 0.85, 23.5, 23.0))
+    assert "0.0 % → 73.0 %, short" in text
+    assert "85.0 %, short" in text
+    assert text.count("short") == 2
+    assert "≥ 80 %" in text
+
+
+def test_a_failed_gate_is_not_called_short():
+    text = shown(Metrics(1.0, 1.0, 1.0, 1.0, 0.1, 0.0, 1.0, 1.0, 1.0, 1.0, 26.0, 23.0))
+    assert "13.0 %" in text
+    assert "short" not in text
