@@ -9,6 +9,9 @@ EditorError
 ├── MomentsError               MomentsMismatchError · SingularMomentsError
 ├── StateError                 StateMismatchError · CorruptStateError
 ├── NonFiniteError             a loss, a state or a weight change is not finite
+├── DataError                  DataNotFoundError · DataFormatError · BadRecordError
+├── MissingLibraryError        an optional package is needed and not installed
+├── MethodError                UnknownMethodError · NotTrainedError
 └── TransientEditorError       OutOfMemoryError: the same call may succeed later or with a smaller batch
 """
 
@@ -111,3 +114,35 @@ class CorruptStateError(StateError):
 
 class NonFiniteError(EditorError):
     """A loss, a state or a weight change is not finite; nothing was written."""
+
+
+class DataError(EditorError):
+    """Records of an evaluation cannot be used."""
+
+
+class DataNotFoundError(DataError):
+    """Neither a file nor a data set that can be reached."""
+
+
+class DataFormatError(DataError):
+    """A file holds no usable records, or fewer than asked for."""
+
+
+class BadRecordError(DataError):
+    """One record cannot be used; the message goes on after "the record"."""
+
+
+class MissingLibraryError(EditorError):
+    """An optional package is needed and not installed."""
+
+
+class MethodError(EditorError):
+    """An editing method cannot be used."""
+
+
+class UnknownMethodError(MethodError):
+    """No method has that name."""
+
+
+class NotTrainedError(MethodError):
+    """A method that learns to edit got too few records to learn from."""
