@@ -267,6 +267,7 @@ def continue_texts(
     length: int,
     *,
     generator: torch.Generator | None,
+    top_k: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """Continue many texts at once.
@@ -277,6 +278,7 @@ def continue_texts(
         length: tokens per text, its start included; for starts of unlike lengths the new tokens are equal
             in number.
         generator: samples at temperature 1; None takes the likeliest token.
+        top_k: samples among so many likeliest tokens; None among all.
         progress: called with the tokens done per row.
 
     Returns:
@@ -291,6 +293,9 @@ def continue_texts(
     for step in range(length - ids.shape[1]):
         last = hidden[rows, lengths - 1] if step == 0 and hidden is not None else hidden[:, 0]  # type: ignore[index]
         logits = logits_of(lm.model, last).float()
+        if top_k is not None:
+            least = logits.topk(top_k, dim=1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, float("-inf"))
         token = _choose(logits, generator)
         new.append(token)
         mask = torch.cat([mask, mask.new_ones(len(starts), 1)], dim=1)

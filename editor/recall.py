@@ -82,11 +82,13 @@ class Likelihood:
         probability: exp of the mean log-likelihood of its tokens.
         exact: every token is the likeliest.
         tokens: how many.
+        matched: how many of them are the likeliest after the ones before.
     """
 
     probability: float
     exact: bool
     tokens: int
+    matched: int
 
 
 def check(
@@ -146,7 +148,6 @@ def _rated(request: EditRequest, prompt: str, found: object) -> PromptRecall:
     return PromptRecall(prompt, new.probability, old.probability if old else None, success, new.exact)
 
 
-@torch.no_grad()
 def likelihoods(
     lm: LanguageModel,
     pairs: Sequence[tuple[str, str]],
@@ -167,6 +168,27 @@ def likelihoods(
     for prompt, text in pairs:
         prompt_ids, labels = encode(lm.tokenizer, prompt)[0], encode_target(lm.tokenizer, prompt, text)
         rows.append(([*prompt_ids, *labels[:-1]], len(prompt_ids) - 1, labels))
+    return rate(lm, rows, progress=progress)
+
+
+@torch.no_grad()
+def rate(
+    lm: LanguageModel,
+    rows: Sequence[tuple[Sequence[int], int, Sequence[int]]],
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Likelihood]:
+    """Rate tokenised texts, in batches of like length.
+
+    Args:
+        lm: the model.
+        rows: token ids of prompt and all but the last token of the text; the index from which the text's first
+            token is predicted; the text's token ids.
+        progress: called with ("recall", done, total).
+
+    Returns:
+        One rating a row, in order.
+    """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     results: list[Likelihood | None] = [None] * len(rows)
     done = 0
@@ -181,7 +203,7 @@ def likelihoods(
     return [result for result in results if result is not None]
 
 
-def _rate(lm: LanguageModel, rows: Sequence[tuple[list[int], int, list[int]]]) -> list[Likelihood]:
+def _rate(lm: LanguageModel, rows: Sequence[tuple[Sequence[int], int, Sequence[int]]]) -> list[Likelihood]:
     ids, mask, positions = padded([row[0] for row in rows], lm.device)
     hidden = activations.run(lm, ids, mask, positions)
     where = [
@@ -198,7 +220,10 @@ def _rate(lm: LanguageModel, rows: Sequence[tuple[list[int], int, list[int]]]) -
     for _, _, row_labels in rows:
         stop = at + len(row_labels)
         mean = math.fsum(chosen[at:stop]) / len(row_labels)
-        results.append(Likelihood(math.exp(mean), all(right[at:stop]), len(row_labels)))
+        matched = sum(right[at:stop])
+        results.append(
+            Likelihood(math.exp(mean), matched == len(row_labels), len(row_labels), int(matched))
+        )
         at = stop
     return results
 
