@@ -37,6 +37,8 @@ class MemitSettings:
             before them.
         prefix_count: how many random prefixes.
         keys: "each" writes every context's own key; "mean" is the paper: one averaged key a subject.
+        passes: how often at most a subject that does not say its targets after the write gets a new target
+            state on the weights as written; 1 is the paper.
         history: carry the keys of live edits in the solve.
         precision: of the target-state forwards; "auto" takes bfloat16 where the processor is faster with it.
         batch_tokens: most tokens of one forward, halved when memory runs out; 0 takes 512 on a CPU, where
@@ -56,6 +58,7 @@ class MemitSettings:
     contexts: Literal["templates", "prefixes"] = "templates"
     prefix_count: int = 5
     keys: Literal["each", "mean"] = "each"
+    passes: int = 3
     history: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_tokens: int = 0
@@ -77,7 +80,7 @@ class MemitSettings:
 
     def as_reference(self) -> MemitSettings:
         """Return the same settings with the paper's procedure: random prefixes, mean keys, no history."""
-        return replace(self, contexts="prefixes", keys="mean", history=False, precision="float32")
+        return replace(self, contexts="prefixes", keys="mean", passes=1, history=False, precision="float32")
 
 
 # What the published files share; each preset names what differs.

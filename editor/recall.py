@@ -182,8 +182,8 @@ def rate(
 
     Args:
         lm: the model.
-        rows: token ids of prompt and all but the last token of the text; the index from which the text's first
-            token is predicted; the text's token ids.
+        rows: token ids of prompt and all but the last token of the text; the index from which the text's
+            first token is predicted; the text's token ids.
         progress: called with ("recall", done, total).
 
     Returns:
@@ -221,9 +221,7 @@ def _rate(lm: LanguageModel, rows: Sequence[tuple[Sequence[int], int, Sequence[i
         stop = at + len(row_labels)
         mean = math.fsum(chosen[at:stop]) / len(row_labels)
         matched = sum(right[at:stop])
-        results.append(
-            Likelihood(math.exp(mean), matched == len(row_labels), len(row_labels), int(matched))
-        )
+        results.append(Likelihood(math.exp(mean), matched == len(row_labels), len(row_labels), int(matched)))
         at = stop
     return results
 

@@ -34,9 +34,15 @@ def lm() -> LanguageModel:
 
 @pytest.fixture
 def settings() -> MemitSettings:
-    """Settings that write firmly into a tiny model."""
+    """Settings that write firmly into a tiny model, in one pass."""
     return MemitSettings(
-        layers=LAYERS, moment_weight=0.05, steps=30, learning_rate=0.3, stop_loss=0.02, precision="float32"
+        layers=LAYERS,
+        moment_weight=0.05,
+        steps=30,
+        learning_rate=0.3,
+        stop_loss=0.02,
+        passes=1,
+        precision="float32",
     )
 
 

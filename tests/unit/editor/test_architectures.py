@@ -51,7 +51,13 @@ def test_every_architecture_takes_an_edit(name: str) -> None:
     """A tiny model of each family gets target states and takes them; nothing else changes."""
     lm = tiny.language_model(name)
     settings = MemitSettings(
-        layers=(1, 2), moment_weight=0.02, steps=10, learning_rate=0.1, clamp=0.5, precision="float32"
+        layers=(1, 2),
+        moment_weight=0.02,
+        steps=10,
+        learning_rate=0.1,
+        clamp=0.5,
+        passes=1,
+        precision="float32",
     )
     moments = Moments.compute(lm, None, settings.layers, tokens=300)
     facts = requests_of(3)

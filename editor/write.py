@@ -1,0 +1,242 @@
+"""Writing keys and values into the weights: one solve a layer, beside everything that must stay.
+
+A writer knows all that stands in tonight's solve: the live edits, those that leave, and the guards, which
+are other subjects' keys held at what the unedited model makes of them. It writes one layer at a time while
+target states are placed (`Writer.write`), and all of them where keys and values are known
+(`write_states`): by the algebra of `editor.solve` that gives the same weights without running the model.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from editor import delta as deltas
+from editor import solve
+from editor.delta import Delta, LowRank
+from editor.errors import StateMismatchError
+from editor.state import stack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from editor.model import LanguageModel
+    from editor.moments import Moments
+    from editor.presets import MemitSettings
+    from editor.state import SubjectState
+
+    Columns = tuple[Float[Tensor, "d_k n"], Float[Tensor, "d n"]]
+
+
+def write_states(
+    lm: LanguageModel,
+    states: Sequence[SubjectState],
+    *,
+    settings: MemitSettings,
+    moments: Moments,
+    live: Sequence[SubjectState] = (),
+    retired: Sequence[SubjectState] = (),
+) -> Delta:
+    """Write stored keys and values, in one solve a layer and without running the model.
+
+    Args:
+        lm: the model; its weights are edited on return and untouched on any exception or interrupt.
+        states: what comes.
+        settings: layers and weights of the solve.
+        moments: second moments of keys of the unedited model.
+        live: states that the weights hold and keep.
+        retired: states that the weights hold and lose.
+
+    Returns:
+        The change, as added to the model.
+
+    Raises:
+        MomentsError: the moments belong to another model or are singular.
+        StateError: a stored state does not fit.
+        NonFiniteError: a change is not finite.
+    """
+    check_fit((*states, *live, *retired), settings, lm)
+    moments.require(lm, settings.layers)
+    labels = [state.label for state in states]
+    writer = Writer(lm, settings, moments, live=live, retired=retired, coming=labels)
+    changes: dict[str, LowRank] = {}
+    with restored_on_failure(lm, settings.layers):
+        for layer in settings.layers:
+            keys, values = stack(states, layer, d=lm.layers.d, d_k=lm.layers.d_k, device=lm.device)
+            changes[lm.layers.weight_name(layer)] = writer.write(layer, keys, values)
+    return Delta.of(changes)
+
+
+class Writer:
+    """One night's solve, layer by layer.
+
+    Args:
+        lm: the model whose weights are written.
+        settings: layers and weights of the solve.
+        moments: second moments of keys of the unedited model, and guards.
+        live: states that the weights hold and keep.
+        retired: states that the weights hold and lose.
+        coming: texts of the subjects that are written.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        settings: MemitSettings,
+        moments: Moments,
+        *,
+        live: Sequence[SubjectState],
+        retired: Sequence[SubjectState],
+        coming: Sequence[str],
+    ) -> None:
+        self._lm, self._settings, self._moments = lm, settings, moments
+        self._live, self._retired = live, retired
+        kept = {state.label.casefold() for state in live}
+        self._duty = _GuardDuty.of(
+            moments,
+            settings,
+            before=kept | {state.label.casefold() for state in retired},
+            after=kept | {text.casefold() for text in coming},
+        )
+
+    def write(self, layer: int, keys: Float[Tensor, "d_k n"], values: Float[Tensor, "d n"]) -> LowRank:
+        """Solve one layer for W k = v beside all that stays, and add the change to its weight.
+
+        Args:
+            layer: which.
+            keys: K₊, one a column.
+            values: V₊.
+
+        Returns:
+            The change, as added.
+        """
+        lm, device = self._lm, self._lm.device
+        weight = lm.layers.matrix(lm.model, layer)
+        W = weight.double()
+        live, _ = self._stack(self._live, layer)
+        leaving, leaving_values = self._stack(self._retired, layer)
+        staying, back, aside = self._duty.at(self._moments, layer, lm.layers.d, device)
+        # A guard that comes back is one more edit; one that steps aside is one that leaves.
+        K = torch.cat([keys.double(), back[0]], dim=1)
+        V = torch.cat([values.double(), back[1]], dim=1)
+        leaving = torch.cat([leaving, aside[0]], dim=1)
+        leaving_values = torch.cat([leaving_values, aside[1]], dim=1)
+        change = LowRank.rounded(
+            *solve.low_rank_update(
+                self._moments.layer(layer, device),
+                self._settings.moment_weight,
+                live=torch.cat([live, staying[0]], dim=1),
+                coming=K,
+                coming_residuals=V - W @ K,
+                leaving=leaving,
+                leaving_residuals=leaving_values - W @ leaving,
+            )
+        )
+        deltas.add(weight, change.dense())
+        return change
+
+    def _stack(self, states: Sequence[SubjectState], layer: int) -> Columns:
+        layers = self._lm.layers
+        return stack(states, layer, d=layers.d, d_k=layers.d_k, device=self._lm.device)
+
+
+@contextmanager
+def restored_on_failure(lm: LanguageModel, layers: Sequence[int]) -> Iterator[None]:
+    """Put the written weights back bit for bit if the body does not end well.
+
+    Args:
+        lm: the model.
+        layers: layers that the body may write.
+    """
+    saved = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in layers}
+    try:
+        yield
+    except BaseException:
+        for layer, weight in saved.items():
+            lm.layers.matrix(lm.model, layer).copy_(weight)
+        raise
+
+
+def check_fit(states: Sequence[SubjectState], settings: MemitSettings, lm: LanguageModel) -> None:
+    """Refuse states that do not fit the edited layers.
+
+    Raises:
+        StateMismatchError: a layer is missing or has another shape.
+    """
+    for state in states:
+        for layer in settings.layers:
+            keys, values = state.keys.get(layer), state.values.get(layer)
+            if (
+                keys is None
+                or values is None
+                or keys.shape != (len(values), lm.layers.d_k)
+                or values.shape[1] != lm.layers.d
+            ):
+                raise StateMismatchError(
+                    f"The stored state of subject {state.subject_id!r} does not fit layer {layer} (it has "
+                    f"{sorted(state.keys)}): rebuild from the base model.",
+                    subject_id=state.subject_id,
+                    layer=layer,
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class _GuardDuty:
+    """Which guards stand tonight: all but those on subjects that are edited.
+
+    Attributes:
+        staying: guards that stand before and after tonight.
+        coming_back: guards whose subject is retracted tonight.
+        stepping_aside: guards whose subject is edited for the first time tonight.
+        weight: √ of a guard's weight in the solve, where an edit has 1.
+    """
+
+    staying: list[int]
+    coming_back: list[int]
+    stepping_aside: list[int]
+    weight: float
+
+    @classmethod
+    def of(
+        cls, moments: Moments, settings: MemitSettings, *, before: set[str], after: set[str]
+    ) -> _GuardDuty:
+        """Compare the subjects edited before tonight with those edited after, by their casefolded texts."""
+        guards = moments.guards
+        if guards is None:
+            return cls([], [], [], 0.0)
+        weight = (settings.moment_weight * moments.key.guard_share / len(guards.subjects)) ** 0.5
+        duty = cls([], [], [], weight)
+        for index, subject in enumerate(guards.subjects):
+            stood, stands = subject.casefold() not in before, subject.casefold() not in after
+            if stood and stands:
+                duty.staying.append(index)
+            elif stands:
+                duty.coming_back.append(index)
+            elif stood:
+                duty.stepping_aside.append(index)
+        return duty
+
+    def at(
+        self, moments: Moments, layer: int, d: int, device: torch.device
+    ) -> tuple[Columns, Columns, Columns]:
+        """Return weighted keys and values of the three groups at one layer, in float64."""
+        if moments.guards is None:
+            d_k = moments.matrices[layer].shape[0]
+            nothing = torch.zeros(d_k, 0, dtype=torch.float64, device=device)
+            none = (nothing, torch.zeros(d, 0, dtype=torch.float64, device=device))
+            return none, none, none
+        keys, values = moments.guards.keys[layer], moments.guards.values[layer]
+
+        def columns(group: list[int]) -> Columns:
+            return (
+                (self.weight * keys[group].double()).T.to(device),
+                (self.weight * values[group].double()).T.to(device),
+            )
+
+        return columns(self.staying), columns(self.coming_back), columns(self.stepping_aside)
