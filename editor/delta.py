@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from editor.errors import CorruptStateError, NonFiniteError, StateMismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from jaxtyping import Float
     from torch import Tensor
@@ -186,6 +186,19 @@ def apply(lm: LanguageModel, delta: Delta) -> None:
 def add(weight: Float[Tensor, "d d_k"], change: Float[Tensor, "d d_k"]) -> None:
     """Add in float32 and cast once, in place."""
     weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+
+
+def copies(lm: LanguageModel, layers: Iterable[int]) -> dict[int, Float[Tensor, "d d_k"]]:
+    """Return copies of some editable weights, by layer."""
+    return {layer: lm.layers.matrix(lm.model, layer).clone() for layer in layers}
+
+
+def growth(lm: LanguageModel, originals: Mapping[int, Float[Tensor, "d d_k"]]) -> float:
+    """Return how far a model's weights are from others: the largest ‖W - W₀‖ / ‖W₀‖ of a layer."""
+    return max(
+        float((lm.layers.matrix(lm.model, layer).float() - weight.float()).norm() / weight.float().norm())
+        for layer, weight in originals.items()
+    )
 
 
 def read_safetensors(blob: bytes) -> dict[str, Tensor]:

@@ -1,0 +1,153 @@
+"""All live facts again, from the base model, in one solve.
+
+The dear part of an edit is finding its target state. What a state depends on (model, prompts, targets,
+settings) is kept with it as a digest: where that is unchanged, its stored keys and values are written as
+they are. The subjects that are left are edited beside them. Then everything is written once more, in one
+solve from the base, so that the checkpoint is one change and does not tell in which order it was found.
+
+By the algebra of `editor.solve` the weights are those of the nights it replaces, to rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from editor import memit
+from editor.requests import plan
+from editor.write import write_states
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from editor.delta import Delta
+    from editor.memit import UnitReport
+    from editor.model import LanguageModel
+    from editor.moments import Moments
+    from editor.presets import MemitSettings
+    from editor.requests import EditRequest
+    from editor.state import SubjectState
+
+    Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What a rebuild made.
+
+    Attributes:
+        delta: the change, on the base model.
+        states: one a subject, by subject id.
+        reused: subjects whose stored state was taken.
+        reports: one a subject that was edited anew.
+    """
+
+    delta: Delta
+    states: tuple[SubjectState, ...]
+    reused: tuple[str, ...]
+    reports: tuple[UnitReport, ...]
+
+
+def rebuild(
+    base: LanguageModel,
+    requests: Sequence[EditRequest],
+    stored: Sequence[SubjectState],
+    *,
+    settings: MemitSettings,
+    moments: Moments,
+    prefixes: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Rebuilt:
+    """Write all live facts into the unedited model.
+
+    Args:
+        base: the unedited model; its weights are edited on return and untouched on any exception.
+        requests: all live facts; their order does not matter.
+        stored: what is kept of their subjects; a state that does not fit any more is passed over.
+        settings: how to edit.
+        moments: second moments of the model's keys.
+        prefixes: random contexts for ``contexts="prefixes"``.
+        progress: called with (stage, done, total).
+
+    Returns:
+        The change, the states to keep, and which of them are the stored ones.
+
+    Raises:
+        RequestError: a request cannot be carried out as written.
+        MomentsError: the moments belong to another model or are singular.
+        NonFiniteError: a loss or a change is not finite.
+    """
+    wanted = in_order(requests, stored)
+    kept = unchanged(base, wanted, stored, settings=settings, prefixes=prefixes)
+    reused = {state.subject_id for state in kept}
+    changed = [one for one in wanted if one.subject_id not in reused]
+    states: tuple[SubjectState, ...] = tuple(kept)
+    reports: tuple[UnitReport, ...] = ()
+    originals = {layer: base.layers.matrix(base.model, layer).clone() for layer in settings.layers}
+    try:
+        if changed:
+            write_states(base, kept, settings=settings, moments=moments)
+            outcome = memit.edit(
+                base,
+                changed,
+                settings=settings,
+                moments=moments,
+                live=kept,
+                prefixes=prefixes,
+                progress=progress,
+            )
+            states = tuple(sorted((*kept, *outcome.states), key=lambda state: state.subject_id))
+            reports = outcome.reports
+    finally:
+        for layer, weight in originals.items():
+            base.layers.matrix(base.model, layer).copy_(weight)
+    delta = write_states(base, states, settings=settings, moments=moments)
+    return Rebuilt(delta, states, tuple(sorted(reused)), reports)
+
+
+def unchanged(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    stored: Sequence[SubjectState],
+    *,
+    settings: MemitSettings,
+    prefixes: Sequence[str] = (),
+) -> list[SubjectState]:
+    """Return the stored states that would be made from the same today, by subject id.
+
+    Args:
+        lm: the unedited model.
+        requests: all live facts, in the order of `in_order`.
+        stored: states.
+        settings: how to edit.
+        prefixes: as in `rebuild`.
+    """
+    by_subject = {state.subject_id: state for state in stored}
+    units = plan(
+        lm,
+        requests,
+        prefixes=prefixes,
+        kl_template="{} is a" if settings.contexts == "prefixes" else None,
+        max_target_tokens=settings.max_target_tokens,
+    )
+    found = ((unit, by_subject.get(unit.subject_id)) for unit in units)
+    return [
+        state
+        for unit, state in found
+        if state is not None
+        and state.fact_ids == unit.fact_ids
+        and state.depends == memit.depends_on(lm, unit, settings)
+    ]
+
+
+def in_order(requests: Sequence[EditRequest], stored: Sequence[SubjectState]) -> list[EditRequest]:
+    """Sort facts by subject, and a subject's facts as its stored state has them: its digest knows the order.
+
+    Args:
+        requests: facts.
+        stored: states.
+    """
+    places = {fact: place for state in stored for place, fact in enumerate(state.fact_ids)}
+    return sorted(
+        requests, key=lambda one: (one.subject_id, places.get(one.fact_id, len(places)), one.fact_id)
+    )
