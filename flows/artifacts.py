@@ -195,10 +195,10 @@ def checkpoint(
             state=state,
             why=why,
             model=model.name,
-            parent=model.head_digest[:12] if model.head_digest else "the base model",
+            parent="the base model" if candidate.from_base else (model.head_digest or "")[:12],
             folder=ws.files.path(candidate.digest),
             ledger=ws.ledger.url.render_as_string(hide_password=True),
-            next=todo.get(state, "Its edits stay owed; the next run tries them again."),
+            next=todo.get(state, "What it carried of the queue stays owed; the next run tries it again."),
         ),
     )
 

@@ -17,6 +17,7 @@ from prefect.runtime import flow_run
 
 from flows import artifacts, batch, decide, tasks
 from flows.dry_run import plan_of, untouched
+from flows.models import register
 from flows.params import (
     BatchSize,
     EditLimit,
@@ -32,7 +33,6 @@ from flows.progress import report, say
 from flows.pulling import BEGINNING
 from flows.settings import Settings
 from flows.states import Ending, named_states
-from flows.sync import register
 from flows.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -56,6 +56,19 @@ def edit_batch(
     edited = tasks.edit(ws, lease, run, [row.id for row in owed if row.id is not None], report)
     say("asking the edited model what it knows")
     candidate = tasks.check(ws, lease, edited, report)
+    return settle(ws, lease, candidate, len(owed), approval=approval, number=number)
+
+
+def settle(
+    ws: Workspace,
+    lease: Lease,
+    candidate: Candidate,
+    owed: int,
+    *,
+    approval: bool = False,
+    number: int = 1,
+) -> Settled:
+    """Show a candidate, and promote or reject it, or leave it for a person."""
     artifacts.check(candidate, number=number)
     if approval and candidate.passed:
         state, shown, why = CANDIDATE, "candidate", "Every gate passed; it waits for a person."
@@ -66,7 +79,7 @@ def edit_batch(
     say(f"checkpoint {candidate.digest[:12]}: {shown}. {why}")
     artifacts.checkpoint(ws, lease.model, candidate, shown, why, number=number)
     artifacts.decided(lease.model.name, candidate.digest, shown, why)
-    return Settled(candidate, state, len(owed))
+    return Settled(candidate, state, owed)
 
 
 def batches(owed: Sequence[EditRequestRow], size: int) -> Iterator[list[EditRequestRow]]:

@@ -169,7 +169,9 @@ def _neighbour_marks(lm: LanguageModel, exam: Exam, base: BaseAnswers) -> tuple[
     return tuple(marks)
 
 
-def measure(before: Sequence[RecallResult], marks: Marks, base: BaseAnswers) -> Metrics:
+def measure(
+    before: Sequence[RecallResult], marks: Marks, base: BaseAnswers, *, norm: float | None = None
+) -> Metrics:
     """Condense marks to the numbers that gates read."""
     return Metrics(
         efficacy=_share(p.success for r in marks.tonight for p in r.prompts),
@@ -184,7 +186,13 @@ def measure(before: Sequence[RecallResult], marks: Marks, base: BaseAnswers) -> 
         neighbours_same=_share(one.same for one in marks.neighbours),
         perplexity=marks.perplexity,
         perplexity_base=base.perplexity,
+        norm=norm,
     )
+
+
+def still_said(before: Sequence[RecallResult], now: Sequence[RecallResult]) -> float | None:
+    """Of the facts that a model preferred before, the share that it prefers now: what a rebuild keeps."""
+    return _share(after.success for then, after in zip(before, now, strict=True) if then.success)
 
 
 def check_rows(exam: Exam, marks: Marks) -> list[CheckRow]:

@@ -32,6 +32,7 @@ class Metrics:
         neighbours_same: share of neighbour prompts whose greedy answer begins as it did, by its first word.
         perplexity: on held-out text, after.
         perplexity_base: on the same text, of the base model.
+        norm: how far the edited weights are from the base model's: the largest ‖W - W₀‖ / ‖W₀‖ of a layer.
     """
 
     efficacy: float | None
@@ -46,6 +47,7 @@ class Metrics:
     neighbours_same: float | None
     perplexity: float
     perplexity_base: float
+    norm: float | None = None
 
     @property
     def perplexity_rise(self) -> float:

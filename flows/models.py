@@ -14,12 +14,14 @@ from editor.moments import Moments
 from editor.presets import MemitSettings, preset_for
 from flows import neighbours
 from flows.errors import SettingsError
+from flows.progress import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from flows.settings import Settings
+    from flows.workspace import Workspace
     from kb.relations import Relations
     from storage.checkpoints import CheckpointFiles
     from storage.records import CheckpointRow
@@ -43,6 +45,14 @@ def base_source(settings: Settings) -> str:
 def load_base(settings: Settings) -> LanguageModel:
     """Load the model that every checkpoint stands on."""
     return LanguageModel.load(base_source(settings), device=settings.device)
+
+
+def register(ws: Workspace) -> None:
+    """Make sure the ledger knows the model. Only a model it does not know is loaded for this."""
+    if ws.model_name not in {model.name for model in ws.ledger.models()}:
+        say("reading the model for the first time")
+        lm = load_base(ws.settings)
+        ws.ledger.ensure_model(ws.model_name, ws.settings.model, lm.digest)
 
 
 def put_on(lm: LanguageModel, files: CheckpointFiles, lineage: Sequence[CheckpointRow]) -> None:

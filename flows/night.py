@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+from editor import delta as deltas
 from editor import memit
 from editor import state as states
 from flows import checking, editing, merging, models, neighbours, planning, pulling, translate
@@ -48,6 +49,8 @@ class Edited:
         base: what the unedited model answered.
         before: recall of tonight's facts before the edit.
         reports: how each subject's edit went.
+        norm: how far the edited weights are from the base model's.
+        rebuilt: of a rebuild, the subjects whose states it carries; None for a night.
     """
 
     lm: LanguageModel
@@ -57,6 +60,8 @@ class Edited:
     base: checking.BaseAnswers
     before: tuple[RecallResult, ...]
     reports: tuple[UnitReport, ...]
+    norm: float
+    rebuilt: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,7 @@ class Candidate:
         exam: what was asked.
         before: recall of tonight's facts before the edit.
         marks: what the edited model scored.
+        from_base: whether it stands on the base model itself.
     """
 
     id: int
@@ -80,6 +86,7 @@ class Candidate:
     exam: checking.Exam
     before: tuple[RecallResult, ...]
     marks: checking.Marks
+    from_base: bool = False
 
     @property
     def passed(self) -> bool:
@@ -212,6 +219,7 @@ def edit(
         intent.requests, held, editing.read_states(ws.files, ws.ledger.subject_states(lease.model))
     )
     exam, base = _exam(ws, lm, intent, work, held)
+    originals = deltas.copies(lm, settings.layers)
     models.put_on(lm, ws.files, ws.ledger.lineage(lease.model))
     before = checking.ask_before(lm, exam)
     outcome = memit.edit(
@@ -227,13 +235,16 @@ def edit(
         {models.DELTA_FILE: outcome.delta.to_bytes(), models.STATES_FILE: states.to_bytes(outcome.states)},
         {"base": lm.digest, "parent": intent.parent_digest, "algorithm": "memit", "settings": recipe},
     )
-    return Edited(lm, intent, digest, exam, base, before, outcome.reports)
+    norm = deltas.growth(lm, originals)
+    return Edited(lm, intent, digest, exam, base, before, outcome.reports, norm)
 
 
 def check(ws: Workspace, lease: Lease, edited: Edited, progress: Progress | None = None) -> Candidate:
     """Measure what was written, record it as a candidate, and put it before the gates."""
     marks = checking.sit_exam(edited.lm, edited.exam, edited.base, progress)
-    metrics = checking.measure(edited.before, marks, edited.base)
+    metrics = checking.measure(edited.before, marks, edited.base, norm=edited.norm)
+    if edited.rebuilt is not None:
+        metrics = replace(metrics, retention=checking.still_said(edited.before, marks.tonight))
     content = ws.files.open(edited.digest)
     ws.ledger.record_candidate(
         lease,
@@ -245,9 +256,19 @@ def check(ws: Workspace, lease: Lease, edited: Edited, progress: Progress | None
         metrics=metrics.to_json(),
         edits=_edit_rows(edited.intent, edited.before, marks.tonight),
         checks=checking.check_rows(edited.exam, marks),
+        subjects=edited.rebuilt,
     )
     gates = tuple(judge(metrics, ws.settings.gates))
-    return Candidate(edited.intent.id, edited.digest, metrics, gates, edited.exam, edited.before, marks)
+    return Candidate(
+        edited.intent.id,
+        edited.digest,
+        metrics,
+        gates,
+        edited.exam,
+        edited.before,
+        marks,
+        from_base=edited.rebuilt is not None or edited.intent.parent is None,
+    )
 
 
 def settle(ws: Workspace, lease: Lease, candidate: Candidate) -> bool:

@@ -70,6 +70,15 @@ class Settings(BaseSettings):
     max_lag_hours: float = Field(24.0, gt=0, description="a source further behind than this is refused")
     burst_share: float = Field(0.25, gt=0, le=1, description="a night changing more than this share waits")
     approval_hours: float = Field(72.0, gt=0, description="a candidate undecided for so long is rejected")
+    rebuild_nights: int = Field(
+        0, ge=0, description="rebuild from the base after so many promoted checkpoints; 0: never"
+    )
+    rebuild_norm: float | None = Field(
+        None, gt=0, description="rebuild when the edited weights are further from the base's than this share"
+    )
+    rebuild_retention: float | None = Field(
+        None, gt=0, le=1, description="rebuild when a night's retention is below this share"
+    )
     prefect_port: int = Field(4200, ge=1, le=65535, description="port of the Prefect server of `factsync up`")
     ui: Literal["v1", "v2"] = Field("v1", description="Prefect UI; v2 makes the browser call a vendor host")
     crash_at: str | None = Field(None, description="kill this process at a named point (for tests)")

@@ -11,8 +11,9 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows import artifacts, batch, decide, models, tasks
+from flows import artifacts, batch, decide, rebuild, tasks
 from flows.errors import GateError
+from flows.models import register
 from flows.progress import say
 from flows.settings import Settings
 from flows.states import Ending, named_states
@@ -21,6 +22,7 @@ from flows.workspace import Workspace
 if TYPE_CHECKING:
     from flows.night import Candidate
     from flows.planning import Plan
+    from flows.rebuild import Rebuild
     from storage.records import IngestReport, Lease, PlanReport
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class Night:
         candidate: the checkpoint it made; None if nothing was owed.
         promoted: whether that checkpoint is live now.
         waiting: why a checkpoint waits for a person, this run's or an earlier one's; empty if none does.
+        rebuilt: the rebuild that followed by policy, if one did.
     """
 
     run: int
@@ -49,15 +52,16 @@ class Night:
     candidate: Candidate | None
     promoted: bool
     waiting: str = ""
+    rebuilt: Rebuild | None = None
 
     @property
     def ending(self) -> Ending:
         """How it ended, for the interface."""
         counts = ", ".join(f"{count} {kind}" for kind, count in self.plan.counts.items()) or "nothing changed"
         if self.promoted:
-            return Ending(
-                "Promoted", f"{counts}; {self.candidate.digest[:12] if self.candidate else ''} is live."
-            )
+            after = f" Rebuild: {self.rebuilt.ending.message}" if self.rebuilt else ""
+            digest = self.candidate.digest[:12] if self.candidate else ""
+            return Ending("Promoted", f"{counts}; {digest} is live.{after}")
         if self.waiting:
             return Ending("Waits for approval", f"{counts}. {self.waiting}")
         if self.candidate is not None:
@@ -132,20 +136,13 @@ def _night(
         # Whatever stood open is settled by the next run's recovery; the run itself says why it ended.
         ws.ledger.finish_run(lease, run, "failed", error=f"{type(error).__name__}: {error}")
         raise
+    rebuilt = rebuild.compact(ws, lease) if done.promoted else None
     waiting = ""
     if done.state == batch.CANDIDATE:
         waiting = (
             f"Checkpoint {done.candidate.digest[:12]} waits: run `factsync promote` or `factsync reject`."
         )
-    return Night(run, seen.at, ingested, plan, planned, done.candidate, done.promoted, waiting)
-
-
-def register(ws: Workspace) -> None:
-    """Make sure the ledger knows the model. Only a model it does not know is loaded for this."""
-    if ws.model_name not in {model.name for model in ws.ledger.models()}:
-        say("reading the model for the first time")
-        lm = models.load_base(ws.settings)
-        ws.ledger.ensure_model(ws.model_name, ws.settings.model, lm.digest)
+    return Night(run, seen.at, ingested, plan, planned, done.candidate, done.promoted, waiting, rebuilt)
 
 
 def require_promoted(night: Night) -> Night:

@@ -1,4 +1,4 @@
-"""Commands that a person runs by hand: backfill, promote, reject."""
+"""Commands that a person runs by hand: backfill, rebuild, promote, reject."""
 
 from __future__ import annotations
 
@@ -74,6 +74,47 @@ def _backfill_json(done: Any) -> dict[str, Any]:  # noqa: ANN401 - flows.backfil
             {"digest": one.candidate.digest, "state": one.state, "edits": one.owed} for one in done.batches
         ],
         "left": done.left,
+        "ending": done.ending.name,
+    }
+
+
+@app.command(epilog="Example: factsync rebuild --approval")
+def rebuild(
+    context: typer.Context,
+    anew: Annotated[
+        bool, typer.Option(help="Find every target state anew; as slow as all edits were.")
+    ] = False,
+    approval: Annotated[bool, typer.Option(help="Stop at a candidate; a person decides.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a checkpoint of all live facts from the base model, in one solve."""
+    settings: Settings = context.obj
+    local_prefect.configure(settings)
+    from flows.cli import show
+    from flows.errors import GateError
+    from flows.rebuild import rebuild as run
+
+    with show.bars():
+        done = run(anew=anew, approval=approval)
+    out = show.console()
+    if as_json:
+        out.print_json(json.dumps(_rebuild_json(done)))
+    else:
+        if done.candidate is not None:
+            out.print(show.metrics_table([("rebuilt", done.candidate)], title="What was measured"))
+        out.print(f"{done.ending.name}: {done.ending.message}")
+    if not done.ending.ok:
+        raise GateError(f"{done.ending.name}: {done.ending.message}")
+
+
+def _rebuild_json(done: Any) -> dict[str, Any]:  # noqa: ANN401 - flows.rebuild is loaded late
+    return {
+        "run": done.run,
+        "checkpoint": done.candidate.digest if done.candidate else None,
+        "reused": done.reused,
+        "optimised": done.optimised,
+        "write_s": round(done.write_s, 2),
+        "metrics": done.candidate.metrics.to_json() if done.candidate else None,
         "ending": done.ending.name,
     }
 

@@ -1,0 +1,143 @@
+"""A rebuild: all live facts again, from the base model, as one checkpoint through the same gates.
+
+Stored target states are taken where what they depend on is unchanged, so it costs a small part of the edits.
+It applies new editing settings to old facts, and makes a long lineage one change. With unchanged states the
+weights are those of the nights, so the policy that rebuilds by itself (`compact`) is off unless it is set.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows import batch, decide, remaking, tasks
+from flows.models import register
+from flows.progress import report, say
+from flows.settings import Settings
+from flows.states import Ending, named_states
+from flows.workspace import Workspace
+
+if TYPE_CHECKING:
+    from flows.night import Candidate
+    from storage.records import Lease
+
+log = logging.getLogger(__name__)
+
+SAME = "the live checkpoint is this very rebuild"
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """What a rebuild did.
+
+    Attributes:
+        run: its key in the ledger; None if nothing is live.
+        reused: subjects whose stored state was taken.
+        optimised: subjects that were edited anew.
+        write_s: seconds of the editor, without loading and asking.
+        candidate: the checkpoint; None if there was nothing to make.
+        state: of the run, in the ledger's words.
+    """
+
+    run: int | None
+    reused: int = 0
+    optimised: int = 0
+    write_s: float = 0.0
+    candidate: Candidate | None = None
+    state: str = "nothing"
+
+    @property
+    def ending(self) -> Ending:
+        """How it ended."""
+        if self.candidate is None:
+            why = "No fact is live" if self.run is None else SAME[:1].upper() + SAME[1:]
+            return Ending("Nothing to do", f"{why}.")
+        what = (
+            f"{self.reused} stored subjects and {self.optimised} found anew, written in {self.write_s:.1f} s"
+        )
+        digest = self.candidate.digest[:12]
+        if self.state == batch.SUCCEEDED:
+            return Ending("Promoted", f"{digest} is live: {what}.")
+        if self.state == batch.CANDIDATE:
+            return Ending("Waits for approval", f"Promote or reject {digest}: {what}.")
+        return Ending("Rejected by a gate", f"{self.candidate.failures}; {what}.", ok=False)
+
+
+@flow(name="rebuild")
+@named_states
+def rebuild(anew: bool = False, approval: bool = False) -> Rebuild:
+    """Make a checkpoint of all live facts from the base model, in one solve.
+
+    The same gates decide about it as about a night, over every live fact. What is owed stays owed.
+
+    Args:
+        anew: Find every target state anew, also where the stored one would do. As slow as all edits were.
+        approval: Stop at a checkpoint that passed its gates, and let a person promote or reject it.
+    """
+    with Workspace.open(Settings.read()) as ws:
+        register(ws)
+        with ws.writer() as lease:
+            ws.ledger.recover(lease, ws.files)
+            decide.require_none_waiting(ws, lease)
+            return run(ws, lease, anew=anew, approval=approval)
+
+
+def run(
+    ws: Workspace, lease: Lease, *, anew: bool = False, approval: bool = False, why: str = "by hand"
+) -> Rebuild:
+    """Rebuild, check, decide; one run of the ledger.
+
+    Args:
+        ws: the home.
+        lease: the right to write.
+        anew: find every target state anew.
+        approval: leave the decision to a person.
+        why: for the ledger.
+    """
+    if not ws.ledger.live_facts(lease.model):
+        return Rebuild(None)
+    params = {"why": why, "anew": anew}
+    number = ws.ledger.begin_run(
+        lease, "rebuild", reference_time=datetime.now(UTC), flow_run_id=flow_run.id, params=params
+    )
+    try:
+        done = _run(ws, lease, number, anew=anew, approval=approval)
+    except BaseException as error:
+        # Whatever stood open is settled by the next run's recovery; the run itself says why it ended.
+        ws.ledger.finish_run(lease, number, "failed", error=f"{type(error).__name__}: {error}")
+        raise
+    counters = {"reused": done.reused, "optimised": done.optimised, "write_s": round(done.write_s, 2)}
+    failed = done.candidate.failures if done.candidate and done.state == batch.REJECTED else None
+    ws.ledger.finish_run(lease, number, done.state, counters=counters, error=failed)
+    return done
+
+
+def _run(ws: Workspace, lease: Lease, number: int, *, anew: bool, approval: bool) -> Rebuild:
+    say("writing all live facts into the base model")
+    made = tasks.remake(ws, lease, number, anew=anew, progress=report)
+    counts = (made.reused, made.optimised, made.write_s)
+    live = ws.ledger.head(lease.model)
+    if live is not None and live.digest == made.edited.digest:
+        ws.ledger.reject(lease, made.edited.intent.id, reason=SAME)
+        return Rebuild(number, *counts)
+    say("asking the rebuilt model what it knows")
+    candidate = tasks.check(ws, lease, made.edited, report)
+    settled = batch.settle(ws, lease, candidate, 0, approval=approval)
+    return Rebuild(number, *counts, candidate, settled.state)
+
+
+def compact(ws: Workspace, lease: Lease) -> Rebuild | None:
+    """Rebuild if the policy says so; one that a gate rejects leaves the model of the night."""
+    why = remaking.due(ws.settings, ws.ledger.lineage(lease.model))
+    if not why:
+        return None
+    say(f"a rebuild is due: {why}")
+    done = run(ws, lease, why=why)
+    if done.candidate is not None and done.state != batch.SUCCEEDED:
+        log.warning("The rebuild that was due is not live: %s", done.ending.message)
+    return done

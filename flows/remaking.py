@@ -1,0 +1,112 @@
+"""The step of a rebuild that writes: all live facts into the base model, and when that is due."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from editor import delta as deltas
+from editor import rebuild
+from editor import state as states
+from flows import checking, editing, models, neighbours
+from flows.night import Edited
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from flows.settings import Settings
+    from flows.workspace import Workspace
+    from storage.records import CheckpointRow, Lease
+
+    Progress = Callable[[str, int, int], None]
+
+GROWN = 1.1
+"""The norm must have grown by this factor since the last rebuild, or another one could not mend it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remade:
+    """All live facts on the base model, in memory and on disk, and nothing decided.
+
+    Attributes:
+        edited: as a night leaves it.
+        reused: subjects whose stored state was taken.
+        optimised: subjects that were edited anew.
+        write_s: seconds of the editor, without loading and asking.
+    """
+
+    edited: Edited
+    reused: int
+    optimised: int
+    write_s: float
+
+
+def remake(
+    ws: Workspace, lease: Lease, run: int, *, anew: bool = False, progress: Progress | None = None
+) -> Remade:
+    """Write all live facts into the base model and keep the change in a content-addressed folder.
+
+    The folder names no parent: the same live facts give the same digest, whatever nights led to them.
+
+    Args:
+        ws: the home.
+        lease: the right to write.
+        run: in the ledger.
+        anew: find every target state anew, also where the stored one would do.
+        progress: called with (stage, done, total).
+    """
+    lm = models.load_base(ws.settings)
+    ws.ledger.ensure_model(lease.model.name, ws.settings.model, lm.digest)
+    settings = models.editing_settings(ws.settings, lm)
+    moments = models.load_moments(ws.settings, lm, settings, ws.relations, progress)
+    recipe = {"memit": settings.to_json(), "moments": asdict(moments.key)}
+    intent = ws.ledger.begin_checkpoint(lease, run, [], algorithm="memit", settings=recipe, from_base=True)
+    held = ws.ledger.live_facts(lease.model)
+    facts = [editing.from_held(row) for row in held]
+    kept = {} if anew else editing.read_states(ws.files, ws.ledger.subject_states(lease.model))
+    asked = neighbours.asked(
+        ws.relations, {row.property for row in held}, {row.subject_label for row in held}
+    )
+    exam, base = checking.set_exam(lm, facts, (), asked)
+    models.put_on(lm, ws.files, ws.ledger.lineage(lease.model))
+    before = checking.ask_before(lm, exam)
+    lm = models.load_base(ws.settings)  # never by taking out again what was put on
+    originals = deltas.copies(lm, settings.layers)
+    started = time.monotonic()
+    made = rebuild.rebuild(
+        lm, facts, tuple(kept.values()), settings=settings, moments=moments, progress=progress
+    )
+    write_s = time.monotonic() - started
+    digest = ws.files.put(
+        {models.DELTA_FILE: made.delta.to_bytes(), models.STATES_FILE: states.to_bytes(made.states)},
+        {"base": lm.digest, "parent": None, "algorithm": "memit", "settings": recipe, "from_base": True},
+    )
+    norm, subjects = deltas.growth(lm, originals), tuple(state.subject_id for state in made.states)
+    edited = Edited(lm, intent, digest, exam, base, before, made.reports, norm, subjects)
+    return Remade(edited, len(made.reused), len(made.reports), write_s)
+
+
+def due(settings: Settings, lineage: Sequence[CheckpointRow]) -> str:
+    """Say why a rebuild is due by the policy of the settings; empty if it is not.
+
+    Args:
+        settings: `rebuild_nights`, `rebuild_norm`, `rebuild_retention`; all off unless set.
+        lineage: the live checkpoint and its ancestors, root first.
+    """
+    last = max((n for n, row in enumerate(lineage) if row.from_base), default=None)
+    since = lineage if last is None else lineage[last + 1 :]
+    if not since:
+        return ""
+    norm, retention = (since[-1].metrics.get(name) for name in ("norm", "retention"))
+    bound = settings.rebuild_norm
+    if bound is not None and last is not None:
+        bound = max(bound, GROWN * (lineage[last].metrics.get("norm") or 0.0))
+    if settings.rebuild_nights and len(since) >= settings.rebuild_nights:
+        return f"{len(since)} checkpoints since the base or the last rebuild"
+    if bound is not None and norm is not None and norm > bound:
+        return f"the edited weights are {norm:.3f} of their norm from the base's (bound {bound:.3f})"
+    floor = settings.rebuild_retention
+    if floor is not None and retention is not None and retention < floor:
+        return f"retention was {retention:.3f} (bound {floor:.3f})"
+    return ""

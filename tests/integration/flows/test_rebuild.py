@@ -1,0 +1,167 @@
+"""A rebuild: all live facts from the base, through the gates, the same twice; and the policy that runs it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from editor.model import tensor_digest
+from flows import models, remaking
+from flows.batch import CANDIDATE
+from flows.decide import promote, reject
+from flows.rebuild import rebuild
+from flows.settings import Settings
+from flows.sync import sync
+from flows.workspace import opened_model
+from kb.store import LocalStore
+from storage.errors import LedgerError
+from tests.integration.flows.conftest import QUICK, open_gate
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def nights(settings):
+    """Two nights: facts that came, that were replaced and that left."""
+    sync()
+    LocalStore(settings.store_dir).load_night(2)
+    sync()
+    return settings
+
+
+def live_model(settings):
+    with opened_model(settings) as (ws, model):
+        lm = models.load_base(settings)
+        models.put_on(lm, ws.files, ws.ledger.lineage(model))
+    return lm
+
+
+def matrices(lm):
+    return [lm.layers.matrix(lm.model, layer) for layer in QUICK["layers"]]
+
+
+def held(settings):
+    with opened_model(settings) as (ws, model):
+        return ws.ledger.live_facts(model)
+
+
+def test_a_rebuild_holds_what_the_nights_hold(nights):
+    before, old, base = held(nights), live_model(nights), models.load_base(nights)
+    done = rebuild()
+    assert done.ending.name == "Promoted"
+    assert done.reused == len({row.subject for row in before})
+    assert done.optimised == 0
+    assert held(nights) == before
+    for theirs, ours, first in zip(matrices(old), matrices(live_model(nights)), matrices(base), strict=True):
+        assert (ours - theirs).norm() < 1e-3 * (theirs - first).norm()
+    with opened_model(nights) as (ws, model):
+        head = ws.ledger.head(model)
+        assert head.from_base
+        assert head.edits == 0
+        assert head.live_facts == len(before)
+        assert head.metrics["norm"] > 0
+        assert {row.checkpoint for row in ws.ledger.subject_states(model)} == {head.digest}
+        # The files name no night, only the base.
+        assert ws.files.open(head.digest).manifest["parent"] is None
+        checks = ws.ledger.query(
+            f"SELECT count(DISTINCT fact_id) FROM recall_check WHERE checkpoint_id = {head.id}"
+        )
+        assert checks.rows[0][0] == len(before)
+
+
+def test_twice_from_one_ledger_is_one_digest(nights):
+    first = rebuild(approval=True)
+    assert first.state == CANDIDATE
+    reject()
+    second = rebuild(approval=True)
+    assert second.candidate.digest == first.candidate.digest
+    promote()
+    third = rebuild()
+    assert third.candidate is None
+    assert third.ending.message == "The live checkpoint is this very rebuild."
+
+
+def test_nights_go_on_after_a_rebuild_and_one_can_go_back(settings):
+    sync()
+    before = live_model(settings)
+    with opened_model(settings) as (ws, model):
+        night = ws.ledger.head(model).id
+    rebuild()
+    LocalStore(settings.store_dir).load_night(2)
+    assert sync().promoted
+    # The new night stands on the rebuild alone.
+    with opened_model(settings) as (ws, model):
+        lineage = ws.ledger.lineage(model)
+        assert [row.from_base for row in lineage] == [False, True, False]
+        (settings.checkpoints_dir / lineage[0].digest / models.DELTA_FILE).write_bytes(b"")
+    assert live_model(settings)
+    with opened_model(settings) as (ws, model), ws.writer() as lease:
+        ws.ledger.rollback(lease, night, reason="test", review=False)
+        row = ws.ledger.head(model)
+        with pytest.raises(LedgerError):
+            ws.files.open(row.digest)
+    assert before
+
+
+def test_new_editing_settings_find_every_state_anew(nights):
+    nights.memit_file.write_text(json.dumps({**QUICK, "steps": 4}))
+    done = rebuild()
+    assert done.reused == 0
+    assert done.optimised == len({row.subject for row in held(nights)})
+    nights.memit_file.write_text(json.dumps(QUICK))
+    assert rebuild(anew=True).reused == 0
+
+
+def test_a_rebuild_that_a_gate_rejects_leaves_the_model(nights, monkeypatch):
+    open_gate(monkeypatch, "EXACT", 1)
+    weights = [tensor_digest(one) for one in matrices(live_model(nights))]
+    done = rebuild()
+    assert done.ending.name == "Rejected by a gate"
+    assert [tensor_digest(one) for one in matrices(live_model(nights))] == weights
+
+
+def test_nothing_live_is_nothing_to_do(settings):
+    done = rebuild()
+    assert (done.run, done.ending.name) == (None, "Nothing to do")
+
+
+def test_policy_runs_it_after_a_promoted_night(settings, monkeypatch):
+    monkeypatch.setenv("FACTSYNC_REBUILD_NIGHTS", "2")
+    assert sync().rebuilt is None
+    LocalStore(settings.store_dir).load_night(2)
+    night = sync()
+    assert night.rebuilt.ending.name == "Promoted"
+    assert "Rebuild: " in night.ending.message
+    with opened_model(settings) as (ws, model):
+        assert ws.ledger.head(model).digest == night.rebuilt.candidate.digest
+        # One rebuild after the other: nothing has happened since.
+        assert not remaking.due(Settings.read(), ws.ledger.lineage(model))
+
+
+def test_what_is_due(nights):
+    with opened_model(nights) as (ws, model):
+        one, two = ws.ledger.lineage(model)
+    grown = replace(two, metrics={**two.metrics, "norm": 0.5, "retention": 0.9})
+    rebuilt = replace(one, from_base=True, metrics={"norm": 0.48})
+
+    def due(*lineage, **bounds):
+        return remaking.due(nights.model_copy(update=bounds), lineage)
+
+    assert due(one, grown) == ""
+    assert "2 checkpoints" in due(one, grown, rebuild_nights=2)
+    assert due(one, grown, rebuild_nights=3) == ""
+    assert "0.500" in due(one, grown, rebuild_norm=0.4)
+    assert due(rebuilt, grown, rebuild_norm=0.4) == "", "a rebuild that was as far away could not mend it"
+    assert "retention" in due(one, grown, rebuild_retention=0.95)
+    assert due(rebuilt, rebuild_nights=1) == ""
+
+
+def test_the_norm_of_a_night_is_kept(nights):
+    base = models.load_base(nights)
+    grown = max(
+        float((now - then).norm() / then.norm())
+        for now, then in zip(matrices(live_model(nights)), matrices(base), strict=True)
+    )
+    with opened_model(nights) as (ws, model):
+        assert torch.isclose(torch.tensor(ws.ledger.head(model).metrics["norm"]), torch.tensor(grown))
