@@ -1,0 +1,176 @@
+"""Every way of teaching a model facts that can be compared, by name.
+
+Left out: KE (De Cao et al. 2021), a hypernetwork that MEND improves on and that its own paper shows to fail
+beyond a few edits; SERAC (Mitchell et al. 2022), which keeps the model as it is and asks a second model in
+scope: retrieval stands for that kind here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from editor import memit
+from editor import state as states
+from editor.alphaedit import AlphaEdit
+from editor.errors import UnknownMethodError
+from editor.finetune import FineTuneConstrained, FineTuneDecay
+from editor.lora import Lora
+from editor.mend import Mend
+from editor.method import WeightMethod
+from editor.moments import sample_prefixes
+from editor.retrieval import Retrieval
+from editor.rome import Rome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from editor.method import Method, Progress, Resources
+    from editor.model import LanguageModel
+    from editor.moments import Moments
+    from editor.presets import MemitSettings
+    from editor.requests import EditRequest
+    from editor.state import SubjectState
+
+PUBLISHED_STEPS, PUBLISHED_RATE = 25, 0.5
+
+
+class Memit(WeightMethod):
+    """MEMIT as the product runs it: live edits in the solve, guards, several passes (`editor.memit`)."""
+
+    def __init__(self, lm: LanguageModel, resources: Resources) -> None:
+        super().__init__(lm, resources)
+        self._live: dict[str, SubjectState] = {}
+        self._prefixes: tuple[str, ...] | None = None
+
+    def settings(self) -> MemitSettings:
+        """Return how to edit."""
+        return self.resources.settings
+
+    def moments(self) -> Moments:
+        """Return the second moments, with the guards."""
+        return self.resources.moments()
+
+    def written(self) -> list[str]:
+        """Return the matrices of MEMIT's range."""
+        return [self.lm.layers.weight_name(layer) for layer in self.settings().layers]
+
+    def teach(self, requests: Sequence[EditRequest], progress: Progress | None) -> None:
+        """Write one batch beside all that is live; a subject that is taught again is replaced."""
+        if self._prefixes is None:
+            self._prefixes = sample_prefixes(self.lm, self.settings().prefix_count, seed=self.resources.seed)
+        # One wording alone makes a target state that serves that wording alone.
+        alone = all(len(request.prompts) == 1 for request in requests)
+        prefixed = self.settings().contexts == "prefixes" or alone
+        asked = {request.subject_id for request in requests}
+        outcome = memit.edit(
+            self.lm,
+            requests,
+            settings=self.settings(),
+            moments=self.moments(),
+            live=[state for subject, state in self._live.items() if subject not in asked],
+            retired=[state for subject, state in self._live.items() if subject in asked],
+            prefixes=self._prefixes if prefixed else (),
+            progress=progress,
+        )
+        self._live.update({state.subject_id: state for state in outcome.states})
+
+    def forget(self) -> None:
+        """Drop the live states."""
+        self._live = {}
+
+    def state(self) -> bytes:
+        """Return the live states."""
+        return states.to_bytes(list(self._live.values()))
+
+    def resume(self, weights: dict[str, Tensor], state: bytes) -> None:
+        """Go on from weights and live states."""
+        if self._prefixes is None:
+            self._prefixes = sample_prefixes(self.lm, self.settings().prefix_count, seed=self.resources.seed)
+        super().resume(weights, state)
+        self._live = {one.subject_id: one for one in states.from_bytes(state)}
+
+
+class MemitReference(Memit):
+    """MEMIT as published: random prefixes, mean keys, no memory of earlier batches, no guards."""
+
+    def settings(self) -> MemitSettings:
+        """Return the paper's procedure with its step count and rate, on this model's layers and weight."""
+        published = self.resources.settings.as_reference()
+        return replace(published, steps=PUBLISHED_STEPS, learning_rate=PUBLISHED_RATE)
+
+    def moments(self) -> Moments:
+        """Return the second moments alone."""
+        return replace(self.resources.moments(), guards=None)
+
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
+    def teach(self, requests: Sequence[EditRequest], progress: Progress | None) -> None:
+        """Write one batch as if it were the first."""
+        super().teach(requests, progress)
+        self._live = {}
+
+
+class Unedited(WeightMethod):
+    """Nothing is taught: the row that all others are read against."""
+
+    def written(self) -> list[str]:
+        """Return nothing."""
+        return []
+
+    def teach(self, requests: Sequence[EditRequest], progress: Progress | None) -> None:
+        """Leave the model as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A method that can be chosen.
+
+    Attributes:
+        make: makes it for a model.
+        title: for tables.
+        source: where it comes from.
+    """
+
+    make: Callable[[LanguageModel, Resources], Method]
+    title: str
+    source: str
+
+
+METHODS: dict[str, Entry] = {
+    "none": Entry(Unedited, "unedited", "the model as it is"),
+    "memit": Entry(Memit, "MEMIT, factsync", "arXiv 2210.07229, with history, guards and several passes"),
+    "memit-reference": Entry(MemitReference, "MEMIT, published", "arXiv 2210.07229"),
+    "rome": Entry(Rome, "ROME", "arXiv 2202.05262"),
+    "alphaedit": Entry(AlphaEdit, "AlphaEdit", "arXiv 2410.02355"),
+    "ft-w": Entry(FineTuneDecay, "FT-W", "arXiv 2210.07229, section 5.1"),
+    "ft-l": Entry(FineTuneConstrained, "FT-L", "arXiv 2012.00363"),
+    "mend": Entry(Mend, "MEND", "arXiv 2110.11309"),
+    "lora": Entry(Lora, "LoRA", "arXiv 2106.09685"),
+    "retrieval": Entry(Retrieval, "fact in the prompt", "arXiv 2305.12740, without demonstrations"),
+}
+
+
+def make(name: str, lm: LanguageModel, resources: Resources) -> Method:
+    """Make a method for a model.
+
+    Args:
+        name: one of `METHODS`.
+        lm: the model.
+        resources: what the method may need.
+
+    Returns:
+        The method; nothing is written yet.
+
+    Raises:
+        UnknownMethodError: no such method.
+    """
+    entry = METHODS.get(name)
+    if entry is None:
+        raise UnknownMethodError(
+            f"There is no method {name!r}: choose one of {', '.join(METHODS)}.", method=name
+        )
+    return entry.make(lm, resources)

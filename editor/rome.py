@@ -1,0 +1,98 @@
+"""ROME: rank-one model editing (Meng et al., NeurIPS 2022, arXiv 2202.05262). One fact at a time, one layer.
+
+The edited matrix is the least-squares memory that must give v* for k* (equation 2):
+
+    minimise ‖Ŵ K - V‖  such that  Ŵ k* = v*:      Ŵ = W + Λ (C⁻¹ k*)ᵀ,   Λ = (v* - W k*) / ((C⁻¹ k*)ᵀ k*)
+
+| symbol | shape | meaning |
+|---|---|---|
+| C | (d_k, d_k) | uncentred second moment of keys, K Kᵀ up to a factor that cancels |
+| k* | (d_k,) | the subject's key, mean over contexts (equation 3) |
+| v* | (d,) | the value that makes the model say the object (equation 4) |
+
+Differs:
+- One k* in both places. The released code takes the mean over contexts for C⁻¹ k* and the bare prompt's
+  key in Λ, which has been blamed for edits that break the model (rome, pull request 44).
+- v* = W k* + δ, with δ found at the block's output by the batched optimiser: what the matrix adds passes
+  through unchanged there.
+- The layer is the middle of MEMIT's range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from editor import solve
+from editor.method import WeightMethod
+from editor.moments import sample_prefixes
+from editor.spread import spread
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from editor.method import Progress, Resources
+    from editor.model import LanguageModel
+    from editor.requests import EditRequest
+
+
+def rank_one(
+    lower: Float[Tensor, "d_k d_k"], key: Float[Tensor, " d_k"], residual: Float[Tensor, " d"]
+) -> Float[Tensor, "d d_k"]:
+    """Return Λ (C⁻¹ k*)ᵀ (equation 2).
+
+    Args:
+        lower: Cholesky factor of C.
+        key: k*.
+        residual: v* - W k*.
+
+    Returns:
+        The change of the matrix.
+    """
+    direction = torch.cholesky_solve(key[:, None], lower)[:, 0]
+    return torch.outer(residual / (direction @ key), direction)
+
+
+class Rome(WeightMethod):
+    """ROME, fact after fact: each sees the weights that the one before left."""
+
+    def __init__(self, lm: LanguageModel, resources: Resources) -> None:
+        super().__init__(lm, resources)
+        layers = resources.settings.layers
+        # Steps, rate, clamp, decay as in the released files for GPT-2 XL and GPT-J.
+        self.settings = replace(
+            resources.settings.as_reference(),
+            layers=(layers[len(layers) // 2],),
+            steps=20,
+            learning_rate=0.5,
+            clamp=4.0,
+            weight_decay=0.5,
+            batch_tokens=0,
+        )
+        self._prefixes: tuple[str, ...] | None = None
+        self._lower: Tensor | None = None
+
+    def written(self) -> list[str]:
+        """Return the one matrix."""
+        return [self.lm.layers.weight_name(self.settings.layers[0])]
+
+    def teach(self, requests: Sequence[EditRequest], progress: Progress | None) -> None:
+        """Write one fact after the other."""
+        if self._prefixes is None or self._lower is None:
+            self._prefixes = sample_prefixes(self.lm, self.settings.prefix_count, seed=self.resources.seed)
+            C = self.resources.moments().layer(self.settings.layers[0], self.lm.device)
+            self._lower = solve.factor(C.double())
+        lower = self._lower
+
+        def write(_layer: int, K: Tensor, R: Tensor) -> Tensor:
+            return rank_one(lower, K[:, 0], R[:, 0])
+
+        for number, request in enumerate(requests, start=1):
+            spread(self.lm, [request], self.settings, write, prefixes=self._prefixes)
+            if progress is not None:
+                progress("targets", number, len(requests))

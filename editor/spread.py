@@ -1,0 +1,118 @@
+"""Target states, and their residual spread over layers: what AlphaEdit and ROME share with the paper's MEMIT.
+
+As the reference code of MEMIT (Meng et al. 2023, arXiv 2210.07229, Algorithm 1) has it: one key a subject,
+half of it from the bare prompt and half the mean over random contexts; keys and residual measured again
+after each layer was written.
+
+| symbol | shape | meaning |
+|---|---|---|
+| K | (d_k, n) | keys at the layer, one a subject |
+| R | (d, n) | (z - h) / (layers that remain) |
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from editor import delta as deltas
+from editor import targets
+from editor.errors import NonFiniteError
+from editor.keys import KeyReader
+from editor.requests import plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from editor.model import LanguageModel
+    from editor.presets import MemitSettings
+    from editor.requests import EditRequest, Unit
+
+    Progress = Callable[[str, int, int], None]
+    Write = Callable[[int, Tensor, Tensor], Tensor]
+
+_KL_TEMPLATE = "{} is a"
+
+
+def spread(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    settings: MemitSettings,
+    write: Write,
+    *,
+    prefixes: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> None:
+    """Find target states and write them layer by layer.
+
+    Args:
+        lm: the model; its weights change.
+        requests: the facts; those of one subject share one target state.
+        settings: layers, and how target states are found.
+        write: gives Δ (d, d_k) for a layer, K (d_k, n) and R (d, n), in float64.
+        prefixes: random contexts.
+        progress: called with (stage, done, total).
+
+    Raises:
+        RequestError: a request cannot be carried out as written.
+        NonFiniteError: a loss or a change is not finite.
+    """
+    units = plan(
+        lm,
+        requests,
+        prefixes=prefixes,
+        kl_template=_KL_TEMPLATE,
+        max_target_tokens=settings.max_target_tokens,
+    )
+    texts, owner, first = columns(units, lm.device)
+    reader = KeyReader(lm, texts, settings.layers, batch_tokens=8 * settings.tokens_at_once(lm.device))
+    keys, states = reader.read(settings.layers[0])
+
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress("targets", done, total)
+
+    found = targets.optimise(lm, units, states[first], settings, progress=report)
+    wanted = states[first].float() + found.shifts
+    for number, layer in enumerate(settings.layers):
+        if number:
+            keys, states = reader.read(layer)
+        K = mean_keys(keys.float(), owner, first)
+        R = (wanted - states[first].float()) / (len(settings.layers) - number)
+        weight = lm.layers.matrix(lm.model, layer)
+        with torch.no_grad():
+            R = lm.layers.before_norm(lm.model, layer, K @ weight.float().T, R)
+        change = write(layer, K.T.double(), R.T.double())
+        if not torch.isfinite(change).all():
+            raise NonFiniteError("The weight change is not finite: nothing was written.", where="spread")
+        deltas.add(weight, change.float())
+        if progress is not None:
+            progress("write", number + 1, len(settings.layers))
+
+
+def columns(
+    units: Sequence[Unit], device: torch.device
+) -> tuple[list[tuple[int, ...]], Int[Tensor, " columns"], Int[Tensor, " units"]]:
+    """Return all texts up to the subjects' last tokens, the unit of each, and each unit's bare one."""
+    owner = [number for number, unit in enumerate(units) for _ in unit.columns]
+    first = [owner.index(number) for number in range(len(units))]
+    return (
+        [column for unit in units for column in unit.columns],
+        torch.tensor(owner, dtype=torch.long, device=device),
+        torch.tensor(first, dtype=torch.long, device=device),
+    )
+
+
+def mean_keys(
+    keys: Float[Tensor, "columns d_k"], owner: Int[Tensor, " columns"], first: Int[Tensor, " units"]
+) -> Float[Tensor, "units d_k"]:
+    """Return one key a unit: half the bare prompt's, half the mean of the others'."""
+    own = keys[first]
+    sizes = torch.bincount(owner, minlength=len(first))
+    total = keys.new_zeros(len(first), keys.shape[1]).index_add(0, owner, keys)
+    others = (total - own) / (sizes - 1).clamp(min=1)[:, None]
+    return torch.where(sizes[:, None] > 1, 0.5 * own + 0.5 * others, own)
