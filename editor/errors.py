@@ -9,6 +9,7 @@ EditorError
 ├── MomentsError               MomentsMismatchError · SingularMomentsError
 ├── StateError                 StateMismatchError · CorruptStateError
 ├── NonFiniteError             a loss, a state or a weight change is not finite
+├── NothingToExportError       a checkpoint changes nothing, so there is no adapter of it
 ├── DataError                  DataNotFoundError · DataFormatError · BadRecordError
 ├── MissingLibraryError        an optional package is needed and not installed
 ├── MethodError                UnknownMethodError · NotTrainedError
@@ -114,6 +115,10 @@ class CorruptStateError(StateError):
 
 class NonFiniteError(EditorError):
     """A loss, a state or a weight change is not finite; nothing was written."""
+
+
+class NothingToExportError(EditorError):
+    """A checkpoint changes nothing, so there is no adapter of it."""
 
 
 class DataError(EditorError):

@@ -57,10 +57,14 @@ def register(ws: Workspace) -> None:
 
 def put_on(lm: LanguageModel, files: CheckpointFiles, lineage: Sequence[CheckpointRow]) -> None:
     """Add the deltas of a lineage, oldest first, to a base model. Each file is verified before it is read."""
+    for digest in standing(lineage):
+        deltas.apply(lm, read_delta(files, digest))
+
+
+def standing(lineage: Sequence[CheckpointRow]) -> list[str]:
+    """The checkpoints of a lineage whose deltas make the model: from the last rebuild on, oldest first."""
     start = max((n for n, row in enumerate(lineage) if row.from_base), default=0)
-    for row in lineage[start:]:
-        if row.digest is not None:
-            deltas.apply(lm, read_delta(files, row.digest))
+    return [row.digest for row in lineage[start:] if row.digest is not None]
 
 
 def read_delta(files: CheckpointFiles, digest: str) -> Delta:

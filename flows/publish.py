@@ -1,56 +1,106 @@
-"""Make a model that others can load: a checkpoint on its base, as a normal Hugging Face folder."""
+"""Make a model that others can load: a checkpoint on its base, merged, as an adapter, or ready for GGUF.
+
+The checkpoints stay in float32; what is published may be cast, and what the cast rounds away is counted.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows import models
+import torch
+
+from editor import delta as deltas
+from editor import export as exports
+from flows import card, models
 from flows.errors import NothingLiveError, OutputExistsError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from editor.delta import Delta
+    from editor.model import LanguageModel
     from flows.workspace import Workspace
-    from storage.records import CheckpointRow, Model
+    from storage.records import CheckpointRow, HeldRow, Model
 
-CARD = """\
----
-license: other
-library_name: transformers
-tags: [factsync, knowledge-editing, memit]
----
-# {name} at checkpoint {digest}
+LIVED = frozenset({"promoted", "superseded", "rolled_back"})
+"""States of a checkpoint that is or was live: only then the ledger knows which facts it holds."""
 
-The base model with {facts} facts from Wikidata written into its weights by factsync.
 
-| | |
-|---|---|
-| base model | `{base_ref}` (weights sha256 `{base_digest}`) |
-| checkpoint | `{digest}` |
-| lineage | {lineage} |
-| live since | {since} |
+class Format(StrEnum):
+    """What to make of a checkpoint."""
 
-Measured when it was promoted: {metrics}.
+    HF = "hf"
+    PEFT = "peft"
+    GGUF_READY = "gguf-ready"
 
-The facts come from [Wikidata](https://www.wikidata.org), which is in the public domain (CC0). The ledger says
-which statement, at which revision, made which edit. The base model's licence holds for the weights.
-"""
+
+class Dtype(StrEnum):
+    """Precision of what is published."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+    @property
+    def torch(self) -> torch.dtype:
+        """The same for torch."""
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.value]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A folder that was made.
+
+    Attributes:
+        folder: where.
+        form: what it is and what the form cost, in words.
+        rounding: what the cast did to the edit; None for an adapter.
+        adapter: its rank and error; None for a merged folder.
+    """
+
+    folder: Path
+    form: card.Form
+    rounding: exports.Rounding | None = None
+    adapter: exports.Adapter | None = None
 
 
 def materialize(ws: Workspace, model: Model, row: CheckpointRow | None, out: Path) -> Path:
-    """Write a checkpoint as a folder that `AutoModelForCausalLM.from_pretrained` loads, whole or not at all.
+    """Write a checkpoint as a folder that `AutoModelForCausalLM.from_pretrained` loads, to the bit."""
+    return export(ws, model, row, out).folder
+
+
+def export(
+    ws: Workspace,
+    model: Model,
+    row: CheckpointRow | None,
+    out: Path,
+    *,
+    form: Format = Format.HF,
+    dtype: Dtype = Dtype.FLOAT32,
+    rank: int | None = None,
+) -> Published:
+    """Write a checkpoint as a folder, whole or not at all.
 
     Args:
         ws: the home.
         model: whose checkpoint.
         row: the checkpoint; None for the live one.
         out: the folder to make.
+        form: merged, as a PEFT adapter, or merged as llama.cpp's converter takes it.
+        dtype: precision of what is written.
+        rank: most rank of an adapter; None takes what the change needs.
 
     Raises:
         NothingLiveError: nothing was promoted yet.
         OutputExistsError: `out` is there already.
         CheckpointError: a file of the lineage is missing or damaged.
+        NothingToExportError: an adapter of a checkpoint that changes nothing.
     """
     row = row or ws.ledger.head(model)
     if row is None:
@@ -58,32 +108,81 @@ def materialize(ws: Workspace, model: Model, row: CheckpointRow | None, out: Pat
     if out.exists():
         raise OutputExistsError(f"{out} is there already; name a folder that is not.")
     lineage = ws.ledger.lineage(model, row.id)
+    changes = [models.read_delta(ws.files, digest) for digest in models.standing(lineage)]
     lm = models.load_base(ws.settings)
-    models.put_on(lm, ws.files, lineage)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        lm.model.save_pretrained(scratch)  # type: ignore[operator]
-        lm.tokenizer.save_pretrained(scratch)
-        (scratch / "README.md").write_text(_card(model, row, lineage), encoding="utf-8")
+        if form is Format.PEFT:
+            done = _adapter(scratch, lm, changes, base=model.base_ref, dtype=dtype, rank=rank)
+        else:
+            done = _merged(scratch, lm, changes, dtype=dtype, for_gguf=form is Format.GGUF_READY)
+        held = _held(ws, model, row)
+        sources = ws.ledger.sources(one.request_id for one in held if one.request_id is not None)
+        text = card.card(model, row, lineage, done.form, len(held))
+        (scratch / "README.md").write_text(text, encoding="utf-8")
+        (scratch / card.FACTS_FILE).write_text(card.facts_lines(held, sources), encoding="utf-8")
         scratch.chmod(0o755)
         scratch.rename(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return out
+    return Published(out, done.form, done.rounding, done.adapter)
 
 
-def _card(model: Model, row: CheckpointRow, lineage: list[CheckpointRow]) -> str:
-    metrics = ", ".join(
-        f"{name} {value:.3f}" for name, value in row.metrics.items() if isinstance(value, float)
+def _held(ws: Workspace, model: Model, row: CheckpointRow) -> list[HeldRow]:
+    """The facts of a checkpoint: those live now, or when it became live."""
+    if row.state == "promoted":
+        return ws.ledger.live_facts(model)
+    return ws.ledger.live_facts(model, at=row.decided_at) if row.state in LIVED else []
+
+
+def _merged(
+    folder: Path, lm: LanguageModel, changes: Sequence[Delta], *, dtype: Dtype, for_gguf: bool
+) -> Published:
+    touched = {name for change in changes for name in change.changes}
+    originals = deltas.copies(
+        lm, [layer for layer in range(lm.layers.count) if lm.layers.weight_name(layer) in touched]
     )
-    return CARD.format(
-        name=model.name,
-        digest=row.digest,
-        facts=row.live_facts,
-        base_ref=model.base_ref,
-        base_digest=model.base_digest,
-        lineage=" → ".join(f"`{str(one.digest)[:12]}`" for one in lineage),
-        since=row.decided_at,
-        metrics=metrics or "nothing",
+    for change in changes:
+        deltas.apply(lm, change)
+    rounding = exports.rounded_away(lm, originals, dtype.torch)
+    lm.model.to(dtype.torch)
+    lm.model.save_pretrained(folder)  # type: ignore[operator]
+    lm.tokenizer.save_pretrained(folder)
+    text = f"Merged weights in {dtype.value}; `AutoModelForCausalLM.from_pretrained` loads this folder."
+    if dtype is not Dtype.FLOAT32:
+        text += (
+            f" The cast from float32 rounds {100 * rounding.share:.2f} % of the edited entries back to the "
+            "base model's."
+        )
+    if for_gguf:
+        _tell_older_converters(folder / "config.json")
+        text += " llama.cpp's `convert_hf_to_gguf.py` takes it as it is."
+    return Published(folder, card.Form("transformers", text), rounding=rounding)
+
+
+def _tell_older_converters(path: Path) -> None:
+    """Repeat two entries under their names before transformers 5: converters of 2025 read only those."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        config.setdefault("rope_theta", rope["rope_theta"])
+    if "dtype" in config:
+        config.setdefault("torch_dtype", config["dtype"])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _adapter(
+    folder: Path, lm: LanguageModel, changes: Sequence[Delta], *, base: str, dtype: Dtype, rank: int | None
+) -> Published:
+    made = exports.adapter(exports.total(changes), rank=rank, dtype=dtype.torch)
+    for name, content in exports.adapter_files(made, base=base, transposed=lm.layers.transposed).items():
+        (folder / name).write_bytes(content)
+    quality = (
+        "exact to float32's rounding" if made.exact else f"{100 * made.error:.3g} % of the change is missing"
     )
+    text = (
+        f"A LoRA adapter of rank {made.rank} in {dtype.value}, {quality}; "
+        "`PeftModel.from_pretrained(base_model, folder)` puts it on the base model."
+    )
+    return Published(folder, card.Form("peft", text), adapter=made)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Pair,
         PendingRow,
         QueryResult,
+        Source,
         Status,
         SubjectStateRow,
     )
@@ -219,6 +220,12 @@ class LedgerReader:
         """Read what the model holds: now or at a moment, of all subjects or of some."""
         with read_transaction(self.engine) as connection:
             return list(facts.held_rows(connection, model.id, subjects, at))
+
+    def sources(self, requests: Iterable[int]) -> dict[int, tuple[Source, ...]]:
+        """Read the statements behind edit requests, with the revisions they were read at."""
+        with read_transaction(self.engine) as connection:
+            found = reading.sources(connection, list(requests))
+        return {request: tuple(rows) for request, rows in found.items()}
 
     def subject_states(self, model: Model) -> list[SubjectStateRow]:
         """Say which checkpoint carries the stored state of each live subject."""

@@ -192,7 +192,7 @@ def history(connection: Connection, model_id: int, subject: str) -> list[History
         .order_by(Edit.id)
     )
     rows = list(connection.execute(query))
-    sources = _sources(connection, [row.request_id for row in rows])
+    found = sources(connection, [row.request_id for row in rows])
     return [
         HistoryRow(
             subject=row.subject,
@@ -211,13 +211,14 @@ def history(connection: Connection, model_id: int, subject: str) -> list[History
             checkpoint_state=row.checkpoint_state,
             decided_at=row.decided_at,
             live=row.holding_id is not None,
-            sources=tuple(sources[row.request_id]),
+            sources=tuple(found[row.request_id]),
         )
         for row in rows
     ]
 
 
-def _sources(connection: Connection, requests: Sequence[int]) -> dict[int, list[Source]]:
+def sources(connection: Connection, requests: Sequence[int]) -> dict[int, list[Source]]:
+    """Read the statements behind edit requests, with their revisions, by request."""
     found: dict[int, list[Source]] = defaultdict(list)
     for part in batches(sorted(set(requests))):
         query = select(RequestSource).where(RequestSource.request_id.in_(part)).order_by(RequestSource.guid)

@@ -1,10 +1,11 @@
-"""Commands about checkpoints: list, materialize, rollback."""
+"""Commands about checkpoints: list, materialize, export, rollback."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -76,6 +77,64 @@ def materialize(
             row = ws.ledger.head_at(model, as_of if as_of.tzinfo else as_of.replace(tzinfo=UTC))
         folder = write(ws, model, row, out)
     show.console().print(f"Wrote {folder}; AutoModelForCausalLM.from_pretrained loads it.")
+
+
+class Format(StrEnum):
+    """As in `flows.publish`, which loads torch."""
+
+    HF = "hf"
+    PEFT = "peft"
+    GGUF_READY = "gguf-ready"
+
+
+class Dtype(StrEnum):
+    """Likewise."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+@app.command(epilog="Example: factsync export --format peft --out ./adapter")
+def export(  # noqa: PLR0917 - options have no positions
+    context: typer.Context,
+    which: Annotated[
+        str, typer.Argument(metavar="[CHECKPOINT]", help="A digest or its beginning, or `live`.")
+    ] = "live",
+    out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("model"),
+    form: Annotated[Format, typer.Option("--format", help="What to make of it.")] = Format.HF,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of what is written.")] = Dtype.FLOAT32,
+    rank: Annotated[int | None, typer.Option(min=1, help="Most rank of an adapter; default: exact.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Publish a checkpoint: merged, as a PEFT adapter, or merged for llama.cpp's converter, with a card."""
+    settings: Settings = context.obj
+    local_prefect.configure(settings)
+    from flows import publish
+    from flows.cli import show
+    from flows.workspace import opened_model
+
+    with opened_model(settings) as (ws, model):
+        row = None if which == "live" else ws.ledger.checkpoint(model, which)
+        done = publish.export(
+            ws,
+            model,
+            row,
+            out,
+            form=publish.Format(form.value),
+            dtype=publish.Dtype(dtype.value),
+            rank=rank,
+        )
+    if not as_json:
+        show.console().print(f"Wrote {done.folder}. {done.form.text}")
+        return
+    found = {
+        "folder": str(done.folder),
+        "rounded_away": done.rounding.share if done.rounding else None,
+        "rank": done.adapter.rank if done.adapter else None,
+        "error": done.adapter.error if done.adapter else None,
+    }
+    show.console().print_json(json.dumps(found))
 
 
 @app.command(epilog="Example: factsync rollback base --reason 'a bad night'")

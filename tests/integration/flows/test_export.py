@@ -1,0 +1,96 @@
+"""What is published: formats, casts and cards, from real nights on a tiny model."""
+
+import json
+
+import gguf
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from editor import recall
+from editor.model import LanguageModel
+from flows import models
+from flows.publish import Dtype, Format, export
+from flows.sync import sync
+from flows.workspace import opened_model
+from kb.store import LocalStore
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+PROMPTS = ["The head of government of Japan is", "The head of state of France is", "In Peru, the person who"]
+
+
+@pytest.fixture
+def opened(settings):
+    """Two nights, and the model they made."""
+    sync()
+    LocalStore(settings.store_dir).load_night(2)
+    sync()
+    with opened_model(settings) as (ws, model):
+        lm = models.load_base(settings)
+        models.put_on(lm, ws.files, ws.ledger.lineage(model))
+        yield ws, model, lm
+
+
+def test_every_format_says_the_same_and_tells_what_it_is(opened, tmp_path):
+    ws, model, lm = opened
+    answers = recall.completions(lm, PROMPTS)
+    merged = export(ws, model, None, tmp_path / "merged")
+    assert recall.completions(LanguageModel.load(merged.folder, device="cpu"), PROMPTS) == answers
+    adapter = export(ws, model, None, tmp_path / "adapter", form=Format.PEFT)
+    assert adapter.adapter.exact
+    base = models.load_base(ws.settings)
+    loaded = PeftModel.from_pretrained(base.model, adapter.folder).merge_and_unload()
+    assert recall.completions(LanguageModel.wrap(loaded, base.tokenizer), PROMPTS) == answers
+    small = export(ws, model, None, tmp_path / "small", form=Format.PEFT, rank=2)
+    assert small.adapter.rank == 2
+    assert f"{100 * small.adapter.error:.3g} % of the change is missing" in (
+        small.folder / "README.md"
+    ).read_text(encoding="utf-8")
+    for folder in (merged.folder, adapter.folder):
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert "CC0" in card
+        assert model.base_digest in card
+        assert ws.ledger.head(model).digest in card
+        assert "| edited facts said word for word |" in card
+        facts = [json.loads(line) for line in (folder / "facts.jsonl").read_text().splitlines()]
+        assert len(facts) == len(ws.ledger.live_facts(model))
+        assert all(fact["statements"] and fact["statements"][0]["revision"] > 0 for fact in facts)
+
+
+def test_a_cast_is_reported(opened, tmp_path):
+    ws, model, _ = opened
+    done = export(ws, model, None, tmp_path / "half", dtype=Dtype.BFLOAT16)
+    assert done.rounding.changed > 0
+    assert f"rounds {100 * done.rounding.share:.2f} % of the edited entries" in (
+        done.folder / "README.md"
+    ).read_text(encoding="utf-8")
+    assert AutoModelForCausalLM.from_pretrained(done.folder).dtype == torch.bfloat16
+
+
+def test_the_converter_of_llama_cpp_finds_what_it_reads(opened, tmp_path):
+    """Every tensor has a place in its own table, and the settings stand under old names and new."""
+    ws, model, lm = opened
+    done = export(ws, model, None, tmp_path / "gguf", form=Format.GGUF_READY, dtype=Dtype.FLOAT16)
+    config = json.loads((done.folder / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert config["torch_dtype"] == "float16"
+    places = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    with safe_open(done.folder / "model.safetensors", "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - not a dict
+            assert places.get_name(name, try_suffixes=(".weight", ".bias")), name
+            assert file.get_tensor(name).dtype == torch.float16
+    assert (done.folder / "tokenizer.json").exists()
+    loaded = LanguageModel.load(done.folder, device="cpu")
+    assert loaded.model.config.rope_parameters == lm.model.config.rope_parameters
+
+
+def test_an_older_checkpoint_lists_the_facts_it_held(opened, tmp_path):
+    ws, model, _ = opened
+    first, second = ws.ledger.lineage(model)
+    done = export(ws, model, first, tmp_path / "first", form=Format.PEFT)
+    facts = (done.folder / "facts.jsonl").read_text().splitlines()
+    assert len(facts) == first.live_facts
+    assert second.digest not in (done.folder / "README.md").read_text(encoding="utf-8")
