@@ -7,6 +7,7 @@
     ├── BurstError               a night changes too much; a person must look
     ├── GateError                the candidate failed a gate; yesterday's model stays
     ├── BackfillInputError       a backfill's parameters make no sense together
+    ├── EvaluationInputError     an evaluation's parameters make no sense together
     ├── CandidateWaitsError      a candidate waits for a person; no other can be made
     ├── NoCandidateError         no candidate waits for a decision
     ├── NothingLiveError         the model has no promoted checkpoint yet
@@ -59,6 +60,12 @@ class GateError(FlowError):
 
 class BackfillInputError(FlowError):
     """A backfill's parameters make no sense together."""
+
+    exit_code = 2
+
+
+class EvaluationInputError(FlowError):
+    """An evaluation's parameters make no sense together."""
 
     exit_code = 2
 

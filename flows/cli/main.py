@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-FAMILIES = ("run", "look", "checkpoints", "operate", "curate", "ledger", "serve")
+FAMILIES = ("run", "look", "checkpoints", "operate", "curate", "ledger", "evaluate", "serve")
 """Modules of commands, in the order `--help` shows them. They load torch and Prefect only when they run."""
 
 EXIT_CODES = """\
