@@ -44,7 +44,17 @@ STEP_S = 2.0
 """Progress is written at most this often."""
 
 DIGITS = 4
-ORDER = ("replace", "insert", "retract", "vacate", "conflict", "quarantine", "relabel", "unchanged")
+ORDER = (
+    "replace",
+    "insert",
+    "suppress",
+    "retract",
+    "vacate",
+    "conflict",
+    "quarantine",
+    "relabel",
+    "unchanged",
+)
 
 
 def _never_fails(function: Callable[P, None]) -> Callable[P, None]:

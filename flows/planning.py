@@ -136,8 +136,18 @@ def _decide(
     )
     blocked = {(row.slot, row.value or "") for row in group.pending if row.decision == BLOCKED}
     return [
-        _blocked(change) if change.kind.is_edit and _key(change) in blocked else change for change in decided
+        _blocked(change) if change.kind.is_edit and _key(change) in blocked else _with_ended(change, group)
+        for change in decided
     ]
+
+
+def _with_ended(change: Change, group: Group) -> Change:
+    """Name the statements that say of a suppressed value that it ended."""
+    if change.kind is not ChangeKind.SUPPRESS or change.old is None:
+        return change
+    gone = change.old.value.canonical
+    behind = tuple((row.id, row.revision) for row in group.statements if row.value == gone)
+    return replace(change, sources=behind)
 
 
 def _key(change: Change) -> tuple[str, str]:
@@ -238,6 +248,10 @@ def _request(change: Change, relation: Relation, labels: Mapping[str, str]) -> E
     """One owed edit. Prompts are kept as templates, with the subject's text beside them."""
     new, old = change.new, change.old
     subject_label = labels.get(change.subject) or (old.subject_label if old else "")
+    value = Value.novalue() if change.kind is ChangeKind.SUPPRESS else (new.value if new else None)
+    target = text_of(new.value, labels) if new else ""
+    if change.kind is ChangeKind.SUPPRESS and old is not None:
+        target = relation.ended_text(old.label)
     prompts = tuple(template.replace(SUBJECT_SLOT, EDITOR_SLOT) for template in relation.edit_templates)
     heldback = tuple(template.replace(SUBJECT_SLOT, EDITOR_SLOT) for template in relation.heldback_templates)
     return EditRequestRow(
@@ -246,11 +260,11 @@ def _request(change: Change, relation: Relation, labels: Mapping[str, str]) -> E
         slot=change.slot,
         op=change.kind.value,
         subject_label=subject_label,
-        target=text_of(new.value, labels) if new else "",
+        target=target,
         prompts=prompts,
         heldback=heldback,
-        value_kind=new.value.kind.value if new else None,
-        value=new.value.canonical if new else None,
+        value_kind=value.kind.value if value else None,
+        value=value.canonical if value else None,
         old_value=old.value.canonical if old else None,
         old_label=old.label if old else None,
         valid_from=new.valid_from if new else None,

@@ -132,17 +132,20 @@ def _gone(slot: str, old: Held | None, night: _Night) -> Change:
     """Nothing wanted in a slot that the model fills, or that something was waiting for."""
     verdict, relation = night.verdict, night.relation
     make = Change(ChangeKind.UNCHANGED, verdict.subject, verdict.property, slot, old, None, UNKNOWN)
-    if not verdict.vacant and not relation.is_multi():
-        return make
-    if relation.is_multi() and "unknown-value" in verdict.flags and not verdict.facts:
+    unknown = "unknown-value" in verdict.flags and not verdict.facts
+    if unknown if relation.is_multi() else not verdict.vacant:
         return make
     if old is None:
         return replace(make, reason="nothing holds and the model holds nothing")
     deleted = "no-statements" in verdict.flags or "all-deprecated" in verdict.flags
+    if old.value.kind is ValueKind.NOVALUE and not deleted:
+        return replace(make, reason="the model says that nothing holds")
     if not deleted and relation.ended == "vacate" and not relation.is_multi():
         return replace(make, kind=ChangeKind.VACATE, reason="ended without a successor; waiting for one")
-    reason = "its statements are gone" if deleted else "ended"
-    return _gated(replace(make, kind=ChangeKind.RETRACT, reason=reason), night)
+    kind, reason = ChangeKind.RETRACT, "its statements are gone" if deleted else "ended"
+    if not deleted and relation.suppresses():
+        kind, reason = ChangeKind.SUPPRESS, f"{old.value.canonical} ended without a successor"
+    return _gated(replace(make, kind=kind, reason=reason), night)
 
 
 def _gated(change: Change, night: _Night) -> Change:
@@ -312,7 +315,7 @@ def guard(planned: Sequence[Change], facts: Mapping[str, int], trust: Trust) -> 
     disturbing = Counter(
         one.property
         for one in planned
-        if one.kind in {ChangeKind.REPLACE, ChangeKind.RETRACT}
+        if one.kind in {ChangeKind.REPLACE, ChangeKind.RETRACT, ChangeKind.SUPPRESS}
         or (one.kind is ChangeKind.INSERT and facts.get(one.property, 0) > 0)
     )
     reasons = []

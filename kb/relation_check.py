@@ -14,7 +14,8 @@ MIN_HELDBACK = 3
 _PROPERTY = re.compile(r"P[1-9][0-9]*", re.ASCII)
 _CLASS = re.compile(r"Q[1-9][0-9]*", re.ASCII)
 _CARDINALITIES = ("functional", "one_open", "multi")
-_ENDED = ("retract", "vacate")
+_ENDED = ("retract", "vacate", "vacant", "former")
+_OBJECT = "{object}"
 _DATATYPES = ("item", "time", "quantity", "string", "monolingual")
 _RENDER = ("", "date", "year", "number", "text")
 _KEYS: dict[str, type | tuple[type, ...]] = {
@@ -27,6 +28,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "classes": list,
     "not_values": list,
     "vacant_text": str,
+    "former_text": str,
     "datatype": str,
     "series": bool,
     "render": str,
@@ -79,6 +81,7 @@ def _table(key: str, table: Mapping[str, Any]) -> Iterator[str]:
     if missing:
         yield f"{key}: lacks {', '.join(missing)}."
     yield from _choices(key, table)
+    yield from _suppression(key, table)
     for name in ("classes", "not_values"):
         for one in table.get(name, []) if isinstance(table.get(name, []), list) else []:
             if not isinstance(one, str) or not _CLASS.fullmatch(one):
@@ -101,6 +104,19 @@ def _choices(key: str, table: Mapping[str, Any]) -> Iterator[str]:
         yield f"{key}: hold_hours must be between 0 and a year."
     if table.get("series") is True and table.get("cardinality") == "multi":
         yield f"{key}: a series keeps one value, so it cannot be multi."
+
+
+def _suppression(key: str, table: Mapping[str, Any]) -> Iterator[str]:
+    """What is said of an ended value must be there, and must fit one value at a time."""
+    ended, former = table.get("ended"), table.get("former_text", "")
+    if ended == "vacant" and not table.get("vacant_text"):
+        yield f"{key}: ended is 'vacant', so vacant_text must say what is true then."
+    if ended == "former" and not former:
+        yield f"{key}: ended is 'former', so former_text must say what is true then."
+    if isinstance(former, str) and former and former.count(_OBJECT) != 1:
+        yield f"{key}: former_text needs exactly one {_OBJECT}."
+    if ended in {"vacant", "former"} and table.get("cardinality") == "multi":
+        yield f"{key}: ended is {ended!r}, but of several values one that ended is retracted."
 
 
 def _all_templates(key: str, table: Mapping[str, Any]) -> Iterator[str]:

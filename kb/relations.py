@@ -39,13 +39,15 @@ class Relation:
         property: property id.
         name: as Wikidata calls it.
         cardinality: how many values may hold at once.
-        ended: "retract" or "vacate": what becomes of the fact when nothing is open any more.
+        ended: what becomes of the fact when its value ended and no other is open: "vacate" waits for a
+            successor, "retract" removes it, "vacant" and "former" write what is true in its place.
         hold_hours: how long a new value must stand before it is edited in.
         edit_templates: prompts to train on, each with one ``{subject}``; the object follows after one space.
         heldback_templates: prompts to test with.
         classes: classes the subject must belong to; empty for any.
         not_values: classes the object must not belong to.
         vacant_text: what to say of an empty office, or empty.
+        former_text: likewise, with one ``{object}`` for who or what it was.
         datatype: the kind of value that is expected.
         series: read as a time series: the latest point in time counts.
         render: how a literal value reads (`kb.render`).
@@ -63,6 +65,7 @@ class Relation:
     classes: tuple[str, ...] = ()
     not_values: tuple[str, ...] = ()
     vacant_text: str = ""
+    former_text: str = ""
     datatype: ValueKind = ValueKind.ITEM
     series: bool = False
     render: str = ""
@@ -72,6 +75,20 @@ class Relation:
     def is_multi(self) -> bool:
         """Whether several values may hold at once."""
         return self.cardinality is Cardinality.MULTI
+
+    def suppresses(self) -> bool:
+        """Whether an ended value without a successor is written over with what is true."""
+        return self.ended in {"vacant", "former"} and not self.is_multi()
+
+    def ended_text(self, old_label: str) -> str:
+        """What is true when a value ended without a successor.
+
+        Args:
+            old_label: the value's text.
+        """
+        return (
+            self.former_text.replace("{object}", old_label) if self.ended == "former" else self.vacant_text
+        )
 
     def prompts(self, subject_label: str) -> tuple[str, ...]:
         """The prompts to train on, for one subject. The label is put in as it is, braces and all."""
@@ -182,6 +199,7 @@ def _relation(key: str, table: Mapping[str, Any]) -> Relation:
         classes=tuple(table.get("classes", ())),
         not_values=tuple(table.get("not_values", ())),
         vacant_text=table.get("vacant_text", ""),
+        former_text=table.get("former_text", ""),
         datatype=ValueKind(table.get("datatype", "item")),
         series=bool(table.get("series", False)),
         render=table.get("render", ""),

@@ -20,11 +20,12 @@ UNKNOWN = "the value is not known"
 
 
 class ChangeKind(StrEnum):
-    """What becomes of one fact tonight. Only the first three edit a model."""
+    """What becomes of one fact tonight. Only the first four edit a model."""
 
     INSERT = "insert"
     REPLACE = "replace"
     RETRACT = "retract"
+    SUPPRESS = "suppress"
     UNCHANGED = "unchanged"
     RELABEL = "relabel"
     VACATE = "vacate"
@@ -34,7 +35,12 @@ class ChangeKind(StrEnum):
     @property
     def is_edit(self) -> bool:
         """Whether it changes the model."""
-        return self in {ChangeKind.INSERT, ChangeKind.REPLACE, ChangeKind.RETRACT}
+        return self in {
+            ChangeKind.INSERT,
+            ChangeKind.REPLACE,
+            ChangeKind.RETRACT,
+            ChangeKind.SUPPRESS,
+        }
 
 
 class Reason(StrEnum):
@@ -60,7 +66,7 @@ class Held:
         subject: entity id.
         property: property id.
         slot: as in `DesiredFact`.
-        value: the object.
+        value: the object; novalue where the fact is suppressed.
         label: the object's text as it was edited in.
         subject_label: the subject's text as it was edited in; empty if unknown.
     """

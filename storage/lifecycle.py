@@ -220,6 +220,8 @@ _MEASURES = (
     "p_old_before",
     "p_new_after",
     "p_old_after",
+    "rank_old_before",
+    "rank_old_after",
     "success",
     "exact",
     "greedy",
@@ -276,6 +278,7 @@ def _write_checks(connection: Connection, checkpoint: int, checks: Sequence[Chec
             "got": row.got,
             "p_new": row.p_new,
             "p_old": row.p_old,
+            "rank_old": row.rank_old,
             "passed": row.passed,
         }
         for row in checks

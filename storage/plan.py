@@ -48,7 +48,7 @@ Scope = tuple[str, str, str]
 
 _FLIP_MEMORY = timedelta(days=30)
 _WAITING = ("conflict", "quarantine")
-_EDITING = ("insert", "replace", "retract", "vacate")
+_EDITING = ("insert", "replace", "retract", "suppress", "vacate")
 _REVIVED = ("superseded", "rolled_back", "applied")
 
 

@@ -241,7 +241,7 @@ class ChangeRow:
     """What a plan decided about one fact.
 
     Attributes:
-        kind: insert, replace, retract, unchanged, relabel, vacate, conflict or quarantine.
+        kind: insert, replace, retract, suppress, unchanged, relabel, vacate, conflict or quarantine.
         subject: The item.
         property: The relation.
         slot: The fact's slot.
@@ -376,6 +376,9 @@ class EditRow:
         p_old_before: Probability of the old object before.
         p_new_after: Probability of the new object after.
         p_old_after: Probability of the old object after.
+        rank_old_before: Rank of the old object's first token among all tokens before; 1 is what greedy
+            decoding says.
+        rank_old_after: The same after.
         success: P(new) > P(old) after.
         exact: The greedy completion says the target.
         greedy: That completion.
@@ -391,6 +394,8 @@ class EditRow:
     p_old_before: float | None = None
     p_new_after: float | None = None
     p_old_after: float | None = None
+    rank_old_before: int | None = None
+    rank_old_after: int | None = None
     success: bool | None = None
     exact: bool | None = None
     greedy: str | None = None
@@ -402,7 +407,7 @@ class CheckRow:
     """One measured answer of a candidate.
 
     Attributes:
-        probe: efficacy, paraphrase, neighbourhood or retention.
+        probe: efficacy, paraphrase, neighbourhood, retention or retraction.
         passed: Whether it came out as it should.
         subject: The fact's item; None for a probe of no fact of ours.
         property: The fact's relation.
@@ -413,6 +418,7 @@ class CheckRow:
         got: What was said.
         p_new: Probability of the expected answer.
         p_old: Probability of the answer it competes with.
+        rank_old: Rank of that answer's first token among all tokens.
     """
 
     probe: str
@@ -426,6 +432,7 @@ class CheckRow:
     got: str | None = None
     p_new: float | None = None
     p_old: float | None = None
+    rank_old: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,7 +236,9 @@ class Change(Base):
 
     __tablename__ = "change"
     __table_args__ = (
-        _one_of("kind", "insert", "replace", "retract", "relabel", "vacate", "conflict", "quarantine"),
+        _one_of(
+            "kind", "insert", "replace", "retract", "suppress", "relabel", "vacate", "conflict", "quarantine"
+        ),
         UniqueConstraint("run_id", "fact_id", "kind"),
         _STRICT,
     )
@@ -445,6 +447,8 @@ class Edit(Base):
     p_old_before: Mapped[float | None]
     p_new_after: Mapped[float | None]
     p_old_after: Mapped[float | None]
+    rank_old_before: Mapped[int | None]
+    rank_old_after: Mapped[int | None]
     success: Mapped[bool | None]
     exact: Mapped[bool | None]
     greedy: Mapped[str | None]
@@ -471,6 +475,7 @@ class RecallCheck(Base):
     got: Mapped[str | None]
     p_new: Mapped[float | None]
     p_old: Mapped[float | None]
+    rank_old: Mapped[int | None]
     passed: Mapped[bool]
 
 

@@ -27,7 +27,17 @@ if TYPE_CHECKING:
     from flows.sync import Night
     from kb.trust import Change
 
-SHOWN_FIRST = ("replace", "insert", "retract", "vacate", "conflict", "quarantine", "relabel", "unchanged")
+SHOWN_FIRST = (
+    "replace",
+    "insert",
+    "suppress",
+    "retract",
+    "vacate",
+    "conflict",
+    "quarantine",
+    "relabel",
+    "unchanged",
+)
 
 
 def console() -> Console:

@@ -82,6 +82,38 @@ def test_an_end_without_a_successor_waits_or_retracts_as_the_relation_says():
     assert diff(ended) == []
 
 
+@pytest.mark.parametrize(
+    ("rel", "text"),
+    [
+        (relation(ended="vacant", vacant_text="nobody at present"), "nobody at present"),
+        (relation(ended="former", former_text="nobody since {object}"), "nobody since Ada"),
+    ],
+)
+def test_an_end_may_be_written_as_what_is_true(rel, text):
+    ended = statement("Q1", end=until("2020"))
+    change = only(ended, held=[holds()], rel=rel)
+    assert change.kind is ChangeKind.SUPPRESS
+    assert change.kind.is_edit
+    assert rel.ended_text("Ada") == text
+    fresh = only(ended, held=[holds()], rel=rel, modified_at=AT - HOUR)
+    assert (fresh.kind, fresh.would_be) == (ChangeKind.QUARANTINE, ChangeKind.SUPPRESS)
+
+
+def test_what_is_suppressed_stays_so_until_a_successor_stands_or_the_statements_go():
+    rel = relation(ended="vacant", vacant_text="nobody at present")
+    empty = replace(holds(), value=Value.novalue(), label="nobody at present")
+    ended = statement("Q1", end=until("2020"))
+    assert only(ended, held=[empty], rel=rel).kind is ChangeKind.UNCHANGED
+    assert only(statement("Q2", 2), ended, held=[empty], rel=rel).kind is ChangeKind.REPLACE
+    assert only(held=[empty], rel=rel).kind is ChangeKind.RETRACT
+
+
+def test_suppressions_count_for_the_burst_guard():
+    rel = relation(ended="vacant", vacant_text="nobody at present")
+    change = only(statement("Q1", end=until("2020")), held=[holds()], rel=rel)
+    assert guard([change] * 60, {"P6": 100}, Trust()).stop
+
+
 def test_a_deletion_retracts_after_the_hold():
     first = only(held=[holds()], modified_at=AT)
     assert (first.kind, first.would_be) == (ChangeKind.QUARANTINE, ChangeKind.RETRACT)
