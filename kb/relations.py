@@ -86,9 +86,7 @@ class Relation:
         Args:
             old_label: the value's text.
         """
-        return (
-            self.former_text.replace("{object}", old_label) if self.ended == "former" else self.vacant_text
-        )
+        return self.former_text.replace("{object}", old_label) if self.ended == "former" else self.vacant_text
 
     def prompts(self, subject_label: str) -> tuple[str, ...]:
         """The prompts to train on, for one subject. The label is put in as it is, braces and all."""
