@@ -372,12 +372,12 @@ def _result(
         "perplexity": last["perplexity"],
         "perplexity_rise": last["perplexity"] / last["perplexity_base"] - 1.0,
         "capability": last["capability"],
-        "cpu_s_per_edit": seconds / len(experiment.cases),
     }
     return {
         **experiment.label,
         "key": experiment.key,
         "title": methods.METHODS[experiment.method].title,
+        "cpu_s_per_edit": seconds / len(experiment.cases),
         "metrics": found,
         "by_relation": dict(metrics.by_relation(answers)),
         "sequence": list(sequence),

@@ -116,12 +116,10 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 def rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Return headings and cells of the table: one row an experiment, columns that were measured."""
     results = evaluation.results
-    shown = [
-        column for column in COLUMNS if any(one["metrics"].get(column[0]) is not None for one in results)
-    ]
+    shown = [column for column in COLUMNS if any(_value(one, column[0]) is not None for one in results)]
     headings = ["method", "edits", *(heading for _, heading, _ in shown)]
     cells = [
-        [_name(one), _edits(one), *(_cell(one["metrics"].get(name), factor) for name, _, factor in shown)]
+        [_name(one), _edits(one), *(_cell(_value(one, name), factor) for name, _, factor in shown)]
         for one in results
     ]
     return headings, cells
@@ -227,6 +225,11 @@ def _name(result: Mapping[str, Any]) -> str:
 def _edits(result: Mapping[str, Any]) -> str:
     count, batches = result["edits"], result["batches"]
     return str(count) if batches == 1 else f"{count} in {batches}"
+
+
+def _value(result: Mapping[str, Any], name: str) -> float | None:
+    value: float | None = result[name] if name in result else result["metrics"].get(name)
+    return value
 
 
 def _cell(value: float | None, factor: float) -> str:

@@ -374,9 +374,9 @@ def test_retrieval_puts_facts_of_named_subjects_in_front(lm: LanguageModel, reso
 
     assert method.shown("York lies in") == "York lies in"
     method.apply([fact("York", "France"), fact("New York", "Spain")])
-    assert method.shown("New York lies in") == "New York lies in Spain. New York lies in"
+    assert method.shown("New York lies in") == "New Fact: New York lies in Spain.\nPrompt: New York lies in"
     assert method.shown("Yorkshire lies in") == "Yorkshire lies in"
     method.apply([fact("York", "Italy")])
-    assert method.shown("Is York old?") == "York lies in Italy. Is York old?"
+    assert method.shown("Is York old?") == "New Fact: York lies in Italy.\nPrompt: Is York old?"
     method.undo()
     assert method.shown("York lies in") == "York lies in"
