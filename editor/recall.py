@@ -40,6 +40,8 @@ class PromptRecall:
         p_old: probability of the old target; None if there is none.
         success: p_new > p_old; for a fact without an old target, whether it is exact.
         exact: greedy decoding says the target.
+        rank_new: rank of the target's first token among all tokens; 1 is what greedy decoding says.
+        rank_old: of the old target's.
     """
 
     prompt: str
@@ -47,6 +49,8 @@ class PromptRecall:
     p_old: float | None
     success: bool
     exact: bool
+    rank_new: int
+    rank_old: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +87,14 @@ class Likelihood:
         exact: every token is the likeliest.
         tokens: how many.
         matched: how many of them are the likeliest after the ones before.
+        rank: of the first among all tokens; 1 is the likeliest.
     """
 
     probability: float
     exact: bool
     tokens: int
     matched: int
+    rank: int
 
 
 def check(
@@ -145,7 +151,15 @@ def _rated(request: EditRequest, prompt: str, found: object) -> PromptRecall:
     new: Likelihood = next(found)  # type: ignore[call-overload]
     old: Likelihood | None = next(found) if request.old_target else None  # type: ignore[call-overload]
     success = new.probability > old.probability if old is not None else new.exact
-    return PromptRecall(prompt, new.probability, old.probability if old else None, success, new.exact)
+    return PromptRecall(
+        prompt,
+        new.probability,
+        old.probability if old else None,
+        success,
+        new.exact,
+        new.rank,
+        old.rank if old else None,
+    )
 
 
 def likelihoods(
@@ -216,12 +230,15 @@ def _rate(lm: LanguageModel, rows: Sequence[tuple[Sequence[int], int, Sequence[i
     logits = logits_of(lm.model, picked).float()
     chosen = logits.log_softmax(dim=1).gather(1, labels[:, None])[:, 0].tolist()
     right = (logits.argmax(dim=1) == labels).tolist()
+    ranks = (1 + (logits > logits.gather(1, labels[:, None])).sum(dim=1)).tolist()
     results, at = [], 0
     for _, _, row_labels in rows:
         stop = at + len(row_labels)
         mean = math.fsum(chosen[at:stop]) / len(row_labels)
         matched = sum(right[at:stop])
-        results.append(Likelihood(math.exp(mean), matched == len(row_labels), len(row_labels), int(matched)))
+        results.append(
+            Likelihood(math.exp(mean), matched == len(row_labels), len(row_labels), int(matched), ranks[at])
+        )
         at = stop
     return results
 

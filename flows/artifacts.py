@@ -129,7 +129,7 @@ def recall_rows(candidate: Candidate) -> list[dict[str, Any]]:
     """What was asked of each edited fact, and what the model said before and says now."""
     before = {result.fact_id: result for result in candidate.before}
     asked = {fact.fact_id: fact for fact in candidate.exam.tonight}
-    return [
+    rows = [
         {
             "prompt": now.prompts[0].prompt,
             "should say": asked[now.fact_id].target,
@@ -142,6 +142,20 @@ def recall_rows(candidate: Candidate) -> list[dict[str, Any]]:
         }
         for now in candidate.marks.tonight
     ]
+    taken_out = [
+        {
+            "prompt": now.prompts[0].prompt,
+            "should say": f"(taken out; the base model: {candidate.exam.beliefs[now.fact_id]})",
+            "said before": before[now.fact_id].greedy,
+            "says now": now.greedy,
+            "P(new) before": _rounded(before[now.fact_id].p_old),
+            "P(new) after": _rounded(now.p_old),
+            "P(old) after": _rounded(now.p_new),
+            "word for word": None,
+        }
+        for now in candidate.marks.retracted
+    ]
+    return rows + taken_out
 
 
 def gate_rows(candidate: Candidate) -> list[dict[str, Any]]:

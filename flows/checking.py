@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from editor import recall
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from editor.model import LanguageModel
-    from editor.recall import RecallResult
+    from editor.recall import PromptRecall, RecallResult
     from flows.neighbours import Neighbour
     from storage.records import HeldRow
 
@@ -37,6 +38,9 @@ class Exam:
         neighbours: prompts about subjects that no edit is about, by relation.
         intruders: some of tonight's objects by relation: what must not spread to the neighbours.
         fluency: held-out text.
+        retracted: facts that are taken out tonight: the target is what should go, the rival what the base
+            model says in its place.
+        beliefs: the base model's completion of each fact's first prompt, by fact id.
     """
 
     tonight: tuple[EditRequest, ...]
@@ -44,6 +48,8 @@ class Exam:
     neighbours: tuple[Neighbour, ...]
     intruders: Mapping[str, tuple[str, ...]]
     fluency: tuple[str, ...]
+    retracted: tuple[EditRequest, ...] = ()
+    beliefs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,7 @@ class Marks:
     older: tuple[RecallResult, ...]
     neighbours: tuple[NeighbourMark, ...]
     perplexity: float
+    retracted: tuple[RecallResult, ...] = ()
 
 
 def sample_older(held: Iterable[HeldRow], asked: Iterable[str], size: int, seed: int) -> list[EditRequest]:
@@ -116,12 +123,13 @@ def set_exam(
     tonight: Sequence[EditRequest],
     older: Sequence[EditRequest],
     neighbours: tuple[Neighbour, ...],
+    retracted: Sequence[EditRequest] = (),
 ) -> tuple[Exam, BaseAnswers]:
     """Ask the unedited model first.
 
     Its answers are the rivals of facts that replace nothing, and what neighbours must still say.
     """
-    facts = [*tonight, *older]
+    facts = [*tonight, *older, *retracted]
     firsts = [render(fact.prompts[0], fact.subject)[0] for fact in facts]
     said = dict(zip((fact.fact_id for fact in facts), recall.completions(base, firsts), strict=True))
     fluency = fluency_texts()
@@ -129,26 +137,38 @@ def set_exam(
     for fact in tonight:
         prop = scope(fact.fact_id)[1]
         intruders[prop] = (*intruders.get(prop, ()), fact.target)[:INTRUDERS]
-    exam = Exam(with_rivals(tonight, said), with_rivals(older, said), neighbours, intruders, fluency)
+    exam = Exam(
+        with_rivals(tonight, said),
+        with_rivals(older, said),
+        neighbours,
+        intruders,
+        fluency,
+        with_rivals(retracted, said),
+        said,
+    )
     answers = recall.completions(base, [one.prompt for one in neighbours], tokens=NEIGHBOUR_TOKENS)
     return exam, BaseAnswers(tuple(answers), recall.perplexity(base, fluency))
 
 
 def ask_before(lm: LanguageModel, exam: Exam) -> tuple[RecallResult, ...]:
-    """What the model says of tonight's facts before the edit, on each fact's first prompt."""
-    firsts = [replace(fact, prompts=fact.prompts[:1], heldback=()) for fact in exam.tonight]
+    """What the model says of tonight's facts before the edit, on each fact's first prompt.
+
+    Those that are taken out come after those that are written.
+    """
+    facts = (*exam.tonight, *exam.retracted)
+    firsts = [replace(fact, prompts=fact.prompts[:1], heldback=()) for fact in facts]
     return tuple(recall.check(lm, firsts, greedy=False))
 
 
 def sit_exam(lm: LanguageModel, exam: Exam, base: BaseAnswers, progress: Progress | None = None) -> Marks:
     """Ask a model everything."""
-    results = recall.check(lm, [*exam.tonight, *exam.older], progress=progress)
-    count = len(exam.tonight)
+    results = iter(recall.check(lm, [*exam.tonight, *exam.older, *exam.retracted], progress=progress))
     return Marks(
-        tuple(results[:count]),
-        tuple(results[count:]),
+        tuple(islice(results, len(exam.tonight))),
+        tuple(islice(results, len(exam.older))),
         _neighbour_marks(lm, exam, base),
         recall.perplexity(lm, exam.fluency),
+        tuple(results),
     )
 
 
@@ -173,6 +193,7 @@ def measure(
     before: Sequence[RecallResult], marks: Marks, base: BaseAnswers, *, norm: float | None = None
 ) -> Metrics:
     """Condense marks to the numbers that gates read."""
+    before = before[: len(marks.tonight)]
     return Metrics(
         efficacy=_share(p.success for r in marks.tonight for p in r.prompts),
         exact=_share(r.exact for r in marks.tonight),
@@ -187,7 +208,13 @@ def measure(
         perplexity=marks.perplexity,
         perplexity_base=base.perplexity,
         norm=norm,
+        retracted=_share(gone(result) for result in marks.retracted),
     )
+
+
+def gone(result: RecallResult | PromptRecall) -> bool:
+    """Whether a retracted object is no longer preferred to what the base model says in its place."""
+    return result.p_old is None or not result.success
 
 
 def still_said(before: Sequence[RecallResult], now: Sequence[RecallResult]) -> float | None:
@@ -205,6 +232,8 @@ def check_rows(exam: Exam, marks: Marks) -> list[CheckRow]:
             rows.extend(_rows(probe, result, target, result.prompts, with_greedy=True))
             if probe == "efficacy":
                 rows.extend(_rows("paraphrase", result, target, result.heldback, with_greedy=False))
+    for result in marks.retracted:
+        rows.extend(_retraction_rows(result, exam.beliefs[result.fact_id]))
     rows.extend(
         CheckRow(
             "neighbourhood",
@@ -243,8 +272,31 @@ def _rows(
             result.greedy if with_greedy and number == 0 else None,
             asked.p_new,
             asked.p_old,
+            asked.rank_old,
         )
         for number, asked in enumerate(prompts)
+    ]
+
+
+def _retraction_rows(result: RecallResult, belief: str) -> list[CheckRow]:
+    """What is said where a fact was taken out: expected is the base model's belief, old is what should go."""
+    subject, prop, slot = scope(result.fact_id)
+    return [
+        CheckRow(
+            "retraction",
+            gone(asked),
+            subject,
+            prop,
+            slot,
+            number,
+            asked.prompt,
+            belief if number == 0 else "",
+            result.greedy if number == 0 else None,
+            asked.p_old,
+            asked.p_new,
+            asked.rank_new,
+        )
+        for number, asked in enumerate(result.prompts)
     ]
 
 

@@ -29,12 +29,14 @@ class Assignment:
 
     Attributes:
         tonight: the facts that are owed, without retractions.
+        retracted: the facts that are taken out, each with the object it said.
         companions: other live facts of the touched subjects; solved again, beside the new ones.
         live: states of the subjects that nobody touches.
         retired: states of the touched subjects, as they stood.
     """
 
     tonight: tuple[EditRequest, ...]
+    retracted: tuple[EditRequest, ...]
     companions: tuple[EditRequest, ...]
     live: tuple[SubjectState, ...]
     retired: tuple[SubjectState, ...]
@@ -69,8 +71,10 @@ def assign(
         for row in held
         if row.subject in touched and fact_id(row.subject, row.property, row.slot) not in asked
     )
+    retracted = tuple(_taken_out(row) for row in owed if row.op == RETRACT and row.old_label and row.prompts)
     return Assignment(
         tonight,
+        retracted,
         companions,
         tuple(state for subject, state in live_states.items() if subject not in touched),
         tuple(state for subject, state in live_states.items() if subject in touched),
@@ -88,6 +92,10 @@ def from_owed(row: EditRequestRow) -> EditRequest:
         heldback=row.heldback,
         old_target=row.old_label,
     )
+
+
+def _taken_out(row: EditRequestRow) -> EditRequest:
+    return replace(from_owed(row), target=row.old_label or "", old_target=None)
 
 
 def from_held(row: HeldRow) -> EditRequest:

@@ -32,6 +32,8 @@ class Metrics:
         neighbours_same: share of neighbour prompts whose greedy answer begins as it did, by its first word.
         perplexity: on held-out text, after.
         perplexity_base: on the same text, of the base model.
+        retracted: share of retractions after which the object that was taken out is no longer preferred to
+            what the base model says.
         norm: how far the edited weights are from the base model's: the largest ‖W - W₀‖ / ‖W₀‖ of a layer.
     """
 
@@ -48,6 +50,7 @@ class Metrics:
     perplexity: float
     perplexity_base: float
     norm: float | None = None
+    retracted: float | None = None
 
     @property
     def perplexity_rise(self) -> float:

@@ -254,7 +254,7 @@ def check(ws: Workspace, lease: Lease, edited: Edited, progress: Progress | None
         size_bytes=ws.files.size_bytes(edited.digest),
         files=content.manifest["files"],
         metrics=metrics.to_json(),
-        edits=_edit_rows(edited.intent, edited.before, marks.tonight),
+        edits=_edit_rows(edited.intent, edited.before, (*marks.tonight, *marks.retracted)),
         checks=checking.check_rows(edited.exam, marks),
         subjects=edited.rebuilt,
     )
@@ -292,21 +292,25 @@ def _exam(
     older = checking.sample_older(held, asked, ws.settings.retention_sample, seed=intent.id)
     taken = {row.subject_label for row in held} | {fact.subject for fact in work.tonight}
     properties = {row.property for row in intent.requests} | {row.property for row in held}
-    return checking.set_exam(base, work.tonight, older, neighbours.asked(ws.relations, properties, taken))
+    asked_too = neighbours.asked(ws.relations, properties, taken)
+    return checking.set_exam(base, work.tonight, older, asked_too, work.retracted)
 
 
 def _edit_rows(
     intent: CheckpointIntent, before: Sequence[RecallResult], after: Sequence[RecallResult]
 ) -> list[EditRow]:
-    """How each owed edit came out; a retraction has nothing to say and is written by leaving."""
+    """How each owed edit came out; a retraction is written by leaving, and its object is the old one."""
     results = {then.fact_id: (then, now) for then, now in zip(before, after, strict=True)}
     rows = []
     for request in intent.requests:
         scope = (request.subject, request.property, request.slot)
-        if request.op == RETRACT:
+        if fact_id(*scope) not in results:
             rows.append(EditRow(*scope))
             continue
         then, now = results[fact_id(*scope)]
+        if request.op == RETRACT:
+            rows.append(_retraction(scope, then, now))
+            continue
         rows.append(
             EditRow(
                 *scope,
@@ -315,9 +319,27 @@ def _edit_rows(
                 p_old_before=then.p_old,
                 p_new_after=now.p_new,
                 p_old_after=now.p_old,
+                rank_old_before=then.prompts[0].rank_old,
+                rank_old_after=now.prompts[0].rank_old,
                 success=now.success,
                 exact=now.exact,
                 greedy=now.greedy,
             )
         )
     return rows
+
+
+def _retraction(scope: tuple[str, str, str], then: RecallResult, now: RecallResult) -> EditRow:
+    """What became of an object that was taken out; "new" is what the base model says in its place."""
+    return EditRow(
+        *scope,
+        prompt=now.prompts[0].prompt,
+        p_new_before=then.p_old,
+        p_old_before=then.p_new,
+        p_new_after=now.p_old,
+        p_old_after=now.p_new,
+        rank_old_before=then.prompts[0].rank_new,
+        rank_old_after=now.prompts[0].rank_new,
+        success=checking.gone(now),
+        greedy=now.greedy,
+    )

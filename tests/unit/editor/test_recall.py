@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from editor import recall
+from editor.requests import encode_target
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import requests_of
 
@@ -72,3 +73,17 @@ def test_perplexity_equals_the_plain_definition() -> None:
         count += ids.shape[1] - 1
     assert recall.perplexity(lm, tiny.CORPUS) == pytest.approx(math.exp(total / count), rel=1e-4)
     assert math.isnan(recall.perplexity(lm, []))
+
+
+def test_ranks_are_places_in_the_next_token_distribution() -> None:
+    """A text's rank is how many tokens its first token stands behind, and one."""
+    lm = tiny.language_model("llama")
+    prompt = "The capital of France is"
+    ids = lm.tokenizer(prompt)["input_ids"]
+    with torch.no_grad():
+        logits = lm.model(input_ids=torch.tensor([ids])).logits[0, -1]
+    texts = ["Paris", "Stockholm", "Olaf"]
+    for text, rated in zip(texts, recall.likelihoods(lm, [(prompt, one) for one in texts]), strict=True):
+        first = encode_target(lm.tokenizer, prompt, text)[0]
+        assert rated.rank == 1 + int((logits > logits[first]).sum())
+        assert rated.rank == 1 or not rated.exact
