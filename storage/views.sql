@@ -252,3 +252,66 @@ JOIN model m ON m.id = c.model_id
 JOIN edit_request r ON r.id = e.request_id
 JOIN request_source x ON x.request_id = r.id
 JOIN statement s ON s.id = x.statement_id;
+
+CREATE VIEW failed_edits AS
+SELECT
+    m.name AS model,
+    f.subject AS subject,
+    r.subject_label AS subject_label,
+    f.property AS property,
+    f.slot AS slot,
+    r.op AS operation,
+    r.target AS target,
+    r.error AS reason,
+    r.attempts AS attempts,
+    r.updated_at AS failed_at,
+    c.digest AS checkpoint,
+    r.id AS request_id
+FROM edit_request r
+JOIN fact f ON f.id = r.fact_id
+JOIN model m ON m.id = r.model_id
+LEFT JOIN checkpoint c ON c.id = r.checkpoint_id
+WHERE r.state = 'failed';
+
+CREATE VIEW drift AS
+SELECT
+    m.name AS model,
+    c.depth AS position,
+    c.decided_at AS decided_at,
+    c.live_facts AS live_facts,
+    CAST(c.metrics ->> 'perplexity' AS double precision) AS perplexity,
+    CAST(c.metrics ->> 'perplexity_base' AS double precision) AS perplexity_base,
+    CAST(c.metrics ->> 'norm' AS double precision) AS norm,
+    CAST(c.metrics ->> 'efficacy' AS double precision) AS efficacy,
+    CAST(c.metrics ->> 'exact' AS double precision) AS exact,
+    CAST(c.metrics ->> 'retention' AS double precision) AS retention,
+    CAST(c.metrics ->> 'retention_exact' AS double precision) AS retention_exact,
+    CAST(c.metrics ->> 'neighbours' AS double precision) AS neighbours,
+    c.digest AS checkpoint,
+    c.id AS checkpoint_id
+FROM checkpoint c
+JOIN model m ON m.id = c.model_id
+WHERE c.state IN ('promoted', 'superseded');
+
+CREATE VIEW cohort_recall AS
+SELECT
+    m.name AS model,
+    t.depth AS cohort,
+    c.depth AS position,
+    c.decided_at AS decided_at,
+    COUNT(*) AS checks,
+    SUM(CASE WHEN k.passed THEN 1 ELSE 0 END) AS passed,
+    c.digest AS checkpoint,
+    c.id AS checkpoint_id
+FROM checkpoint c
+JOIN model m ON m.id = c.model_id
+JOIN recall_check k ON k.checkpoint_id = c.id AND k.probe IN ('efficacy', 'retention') AND k.idx = 0
+JOIN edit e ON e.id = (
+    SELECT MAX(n.id)
+    FROM edit n
+    JOIN checkpoint nc ON nc.id = n.checkpoint_id AND nc.state IN ('promoted', 'superseded')
+    WHERE n.fact_id = k.fact_id AND n.status = 'applied' AND nc.model_id = c.model_id AND nc.id <= c.id
+)
+JOIN checkpoint t ON t.id = e.checkpoint_id
+WHERE c.state IN ('promoted', 'superseded')
+GROUP BY m.name, t.depth, c.depth, c.decided_at, c.digest, c.id;
