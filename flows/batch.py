@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flows import artifacts, tasks
+from flows.editing import scope
+from flows.isolate import Verdict, isolate
 from flows.progress import report, say
 
 if TYPE_CHECKING:
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 SUCCEEDED, REJECTED, CANDIDATE = "succeeded", "rejected", "candidate"
 
+PARTS = 1000
+"""Artifacts of the parts of batch 1 are numbered 1001, 2001, ..."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settled:
@@ -26,11 +31,15 @@ class Settled:
         candidate: its checkpoint.
         state: of the run, in the ledger's words: succeeded, rejected, or candidate if a person decides.
         owed: how many requests it carried.
+        blamed: items whose facts fail alone while others passed, and the gates; they are no longer owed.
+        left: how many requests stay owed after a batch was taken apart.
     """
 
     candidate: Candidate
     state: str
     owed: int
+    blamed: tuple[tuple[str, str], ...] = ()
+    left: int = 0
 
     @property
     def promoted(self) -> bool:
@@ -51,12 +60,73 @@ def edit_batch(
 
     With `approval` nothing is promoted here: a candidate that passed every gate stays open. The caller
     finishes the run as "candidate" then, so that recovery keeps it. One that failed a gate is rejected.
+
+    Without, a batch that failed is taken apart: what passes without the facts that cause it is promoted.
     """
+    done = _one(ws, lease, run, owed, approval=approval, number=number)
+    if done.state != REJECTED or approval or not ws.settings.isolate_tries:
+        return done
+    return _taken_apart(ws, lease, run, owed, failed=done, number=number)
+
+
+def _one(
+    ws: Workspace,
+    lease: Lease,
+    run: int,
+    owed: Sequence[EditRequestRow],
+    *,
+    number: int,
+    approval: bool = False,
+    blame: bool = False,
+) -> Settled:
     say(f"editing {len(owed)} facts")
     edited = tasks.edit(ws, lease, run, [row.id for row in owed if row.id is not None], report)
     say("asking the edited model what it knows")
     candidate = tasks.check(ws, lease, edited, report)
-    return settle(ws, lease, candidate, len(owed), approval=approval, number=number)
+    return settle(ws, lease, candidate, len(owed), approval=approval, number=number, blame=blame)
+
+
+def _taken_apart(
+    ws: Workspace,
+    lease: Lease,
+    run: int,
+    owed: Sequence[EditRequestRow],
+    *,
+    failed: Settled,
+    number: int,
+) -> Settled:
+    """Promote what passes without the facts that make a batch fail; those fail, with the gate as reason."""
+    say("taking the batch apart to find the facts that fail it")
+    last = failed
+
+    def attempt(part: Sequence[EditRequestRow], blame: bool) -> Verdict:
+        nonlocal last, number
+        number += PARTS
+        done = _one(ws, lease, run, part, number=number, blame=blame)
+        if done.promoted:
+            last = done
+        return _verdict(done)
+
+    found = isolate(owed, _verdict(failed), attempt, tries=ws.settings.isolate_tries)
+    for subject, reason in found.blamed:
+        say(f"{subject} fails alone: {reason}; its edits wait until its statements change")
+    return Settled(last.candidate, last.state, len(owed), tuple(found.blamed), found.left)
+
+
+def _verdict(done: Settled) -> Verdict:
+    return Verdict(done.promoted, suspects(done.candidate), done.candidate.failures)
+
+
+def suspects(candidate: Candidate) -> frozenset[str]:
+    """Items whose own facts fell short of what a failed gate asks."""
+    failed = {gate.name for gate in candidate.gates if not gate.passed}
+    return frozenset(
+        scope(result.fact_id)[0]
+        for result in candidate.marks.tonight
+        if ("efficacy" in failed and not all(one.success for one in result.prompts))
+        or ("exact" in failed and not result.exact)
+        or ("heldback" in failed and not all(one.success for one in result.heldback))
+    )
 
 
 def settle(
@@ -67,11 +137,15 @@ def settle(
     *,
     approval: bool = False,
     number: int = 1,
+    blame: bool = False,
 ) -> Settled:
-    """Show a candidate, and promote or reject it, or leave it for a person."""
+    """Show a candidate, and promote or reject it, or leave it for a person; to `blame` fails its requests."""
     artifacts.check(candidate, number=number)
     if approval and candidate.passed:
         state, shown, why = CANDIDATE, "candidate", "Every gate passed; it waits for a person."
+    elif blame and not candidate.passed:
+        ws.ledger.reject(lease, candidate.id, reason=candidate.failures, requeue=False)
+        state, shown, why = REJECTED, "rejected", f"{candidate.failures}; its edits are no longer owed."
     elif tasks.promote(ws, lease, candidate):
         state, shown, why = SUCCEEDED, "promoted", "Every gate passed."
     else:

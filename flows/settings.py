@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     retention_sample: int = Field(60, ge=0, description="older live facts checked each night")
     max_edits: int = Field(10_000, ge=1, description="most edits in one night; the rest stays owed")
     max_lag_hours: float = Field(24.0, gt=0, description="a source further behind than this is refused")
+    isolate_tries: int = Field(
+        6, ge=0, le=100, description="edits tried to find the facts that fail a batch; 0 leaves all owed"
+    )
     burst_share: float = Field(0.25, gt=0, le=1, description="a night changing more than this share waits")
     approval_hours: float = Field(72.0, gt=0, description="a candidate undecided for so long is rejected")
     rebuild_nights: int = Field(

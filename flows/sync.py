@@ -131,6 +131,8 @@ def _night(
             return Night(run, seen.at, ingested, plan, planned, None, promoted=False)
         done = batch.edit_batch(ws, lease, run, owed, approval=approval)
         error = done.candidate.failures if done.state == batch.REJECTED else None
+        if done.blamed or done.left:
+            counters = {**counters, "failed_alone": dict(done.blamed), "left": done.left}
         ws.ledger.finish_run(lease, run, done.state, counters=counters, error=error)
     except BaseException as error:
         # Whatever stood open is settled by the next run's recovery; the run itself says why it ended.
