@@ -1,0 +1,95 @@
+"""Edit the sample's first night with other settings and print what the exam says of each.
+
+    FACTSYNC_HOME=HOME python -m benchmarks.sample_night [passes=1 learning_rate=0.35,guard_share=4 ...]
+
+One trial an argument: the settings of `editor.presets.MemitSettings`, and `guard_share`, that differ from the
+preset; none runs the preset. HOME is one that `make demo` has filled: model and second moments are taken from
+there, and its ledger is not touched. A trial takes as long as the night's edit and its exam.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from editor import memit
+from flows import checking, editing, models, neighbours, planning
+from flows.dry_run import dry_run
+from flows.settings import Settings
+from flows.workspace import Workspace
+from kb.store import LocalStore
+
+if TYPE_CHECKING:
+    from editor.requests import EditRequest
+    from kb.relations import Relations
+
+_SHOWN = (
+    "exact",
+    "efficacy",
+    "heldback",
+    "heldback_exact",
+    "neighbours",
+    "neighbours_same",
+    "perplexity_rise",
+)
+
+
+def first_night(settings: Settings) -> tuple[list[EditRequest], Relations]:
+    """Return what a first sync of the sample would edit."""
+    LocalStore(settings.store_dir).load_night(1)
+    nothing_held = settings.model_copy(update={"ledger_url": f"sqlite:///{settings.home / 'never-made.db'}"})
+    with Workspace.open(settings) as ws:
+        relations = ws.relations
+    plan = dry_run(nothing_held)
+    return [editing.from_owed(row) for row in planning.requests(plan, relations)], relations
+
+
+def trial_of(text: str) -> dict[str, Any]:
+    """Read ``name=value,name=value``; values are Python literals."""
+    pairs = (part.split("=", 1) for part in text.split(",") if part)
+    return {name: ast.literal_eval(value) for name, value in pairs}
+
+
+def main() -> None:
+    """Print one JSON line a trial."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("trials", nargs="*", default=[""])
+    trials = parser.parse_args().trials
+    settings = Settings.read()
+    facts, relations = first_night(settings)
+    lm = models.load_base(settings)
+    preset = models.editing_settings(settings, lm)
+    moments = models.load_moments(settings, lm, preset, relations)
+    asked = neighbours.asked(
+        relations, {editing.scope(fact.fact_id)[1] for fact in facts}, {fact.subject_id for fact in facts}
+    )
+    exam, base = checking.set_exam(lm, facts, [], asked)
+    before = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in preset.layers}
+    for text in trials:
+        chosen = trial_of(text)
+        share = chosen.pop("guard_share", moments.key.guard_share)
+        tried = replace(moments, key=replace(moments.key, guard_share=share))
+        start = time.process_time()
+        outcome = memit.edit(lm, facts, settings=replace(preset, **chosen), moments=tried)
+        cpu_s = time.process_time() - start
+        metrics = checking.measure((), checking.sit_exam(lm, exam, base), base).to_json()
+        passes = [report.passes for report in outcome.reports]
+        row = {
+            "trial": text or "preset",
+            "facts": len(facts),
+            "cpu_s": round(cpu_s),
+            "steps": round(sum(report.steps for report in outcome.reports) / len(passes), 1),
+            "passes": {number: passes.count(number) for number in sorted(set(passes))},
+            **{name: round(float(metrics[name]), 4) for name in _SHOWN if metrics[name] is not None},
+        }
+        print(json.dumps(row), flush=True)
+        for layer, weight in before.items():
+            lm.layers.matrix(lm.model, layer).copy_(weight)
+
+
+if __name__ == "__main__":
+    main()
