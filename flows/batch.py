@@ -156,6 +156,22 @@ def settle(
     return Settled(candidate, state, owed)
 
 
+def short_of(candidate: Candidate, most: int = 5) -> str:
+    """The facts that fell short of a failed gate, in one sentence; empty where no fact of its own did."""
+    wrong = suspects(candidate)
+    asked = {fact.fact_id: fact for fact in candidate.exam.tonight}
+    found = [
+        f"{result.prompts[0].prompt!r} should go on with {asked[result.fact_id].target!r}, "
+        f"not {result.greedy!r}"
+        for result in candidate.marks.tonight
+        if scope(result.fact_id)[0] in wrong
+    ]
+    if not found:
+        return ""
+    more = f", and {len(found) - most} more" if len(found) > most else ""
+    return f"{'; '.join(found[:most])}{more}. "
+
+
 def batches(owed: Sequence[EditRequestRow], size: int) -> Iterator[list[EditRequestRow]]:
     """Cut a queue into batches of about `size`, in order, never parting the requests of one subject.
 

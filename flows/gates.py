@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flows.settings import GateThresholds
 
 
@@ -63,6 +65,57 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """What stands behind a gate.
+
+    Attributes:
+        protects: what would be lost without it.
+        evidence: what its default bound rests on (benchmarks/RESULTS.md).
+        advice: what to do when it fails.
+    """
+
+    protects: str
+    evidence: str
+    advice: str
+
+
+NOTES = {
+    "efficacy": Note(
+        "tonight's facts took",
+        "99.5 and 100 % on two real nights; the unedited model is near 50 %",
+        "look at the facts that fell short (`edit_history`); a weak write on all of them asks for a "
+        "calibration or a smaller moment weight",
+    ),
+    "exact": Note(
+        "the model says tonight's facts word for word",
+        "73 and 96 % on two real nights; 40 % where target states had not converged",
+        "look for long or unusual labels; more optimiser steps or passes help where many facts fall short",
+    ),
+    "heldback": Note(
+        "the facts hold in words nobody trained",
+        "97 and 99 % on two real nights; a target state of one wording alone falls far below",
+        "give the relation more edit templates (`factsync relations preview`)",
+    ),
+    "retention": Note(
+        "older nights are not forgotten",
+        "100 % with the history of live edits in the solve; plain MEMIT: 46 % of the first of ten batches",
+        "`factsync rebuild` writes all live facts anew in one solve",
+    ),
+    "neighbours": Note(
+        "facts nobody touched are unchanged",
+        "100 % on two real nights with guards; 45 % kept their first word without",
+        "raise the moment weight, or give the relation's kind more guard subjects",
+    ),
+    "perplexity": Note(
+        "the model still writes well",
+        "+5.7 and +6.4 % on two real nights; +42 % after ten batches of plain MEMIT",
+        "raise the moment weight or lower the rate, or `factsync rebuild`",
+    ),
+}
+"""By name of the gate."""
+
+
+@dataclass(frozen=True, slots=True)
 class Gate:
     """One gate's verdict."""
 
@@ -71,6 +124,11 @@ class Gate:
     threshold: float
     passed: bool
     protects: str
+
+    @property
+    def note(self) -> Note | None:
+        """What stands behind it."""
+        return NOTES.get(self.name)
 
     def __str__(self) -> str:
         """One line for logs and tables."""
@@ -85,15 +143,22 @@ def judge(metrics: Metrics, bounds: GateThresholds) -> list[Gate]:
     protect yet. A perplexity that is not finite fails, as any comparison with NaN does.
     """
 
-    def at_least(name: str, value: float | None, threshold: float, protects: str) -> Gate:
-        return Gate(name, value, threshold, value is None or value >= threshold, protects)
+    def at_least(name: str, value: float | None, threshold: float) -> Gate:
+        return Gate(name, value, threshold, value is None or value >= threshold, NOTES[name].protects)
 
     rise = metrics.perplexity_rise
     return [
-        at_least("efficacy", metrics.efficacy, bounds.efficacy, "tonight's facts took"),
-        at_least("exact", metrics.exact, bounds.exact, "the model says tonight's facts word for word"),
-        at_least("heldback", metrics.heldback, bounds.heldback, "the facts hold in words nobody trained"),
-        at_least("retention", metrics.retention, bounds.retention, "older nights are not forgotten"),
-        at_least("neighbours", metrics.neighbours, bounds.neighbours, "facts nobody touched are unchanged"),
-        Gate("perplexity", rise, bounds.perplexity, rise <= bounds.perplexity, "the model still writes well"),
+        at_least("efficacy", metrics.efficacy, bounds.efficacy),
+        at_least("exact", metrics.exact, bounds.exact),
+        at_least("heldback", metrics.heldback, bounds.heldback),
+        at_least("retention", metrics.retention, bounds.retention),
+        at_least("neighbours", metrics.neighbours, bounds.neighbours),
+        Gate("perplexity", rise, bounds.perplexity, rise <= bounds.perplexity, NOTES["perplexity"].protects),
     ]
+
+
+def advice(gates: Sequence[Gate]) -> str:
+    """What to do about the gates that failed, one sentence each."""
+    return " ".join(
+        f"{gate.name.capitalize()}: {gate.note.advice}." for gate in gates if gate.note and not gate.passed
+    )

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from flows import artifacts, batch, decide, rebuild, tasks
 from flows.errors import GateError
+from flows.gates import advice
 from flows.models import register
 from flows.progress import say
 from flows.settings import Settings
@@ -156,6 +157,7 @@ def require_promoted(night: Night) -> Night:
     if night.candidate is not None and not night.promoted and not night.waiting:
         raise GateError(
             f"The night was rejected and yesterday's model stays: {night.candidate.failures}. "
+            f"{batch.short_of(night.candidate)}{advice(night.candidate.gates)} "
             "The facts stay owed; the view recall_by_relation shows which relations fell short."
         )
     return night

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from flows import batch
+from flows.errors import GateError
 from flows.gates import Gate
-from flows.sync import sync
+from flows.sync import require_promoted, sync
 from flows.workspace import opened_model
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -19,7 +20,7 @@ def culprit(settings, monkeypatch):
     """A subject whose presence fails the gate `exact`, whatever the tiny model says."""
     from flows.dry_run import dry_run
 
-    subject = sorted({change.subject for change in dry_run(settings).edits})[0]
+    subject = min(change.subject for change in dry_run(settings).edits)
     real = batch.tasks.check
 
     def check(*args: object) -> object:
@@ -60,5 +61,7 @@ def test_without_tries_all_stays_owed(settings, culprit, monkeypatch):
     monkeypatch.setenv("FACTSYNC_ISOLATE_TRIES", "0")
     night = sync()
     assert not night.promoted
+    with pytest.raises(GateError, match=r"exact 0.000.* should go on with .*Exact: look for long"):
+        require_promoted(night)
     with opened_model(settings) as (ws, model):
         assert ws.ledger.status(model).owed == len(night.plan.edits)

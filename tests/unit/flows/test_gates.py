@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.gates import Metrics, judge
+from flows.gates import NOTES, Metrics, advice, judge
 from flows.settings import GateThresholds
 
 GOOD = Metrics(1.0, 0.9, 0.9, 0.7, 0.1, 0.0, 1.0, 0.9, 0.95, 0.7, 23.5, 23.0)
@@ -50,3 +50,13 @@ def test_a_gate_reads_as_one_line():
     lines = [str(gate) for gate in judge(with_(retention=None), GateThresholds())]
     assert "retention not measured (bound 0.950): passed" in lines
     assert "efficacy 1.000 (bound 0.950): passed" in lines
+
+
+def test_every_gate_says_what_it_rests_on_and_what_to_do():
+    gates = judge(GOOD, GateThresholds())
+    assert {gate.name for gate in gates} == set(NOTES)
+    assert all(gate.note and gate.note.evidence and gate.note.advice for gate in gates)
+    assert not advice(gates)
+    said = advice(judge(with_(retention=0.1, exact=0.1), GateThresholds()))
+    assert said.startswith("Exact: look for long or unusual labels")
+    assert "Retention: `factsync rebuild`" in said
