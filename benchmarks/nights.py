@@ -1,0 +1,382 @@
+"""A thousand nights in small: what lasts, what wears, what it costs. Resumable after every batch.
+
+    python -m benchmarks.nights batches  --out FOLDER [--methods memit,memit-reference,alphaedit]
+    python -m benchmarks.nights nights   --out FOLDER       40 nights x 25 real changes, then a rebuild
+    python -m benchmarks.nights subjects --out FOLDER       10 facts a subject x 50 subjects
+    python -m benchmarks.nights show     --out FOLDER       tables, pictures, and the cost of late nights
+
+Every batch is one row of `FOLDER/<experiment>-<method>.json`, written when it is done, with what is needed to
+go on from it beside it. `--data` names the folder of development data, `--model` another model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file, save_file
+
+from benchmarks import night_data, night_plots
+from editor import datasets, methods, metrics, recall
+from editor import rebuild as rebuilds
+from editor import state as states
+from editor.method import Resources
+from editor.model import LanguageModel, default_gguf, from_gguf
+from editor.moments import Moments
+from editor.presets import preset_for
+from flows import checking, neighbours
+from flows.editing import with_rivals
+from kb.relations import Relations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from editor.cases import Case
+    from editor.method import Method
+    from editor.presets import MemitSettings
+    from editor.requests import EditRequest
+
+COHORT_PROBES = ("efficacy", "paraphrase", "clean")
+EDGE = 5
+"""Nights at either end that are compared."""
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Bench:
+    """The model, and all that is asked of it.
+
+    Attributes:
+        source: folder of the model.
+        out: where everything is kept.
+        data: folder of development data.
+        tokens: for the second moments.
+        settings: how to edit; None takes the model's preset.
+    """
+
+    source: str
+    out: Path
+    data: Path
+    tokens: int = 15_000
+    settings: MemitSettings | None = None
+    fluency: tuple[str, ...] = field(default_factory=checking.fluency_texts)
+
+    def base(self) -> LanguageModel:
+        """Load the unedited model."""
+        return LanguageModel.load(self.source)
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Second moments from the development passages, with the product's guards; computed once."""
+        path, lm = self.out / "moments.safetensors", self.base()
+        if path.exists():
+            return Moments.load(path)
+        corpus = self.data / "wikipedia_passages_dev.txt"
+        texts = corpus.read_text(encoding="utf-8").splitlines() if corpus.exists() else None
+        found = Moments.compute(
+            lm,
+            texts,
+            self.how(lm).layers,
+            tokens=self.tokens,
+            guards=neighbours.guarded(Relations.load()),
+        )
+        found.save(path)
+        return found
+
+    def how(self, lm: LanguageModel) -> MemitSettings:
+        """How to edit."""
+        return self.settings or preset_for(lm)
+
+    def method(self, name: str, lm: LanguageModel) -> Method:
+        """Make a method for a model."""
+        return methods.make(name, lm, Resources(settings=self.how(lm), moments=lambda: self.moments))
+
+
+class Log:
+    """Rows of one experiment, and what is needed to go on after each.
+
+    Args:
+        out: the folder.
+        name: of the experiment and method.
+        setup: what the rows depend on; other rows are not gone on from.
+    """
+
+    def __init__(self, out: Path, name: str, setup: Row) -> None:
+        self.path, self.setup = out / f"{name}.json", setup
+        out.mkdir(parents=True, exist_ok=True)
+        self.rows: list[Row] = []
+        if self.path.exists():
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            if kept["setup"] != setup:
+                raise SystemExit(f"{self.path} was made with {kept['setup']}: name another --out.")
+            self.rows = kept["rows"]
+
+    def resume(self, method: Method) -> None:
+        """Bring a method to where the last row left it."""
+        if self.rows:
+            weights, state = self._files(len(self.rows))
+            method.resume(load_file(weights), state.read_bytes())
+
+    def add(self, row: Row, method: Method) -> None:
+        """Keep a row: first what comes after it, then the row, then drop what came before."""
+        number = len(self.rows) + 1
+        weights, state = self._files(number)
+        save_file({name: tensor.contiguous() for name, tensor in method.changed().items()}, weights)
+        state.write_bytes(method.state())
+        self.rows.append(row)
+        self.write({"setup": self.setup, "rows": self.rows})
+        for old in self._files(number - 1):
+            old.unlink(missing_ok=True)
+
+    def write(self, content: Row) -> None:
+        """Write the file, whole or not at all."""
+        scratch = self.path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        scratch.replace(self.path)
+
+    def finish(self, end: Row) -> None:
+        """Keep what was measured after the last row."""
+        self.write({"setup": self.setup, "rows": self.rows, "end": end})
+
+    @property
+    def end(self) -> Row | None:
+        """What was measured after the last row, if it is done."""
+        kept = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        found: Row | None = kept.get("end")
+        return found
+
+    def _files(self, number: int) -> tuple[Path, Path]:
+        stem = self.path.with_suffix("")
+        return Path(f"{stem}-{number}.safetensors"), Path(f"{stem}-{number}.state")
+
+
+def batches(bench: Bench, name: str, *, count: int = 10, size: int = 50) -> Log:
+    """CounterFact records, batch after batch: recall of the first, middle and last, and what it wears.
+
+    Args:
+        bench: the model.
+        name: of the method.
+        count: batches.
+        size: records a batch.
+    """
+    cases = _distinct(datasets.load(bench.data / "counterfact_dev.json").cases)[: count * size]
+    parts = [cases[start : start + size] for start in range(0, len(cases), size)]
+    log = Log(bench.out, f"batches-{name}", {"count": count, "size": size, "model": bench.source})
+    lm, method, originals = _started(bench, name, log)
+    for number in range(len(log.rows), len(parts)):
+        seconds = _timed(partial(method.apply, [case.request for case in parts[number]]))
+        taught = parts[: number + 1]
+        cohorts = {"first": taught[0], "middle": taught[len(taught) // 2], "latest": taught[-1]}
+        row = {
+            "batch": number + 1,
+            "edits": sum(len(part) for part in taught),
+            "s_per_edit": seconds / len(parts[number]),
+            **_wear(bench, lm, method, originals),
+            **{label: _asked(lm, method, part, COHORT_PROBES) for label, part in cohorts.items()},
+        }
+        log.add(row, method)
+        print(
+            json.dumps({key: row[key] for key in ("batch", "s_per_edit", "perplexity", "norm")}), flush=True
+        )
+    if log.end is None:
+        log.finish({"all": _asked(lm, method, cases, metrics.PROBES), **_wear(bench, lm, method, originals)})
+    return log
+
+
+def many_nights(bench: Bench, name: str = "memit", *, count: int = 40, size: int = 25) -> Log:
+    """Real changes of office, night after night, a third of them replacing earlier ones; then a rebuild.
+
+    Args:
+        bench: the model.
+        name: of the method.
+        count: nights.
+        size: changes a night.
+    """
+    stream = night_data.changes_of_office(
+        bench.data / "officeholder_replacements.csv", count * size, replaced=count * size // 3
+    )
+    parts = night_data.nights(stream, size)
+    log = Log(bench.out, f"nights-{name}", {"count": count, "size": size, "model": bench.source})
+    lm, method, originals = _started(bench, name, log)
+    for number in range(len(log.rows), len(parts)):
+        tonight = [fact for fact, _ in parts[number]]
+        seconds = _timed(partial(method.apply, tonight))
+        row = {
+            "night": number + 1,
+            "edits": len(tonight),
+            "seconds": seconds,
+            "s_per_edit": seconds / len(tonight),
+            **_recall(lm, tonight),
+            **_wear(bench, lm, method, originals),
+        }
+        log.add(row, method)
+        print(json.dumps(row), flush=True)
+    if log.end is None:
+        log.finish(_after_nights(bench, lm, method, parts, log))
+    return log
+
+
+def _after_nights(
+    bench: Bench,
+    lm: LanguageModel,
+    method: Method,
+    parts: Sequence[Sequence[tuple[EditRequest, bool]]],
+    log: Log,
+) -> Row:
+    taught = {fact.fact_id: (night, fact, late) for night, part in enumerate(parts) for fact, late in part}
+    live = [fact for _, fact, _ in taught.values()]
+    oldest = [fact for night, fact, _ in taught.values() if night < EDGE]
+    newest = [fact for night, fact, _ in taught.values() if night >= len(parts) - EDGE]
+    replaced = [fact for _, fact, late in taught.values() if late]
+    end: Row = {
+        "live": len(live),
+        "all": _recall(lm, live),
+        "oldest": _recall(lm, oldest),
+        "newest": _recall(lm, newest),
+        "superseded_preferred": 1.0 - _recall(lm, replaced)["success"],
+    }
+    stored = states.from_bytes(method.state()) if isinstance(method, methods.Memit) else []
+    if stored:
+        base = bench.base()
+        seconds = _timed(
+            lambda: rebuilds.rebuild(base, live, stored, settings=bench.how(base), moments=bench.moments)
+        )
+        spent = sum(row["seconds"] for row in log.rows)
+        end["rebuild"] = {
+            "seconds": seconds,
+            "share_of_edits": seconds / spent,
+            "all": _recall(base, live),
+            "perplexity": recall.perplexity(base, bench.fluency),
+        }
+    return end
+
+
+def many_facts(bench: Bench, name: str = "memit", *, subjects: int = 50, facts: int = 10) -> Log:
+    """Several facts a subject, solved as one unit and, for comparison, as if each were a subject's only one.
+
+    Args:
+        bench: the model.
+        name: of the method.
+        subjects: how many.
+        facts: facts each.
+    """
+    asked = night_data.many_facts(bench.data / "officeholder_replacements.csv", subjects, facts)
+    firsts = [fact.prompts[0].replace("{}", fact.subject) for fact in asked]
+    log = Log(bench.out, f"subjects-{name}", {"subjects": subjects, "facts": facts, "model": bench.source})
+    lm = bench.base()
+    said = dict(zip((fact.fact_id for fact in asked), recall.completions(lm, firsts), strict=True))
+    asked = list(with_rivals(asked, said))
+    units: tuple[tuple[str, Callable[[EditRequest], EditRequest]], ...] = (
+        ("subject", lambda one: one),
+        ("fact", lambda one: replace(one, subject_id=one.fact_id)),
+    )
+    for label, unit in units[len(log.rows) :]:
+        lm = bench.base()
+        method = bench.method(name, lm)
+        originals = method.changed()
+        seconds = _timed(partial(method.apply, [unit(one) for one in asked]))
+        row = {"unit": label, "s_per_edit": seconds / len(asked), **_recall(lm, asked)}
+        log.add({**row, **_wear(bench, lm, method, originals)}, method)
+        print(json.dumps(row), flush=True)
+    return log
+
+
+def _started(bench: Bench, name: str, log: Log) -> tuple[LanguageModel, Method, dict[str, Tensor]]:
+    lm = bench.base()
+    method = bench.method(name, lm)
+    originals = method.changed()
+    log.resume(method)
+    return lm, method, originals
+
+
+def _distinct(cases: Sequence[Case]) -> list[Case]:
+    """The first record of each subject: a second one would replace the first."""
+    found: dict[str, Case] = {}
+    for case in cases:
+        found.setdefault(case.request.subject.casefold(), case)
+    return list(found.values())
+
+
+def _timed(work: Callable[[], object]) -> float:
+    """CPU seconds of this process over all its threads: they hold on a shared machine."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def _asked(lm: LanguageModel, method: Method, cases: Sequence[Case], probes: Sequence[str]) -> Row:
+    answers = metrics.ask(lm, cases, shown=method.shown, probes=probes, greedy=False)
+    found = metrics.summary(answers)
+    names = [name for probe in probes for name in (probe, f"{probe}_exact")]
+    return {name: found[name] for name in names if found[name] is not None}
+
+
+def _recall(lm: LanguageModel, facts: Sequence[EditRequest]) -> Row:
+    results = recall.check(lm, facts, greedy=False)
+    held = [one for result in results for one in result.heldback]
+    return {
+        "success": _share([result.success for result in results]),
+        "exact": _share([result.exact for result in results]),
+        "heldback": _share([one.success for one in held]),
+        "heldback_exact": _share([one.exact for one in held]),
+    }
+
+
+def _share(values: Sequence[bool]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _wear(bench: Bench, lm: LanguageModel, method: Method, originals: dict[str, Tensor]) -> Row:
+    now = method.changed()
+    norms = [float((now[name] - weight).norm() / weight.norm()) for name, weight in originals.items()]
+    return {"perplexity": recall.perplexity(lm, bench.fluency), "norm": max(norms, default=0.0)}
+
+
+def _wanted(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("experiment", choices=("batches", "nights", "subjects", "show"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument("--model", help="folder; default: the bundled model, converted into --out")
+    parser.add_argument("--methods", default="memit,memit-reference,alphaedit")
+    parser.add_argument("--tokens", type=int, default=15_000)
+    parser.add_argument("--count", type=int, help="batches or nights")
+    parser.add_argument("--size", type=int, help="edits a batch or night")
+    return parser.parse_args(argv)
+
+
+def _runs(asked: argparse.Namespace, bench: Bench) -> Iterator[Callable[[], Log]]:
+    sizes = {key: value for key in ("count", "size") if (value := getattr(asked, key)) is not None}
+    if asked.experiment == "batches":
+        for name in asked.methods.split(","):
+            yield partial(batches, bench, name, **sizes)
+    elif asked.experiment == "nights":
+        yield partial(many_nights, bench, **sizes)
+    else:
+        yield partial(many_facts, bench)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one experiment, or show what was found."""
+    asked = _wanted(argv)
+    if asked.experiment == "show":
+        print(night_plots.show(asked.out))
+        return
+    asked.out.mkdir(parents=True, exist_ok=True)
+    source = asked.model or str(from_gguf(default_gguf(), asked.out / "SmolLM2-135M-Instruct"))
+    bench = Bench(source, asked.out, asked.data, asked.tokens)
+    for run in _runs(asked, bench):
+        run()
+    print(night_plots.show(asked.out))
+
+
+if __name__ == "__main__":
+    main()
