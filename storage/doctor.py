@@ -191,7 +191,13 @@ def _views(connection: Connection) -> set[str]:
 def _digests(at: _Examination) -> Iterator[Finding]:
     parent = aliased(Checkpoint)
     rows = at.connection.execute(
-        select(Checkpoint.id, Checkpoint.digest, Checkpoint.state, parent.digest.label("parent"))
+        select(
+            Checkpoint.id,
+            Checkpoint.digest,
+            Checkpoint.state,
+            Checkpoint.from_base,
+            parent.digest.label("parent"),
+        )
         .outerjoin(parent, parent.id == Checkpoint.parent_id)
         .where(Checkpoint.model_id == at.model.id, Checkpoint.state.in_(STORED_STATES))
     )
@@ -208,12 +214,14 @@ def _digests(at: _Examination) -> Iterator[Finding]:
         except (MissingCheckpointError, CorruptCheckpointError) as error:
             yield Finding("digests", str(error))
             continue
-        if "parent" in content.manifest and content.manifest["parent"] != row.parent:
+        # The files of a rebuild name no parent: the same facts are the same files, whatever led to them.
+        stands_on = None if row.from_base else row.parent
+        if "parent" in content.manifest and content.manifest["parent"] != stands_on:
             yield Finding(
                 "digests",
                 f"Checkpoint {row.digest[:12]} says its parent is"
                 f" {str(content.manifest['parent'])[:12]}, the ledger"
-                f" says {str(row.parent)[:12]}: roll back past it and let the next sync make it again.",
+                f" says {str(stands_on)[:12]}: roll back past it and let the next sync make it again.",
             )
 
 

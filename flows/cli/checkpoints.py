@@ -37,12 +37,12 @@ def list_(
         out.print_json(json.dumps([asdict(row) for row in rows], default=str))
         return
     table = Table()
-    for column in ("checkpoint", "parent", "state", "edits", "live facts", "size", "decided", "reason"):
+    for column in ("checkpoint", "stands on", "state", "edits", "live facts", "size", "decided", "reason"):
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(
             (row.digest or "–")[:12],
-            (row.parent_digest or "base")[:12],
+            "base" if row.from_base else (row.parent_digest or "base")[:12],
             f"[green]{row.state}[/]" if row.state == "promoted" else row.state,
             str(row.edits),
             "–" if row.live_facts is None else str(row.live_facts),

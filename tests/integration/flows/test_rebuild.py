@@ -15,6 +15,7 @@ from flows.settings import Settings
 from flows.sync import sync
 from flows.workspace import opened_model
 from kb.store import LocalStore
+from storage.doctor import examine
 from storage.errors import LedgerError
 from tests.integration.flows.conftest import QUICK, open_gate
 
@@ -119,6 +120,25 @@ def test_a_rebuild_that_a_gate_rejects_leaves_the_model(nights, monkeypatch):
     done = rebuild()
     assert done.ending.name == "Rejected by a gate"
     assert [tensor_digest(one) for one in matrices(live_model(nights))] == weights
+
+
+def test_a_rebuild_that_dies_is_settled_by_the_next_run(nights, monkeypatch):
+    def dies(*_args):
+        raise KeyboardInterrupt
+
+    before = [tensor_digest(one) for one in matrices(live_model(nights))]
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.checking.sit_exam", dies)
+        with pytest.raises(KeyboardInterrupt):
+            rebuild()
+    assert [tensor_digest(one) for one in matrices(live_model(nights))] == before
+    assert sync().candidate is None
+    with opened_model(nights) as (ws, model):
+        assert ws.ledger.checkpoints(model)[-1].state == "abandoned"
+        assert ws.ledger.status(model).open_checkpoint is None
+    assert rebuild().ending.name == "Promoted"
+    with opened_model(nights) as (ws, model):
+        assert examine(ws.ledger, model, ws.files).findings == ()
 
 
 def test_nothing_live_is_nothing_to_do(settings):
