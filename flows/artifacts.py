@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import logging
@@ -20,6 +21,7 @@ from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
+from flows import drift as watch
 from flows.progress import TITLES, shown_by
 
 if TYPE_CHECKING:
@@ -224,6 +226,19 @@ def checkpoint(
             ledger=ws.ledger.url.render_as_string(hide_password=True),
             next=todo.get(state, "What it carried of the queue stays owed; the next run tries it again."),
         ),
+    )
+
+
+@_never_fails
+def drift(ws: Workspace, model: Model) -> None:
+    """The drift watch as a picture: recall by relation and by night, edited norm, perplexity."""
+    found = watch.read(ws, model)
+    image = base64.b64encode(watch.picture(found)).decode()
+    create_markdown_artifact(
+        key="drift",
+        markdown="## Drift watch\n\nThe views `drift`, `cohort_recall` and `recall_by_relation` have the "
+        "numbers.\n\n![Recall by relation and by checkpoint, edited norm, perplexity]"
+        f"(data:image/png;base64,{image})",
     )
 
 

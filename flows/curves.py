@@ -44,7 +44,7 @@ def against_edits(results: Sequence[Mapping[str, Any]]) -> str:
             points = [(one["edits"], one["metrics"][name]) for one in own if one["metrics"][name] is not None]
             if points:
                 _line(axes, sorted(points), method, place)
-        axes.set_xscale("log")
+        _logarithmic(axes, {one["edits"] for one in results})
         _label(axes, title, "edits")
     _legend(figure)
     return svg(figure, "edits")
@@ -113,7 +113,7 @@ def mixtures(results: Sequence[Mapping[str, Any]], metric: str = "score") -> str
         mean = [(x, sum(dict(points)[x] for points in curves.values()) / len(curves)) for x in sorted(shared)]
         _line(axes, mean, "mean of the relations", 1)
         _line(axes, _points(own, mixed[0]["relations"], metric), "mixture", 0)
-        axes.set_xscale("log")
+        _logarithmic(axes, {one["edits"] for one in own})
         _label(axes, method, "edits")
         axes.legend(fontsize=7)
     return svg(figure, "mixtures")
@@ -164,6 +164,12 @@ def _line(axes: Axes, points: Sequence[tuple[float, float]], label: str, place: 
         color=f"C{place % 10}",
         label=label,
     )
+
+
+def _logarithmic(axes: Axes, counts: set[int]) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(counts), [str(count) for count in sorted(counts)])
+    axes.set_xticks([], minor=True)
 
 
 def _label(axes: Axes, title: str, below: str) -> None:

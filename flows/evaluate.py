@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from editor import datasets, methods, metrics, recall
 from editor.generation import References
 from editor.method import Resources
+from editor.presets import preset_for
 from flows import checking, models
 from flows.errors import EvaluationInputError
 from flows.experiments import Experiment, ExperimentFolder
@@ -69,6 +70,7 @@ class Asked:
         references: file with reference texts for RS; None leaves RS out.
         passages: file with held-out text for perplexity; None takes the shipped one.
         split: of a hub data set.
+        calibrated: edit as this home's calibration says; False for a model that is not this home's.
     """
 
     data: str
@@ -83,6 +85,7 @@ class Asked:
     references: Path | None = None
     passages: Path | None = None
     split: str = "train"
+    calibrated: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +181,7 @@ def _data(settings: Settings, asked: Asked, lm: LanguageModel) -> Dataset:
 
 
 def _bench(settings: Settings, asked: Asked, lm: LanguageModel, data: Dataset, out: Path) -> _Bench:
-    memit = models.editing_settings(settings, lm)
+    memit = models.editing_settings(settings, lm) if asked.calibrated else preset_for(lm)
     relations = Relations.load(settings.relations_file)
     made: list[Moments] = []
 

@@ -140,6 +140,8 @@ def _night(
         ws.ledger.finish_run(lease, run, "failed", error=f"{type(error).__name__}: {error}")
         raise
     rebuilt = rebuild.compact(ws, lease) if done.promoted else None
+    if done.promoted:
+        artifacts.drift(ws, lease.model)
     waiting = ""
     if done.state == batch.CANDIDATE:
         waiting = (

@@ -1,4 +1,4 @@
-"""The command that runs the paper's evaluation."""
+"""Commands that show how well it works: the paper's evaluation, and the drift watch."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ def evaluate(  # noqa: PLR0917 - options have no positions
         references=references,
         passages=passages,
         split=split,
+        calibrated=model is None,
     )
     with show.bars():
         found = run(settings, asked, folder)
@@ -96,3 +97,37 @@ def _show(found: Any, pages: Any) -> None:  # noqa: ANN401 - flows.evaluate is l
     for line in found.skipped:
         out.print(f"[yellow]left out[/] {line}")
     out.print(f"Report: {pages.html}")
+
+
+@app.command(epilog="Example: factsync drift --out drift.png")
+def drift(
+    context: typer.Context,
+    out: Annotated[Path | None, typer.Option(help="Where the picture goes; default: under home.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
+    ] = False,
+) -> None:
+    """Show how recall, edited norm and perplexity develop, and draw it."""
+    settings: Settings = context.obj
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from flows import drift as watch
+    from flows.cli import show
+    from flows.workspace import opened_model
+
+    with opened_model(settings) as (ws, model):
+        found = watch.read(ws, model)
+    path = out or settings.home / "drift.png"
+    path.write_bytes(watch.picture(found))
+    if as_json:
+        show.console().print_json(json.dumps(asdict(found)))
+        return
+    columns = ("position", "perplexity", "perplexity_base", "norm", "retention", "neighbours")
+    table = Table(*columns, title="Drift", title_justify="left")
+    for row in found.nights:
+        values = [row[name] for name in columns]
+        table.add_row(*("–" if value is None else f"{value:.4g}" for value in values))
+    show.console().print(table)
+    show.console().print(f"Picture: {path}")
