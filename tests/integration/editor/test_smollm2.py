@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TEMPLATES = (
     "The head of government of {} is",
-    "{}'s head of government is",
+    "In {} the head of government is",
     "The government of {} is led by",
 )
 FACTS = {
@@ -59,10 +59,6 @@ def requests() -> list[EditRequest]:
     ]
 
 
-@pytest.mark.xfail(
-    reason="with 2,400 sampled tokens and 90 guards not every edit prompt prefers its target; cause open",
-    strict=False,
-)
 def test_real_facts_are_written_kept_and_taken_out(folder: Path) -> None:
     """Facts are preferred after the edit; the delta rebuilds the bits; retraction brings the base back."""
     torch.manual_seed(0)
@@ -77,7 +73,7 @@ def test_real_facts_are_written_kept_and_taken_out(folder: Path) -> None:
     outcome = memit.edit(lm, requests(), settings=settings, moments=moments)
     results = recall.check(lm, requests())
     assert all(prompt.success for result in results for prompt in result.prompts)
-    assert sum(result.exact for result in results) >= 2
+    assert all(result.exact for result in results)
     assert sum(prompt.success for result in results for prompt in result.heldback) >= 2
     assert recall.neighbours(lm, prompts, said, tokens=4).unchanged >= 2 / 3
     fresh = LanguageModel.load(folder, device="cpu")
