@@ -130,6 +130,9 @@ def _all_templates(key: str, table: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}: {kind} needs at least {least} templates, it has {len(templates)}."
         for template in templates:
             yield from (f"{key}: {fault} in {template!r}." for fault in _template(template))
+            if kind == "edit" and template.startswith(SLOT):
+                # A text's first token is where models rest their attention: no fact holds there.
+                yield f"{key}: no word before the subject in {template!r}."
             shape = _plain(template)
             if shape in seen:
                 yield f"{key}: {template!r} stands twice."

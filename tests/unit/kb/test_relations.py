@@ -137,6 +137,7 @@ def test_an_unknown_relation_says_what_to_do():
         ({"edit": ["The mayor of {subject} is "] * 4}, "stray white space"),
         ({"edit": ["The mayor of {subject}"] * 4}, "the subject right before the object"),
         ({"edit": ["The mayor of {subject} is who?"] * 4}, "over before the object"),
+        ({"edit": ["{subject} has as mayor"] * 4}, "no word before the subject"),
         ({"edit": ["The job of {subject} is a"] * 4}, "an article"),
         ({"edit": ["The mayor of {subject} is"] * 4}, "stands twice"),
         ({"edit": ["The mayor of {subject} is"]}, "needs at least 4 templates"),
