@@ -26,7 +26,7 @@ class GateThresholds(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FACTSYNC_GATE_", extra="ignore")
 
     efficacy: float = Field(0.95, ge=0, le=1, description="share of tonight's edits with P(new) > P(old)")
-    exact: float = Field(0.60, ge=0, le=1, description="share of tonight's edits said word for word")
+    exact: float = Field(0.80, ge=0, le=1, description="share of tonight's edits said word for word")
     heldback: float = Field(0.80, ge=0, le=1, description="success share on phrasings nobody trained")
     retention: float = Field(
         0.95, ge=0, le=1, description="share of sampled older live facts still preferred"
