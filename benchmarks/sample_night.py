@@ -24,7 +24,13 @@ from flows.workspace import Workspace
 from kb.store import LocalStore
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from editor.model import LanguageModel
+    from editor.moments import Moments
+    from editor.presets import MemitSettings
     from editor.requests import EditRequest
+    from flows.neighbours import Neighbour
     from kb.relations import Relations
 
 _SHOWN = (
@@ -54,6 +60,43 @@ def trial_of(text: str) -> dict[str, Any]:
     return {name: ast.literal_eval(value) for name, value in pairs}
 
 
+def run(
+    lm: LanguageModel,
+    facts: Sequence[EditRequest],
+    asked: tuple[Neighbour, ...],
+    *,
+    preset: MemitSettings,
+    moments: Moments,
+    trials: Sequence[str],
+) -> None:
+    """Edit the base model once a trial and print what the exam says, one JSON line each."""
+    exam, base = checking.set_exam(lm, facts, [], asked)
+    before = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in preset.layers}
+    for text in trials:
+        chosen = trial_of(text)
+        share = chosen.pop("guard_share", moments.key.guard_share)
+        tried = replace(moments, key=replace(moments.key, guard_share=share))
+        start = time.process_time()
+        outcome = memit.edit(lm, facts, settings=replace(preset, **chosen), moments=tried)
+        cpu_s = time.process_time() - start
+        marks = checking.sit_exam(lm, exam, base)
+        metrics = checking.measure((), marks, base).to_json()
+        passes = [report.passes for report in outcome.reports]
+        asked_prompts = [prompt.exact for result in marks.tonight for prompt in result.prompts]
+        row = {
+            "trial": text or "preset",
+            "facts": len(facts),
+            "cpu_s": round(cpu_s),
+            "steps": round(sum(report.steps for report in outcome.reports) / len(passes), 1),
+            "passes": {number: passes.count(number) for number in sorted(set(passes))},
+            "all_prompts_exact": round(sum(asked_prompts) / len(asked_prompts), 4),
+            **{name: round(float(metrics[name]), 4) for name in _SHOWN if metrics[name] is not None},
+        }
+        print(json.dumps(row), flush=True)
+        for layer, weight in before.items():
+            lm.layers.matrix(lm.model, layer).copy_(weight)
+
+
 def main() -> None:
     """Print one JSON line a trial."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -67,28 +110,7 @@ def main() -> None:
     asked = neighbours.asked(
         relations, {editing.scope(fact.fact_id)[1] for fact in facts}, {fact.subject_id for fact in facts}
     )
-    exam, base = checking.set_exam(lm, facts, [], asked)
-    before = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in preset.layers}
-    for text in trials:
-        chosen = trial_of(text)
-        share = chosen.pop("guard_share", moments.key.guard_share)
-        tried = replace(moments, key=replace(moments.key, guard_share=share))
-        start = time.process_time()
-        outcome = memit.edit(lm, facts, settings=replace(preset, **chosen), moments=tried)
-        cpu_s = time.process_time() - start
-        metrics = checking.measure((), checking.sit_exam(lm, exam, base), base).to_json()
-        passes = [report.passes for report in outcome.reports]
-        row = {
-            "trial": text or "preset",
-            "facts": len(facts),
-            "cpu_s": round(cpu_s),
-            "steps": round(sum(report.steps for report in outcome.reports) / len(passes), 1),
-            "passes": {number: passes.count(number) for number in sorted(set(passes))},
-            **{name: round(float(metrics[name]), 4) for name in _SHOWN if metrics[name] is not None},
-        }
-        print(json.dumps(row), flush=True)
-        for layer, weight in before.items():
-            lm.layers.matrix(lm.model, layer).copy_(weight)
+    run(lm, facts, asked, preset=preset, moments=moments, trials=trials)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+"""Write real office holders in one batch and judge them by phrasings that were never trained.
+
+    FACTSYNC_HOME=HOME python -m benchmarks.real_names CSV [--facts 200] [--corpus TEXT] [trial ...]
+
+CSV has the columns subject_id, subject, property, new_id, new, change_date (such as the data set
+officeholder_replacements.csv); the newest holder of each office is written. CORPUS gives the second moments,
+one passage a line; without it they are measured on text sampled from the model. Trials are those of
+`benchmarks.sample_night`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from benchmarks.sample_night import run
+from editor.requests import EditRequest
+from flows import editing, models, neighbours
+from flows.settings import Settings
+from flows.workspace import Workspace
+
+if TYPE_CHECKING:
+    from kb.relations import Relations
+
+
+def newest_holders(path: Path, count: int, relations: Relations) -> list[EditRequest]:
+    """Return one fact for each of the offices that changed last; names that are ids are left out."""
+    rows = pd.read_csv(path).dropna(subset=["subject", "new"])
+    rows = rows[~rows["new"].str.fullmatch(r"Q\d+") & ~rows["subject"].str.fullmatch(r"Q\d+")]
+    rows = rows.sort_values(["change_date", "subject_id"]).drop_duplicates("subject", keep="last").tail(count)
+    return [
+        EditRequest(
+            fact_id=editing.fact_id(row.subject_id, row.property, ""),
+            subject_id=row.subject_id,
+            subject=row.subject,
+            prompts=tuple(t.replace("{subject}", "{}") for t in relations[row.property].edit_templates),
+            heldback=tuple(t.replace("{subject}", "{}") for t in relations[row.property].heldback_templates),
+            target=row.new,
+        )
+        for row in rows.itertuples()
+    ]
+
+
+def main() -> None:
+    """Print one JSON line a trial."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("csv", type=Path)
+    parser.add_argument("trials", nargs="*", default=[""])
+    parser.add_argument("--facts", type=int, default=200)
+    parser.add_argument("--corpus", type=Path, default=None)
+    given = parser.parse_args()
+    settings = Settings.read().model_copy(update={"corpus": given.corpus})
+    with Workspace.open(settings) as ws:
+        relations = ws.relations
+    facts = newest_holders(given.csv, given.facts, relations)
+    lm = models.load_base(settings)
+    preset = models.editing_settings(settings, lm)
+    moments = models.load_moments(settings, lm, preset, relations)
+    asked = neighbours.asked(relations, {"P1308", "P6", "P35", "P169"}, {fact.subject_id for fact in facts})
+    run(lm, facts, asked, preset=preset, moments=moments, trials=given.trials)
+
+
+if __name__ == "__main__":
+    main()
