@@ -10,14 +10,15 @@ Everything is written under a temporary name and renamed, so that a file is whol
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -150,10 +151,9 @@ class ExperimentFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / f"taught-{batch:04d}.safetensors"
         scratch = path.with_suffix(".part")
-        about = {"state": base64.b64encode(state).decode(), "seconds": repr(seconds)}
-        save_file(
-            {name: tensor.cpu().contiguous() for name, tensor in weights.items()}, scratch, metadata=about
-        )
+        tensors = {f"weight:{name}": tensor.cpu().contiguous() for name, tensor in weights.items()}
+        tensors["state"] = torch.tensor(np.frombuffer(state, dtype=np.uint8))
+        save_file(tensors, scratch, metadata={"seconds": repr(seconds)})
         scratch.replace(path)
         for other in self.path.glob("taught-*.safetensors"):
             if other != path:
@@ -165,10 +165,11 @@ class ExperimentFolder:
         if not found:
             return None
         with safe_open(found[-1], framework="pt") as file:
-            about = file.metadata()
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        batch = int(found[-1].stem.removeprefix("taught-"))
-        return batch, weights, base64.b64decode(about["state"]), float(about["seconds"])
+            seconds = float(file.metadata()["seconds"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        state = tensors.pop("state").numpy().tobytes()
+        weights = {name.removeprefix("weight:"): tensor for name, tensor in tensors.items()}
+        return int(found[-1].stem.removeprefix("taught-")), weights, state, seconds
 
     def answers(self, batch: int, part: int) -> list[Answer] | None:
         """Return the answers of one part, if they were kept."""
