@@ -1,4 +1,4 @@
-"""Find settings for a new model: layers by causal tracing, λ by its keys, and evidence for both."""
+"""Find settings for a new model: layers by causal tracing, λ and rate by trial, and evidence for each."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ log = logging.getLogger(__name__)
 # A key whose kᵀ(λC)⁻¹k is t gets the share t / (1 + t) of its residual: 10 writes 91% at one layer.
 _STRENGTH = 10.0
 _FACTORS = (0.3, 1.0, 3.0)
+_RATES = (0.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One tried λ on the calibration facts.
+    """One trial on the calibration facts.
 
     Attributes:
         moment_weight: λ.
+        learning_rate: of the target states.
         exact: share of edit prompts answered word for word.
         heldback: share of held-back prompts with p(new) > p(old).
         perplexity_ratio: perplexity after over before.
@@ -42,6 +44,7 @@ class Trial:
     """
 
     moment_weight: float
+    learning_rate: float
     exact: float
     heldback: float
     perplexity_ratio: float
@@ -56,7 +59,7 @@ class Calibration:
     Attributes:
         settings: what to edit with.
         trace: where the model recalls facts.
-        trials: every tried λ.
+        trials: all that was tried.
         model: digest of the model.
     """
 
@@ -64,6 +67,11 @@ class Calibration:
     trace: Trace
     trials: tuple[Trial, ...]
     model: str
+
+    @property
+    def best(self) -> Trial:
+        """The trial that the settings come from."""
+        return max(self.trials, key=lambda trial: trial.score)
 
     def to_json(self) -> dict[str, object]:
         """Return plain data for the settings file; `MemitSettings.from_json` reads its "settings"."""
@@ -84,11 +92,12 @@ def calibrate(
     *,
     corpus: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
+    guards: Sequence[tuple[str, str]] = (),
     tokens: int = 8 * 1024,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Calibration:
-    """Choose layers by tracing and λ by trial on facts; the model is left as it was.
+    """Choose layers by tracing, λ and then the rate by trial on facts; the model is left as it was.
 
     Args:
         lm: an unedited model.
@@ -97,6 +106,7 @@ def calibrate(
         texts: held-out text for perplexity.
         corpus: text for the second moments; None samples from the model.
         layers: layers to edit; None takes them from the trace.
+        guards: (template, subject) pairs whose answers the trials hold, as real edits will.
         tokens: keys to count for the second moments.
         seed: of noise and sampling.
         progress: called with (stage, done, total).
@@ -107,18 +117,24 @@ def calibrate(
     found = trace(lm, known, seed=seed, progress=progress)
     chosen = tuple(layers) if layers is not None else found.suggest()
     base = replace(preset_for(lm), layers=chosen)
-    moments = Moments.compute(lm, corpus, chosen, tokens=tokens, seed=seed, progress=progress)
-    start = weight_from_keys(lm, facts, base, moments)
+    moments = Moments.compute(lm, corpus, chosen, tokens=tokens, seed=seed, guards=guards, progress=progress)
     before = recall.perplexity(lm, texts)
-    trials = []
-    for number, factor in enumerate(_FACTORS):
-        trials.append(
-            _try(lm, facts, replace(base, moment_weight=start * factor), moments, texts=texts, before=before)
-        )
+    trials: list[Trial] = []
+
+    def attempt(settings: MemitSettings) -> None:
+        trials.append(_try(lm, facts, settings, moments, texts=texts, before=before))
         if progress is not None:
-            progress("trials", number + 1, len(_FACTORS))
+            progress("trials", len(trials), len(_FACTORS) + len(_RATES))
+
+    start = weight_from_keys(lm, facts, base, moments)
+    for factor in _FACTORS:
+        attempt(replace(base, moment_weight=start * factor))
+    weight = max(trials, key=lambda trial: trial.score).moment_weight
+    for factor in _RATES:
+        attempt(replace(base, moment_weight=weight, learning_rate=base.learning_rate * factor))
     best = max(trials, key=lambda trial: trial.score)
-    return Calibration(replace(base, moment_weight=best.moment_weight), found, tuple(trials), lm.digest)
+    settings = replace(base, moment_weight=best.moment_weight, learning_rate=best.learning_rate)
+    return Calibration(settings, found, tuple(trials), lm.digest)
 
 
 def weight_from_keys(
@@ -169,9 +185,14 @@ def _try(
     # Fluency is dear: one percent of perplexity weighs as much as two points of exact recall.
     score = exact + 0.5 * heldback - 2.0 * max(0.0, ratio - 1.0)
     log.info(
-        "λ %.0f: exact %.2f, held back %.2f, perplexity x%.3f", settings.moment_weight, exact, heldback, ratio
+        "λ %.0f, rate %g: exact %.2f, held back %.2f, perplexity x%.3f",
+        settings.moment_weight,
+        settings.learning_rate,
+        exact,
+        heldback,
+        ratio,
     )
-    return Trial(settings.moment_weight, exact, heldback, ratio, residual, score)
+    return Trial(settings.moment_weight, settings.learning_rate, exact, heldback, ratio, residual, score)
 
 
 def _share(marks: Sequence[bool]) -> float:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from uuid import UUID
 
+    from editor.calibrate import Calibration
     from flows.night import Candidate
     from flows.planning import Plan
     from flows.workspace import Workspace
@@ -239,6 +240,27 @@ def drift(ws: Workspace, model: Model) -> None:
         markdown="## Drift watch\n\nThe views `drift`, `cohort_recall` and `recall_by_relation` have the "
         "numbers.\n\n![Recall by relation and by checkpoint, edited norm, perplexity]"
         f"(data:image/png;base64,{image})",
+    )
+
+
+@_never_fails
+def calibration(found: Calibration, picture: str) -> None:
+    """The heat map of the trace, and every trial.
+
+    Args:
+        found: settings and evidence.
+        picture: a PNG in base64.
+    """
+    rows = "".join(
+        f"| {trial.moment_weight:.0f} | {trial.learning_rate:g} | {trial.exact:.0%} | {trial.heldback:.0%} "
+        f"| {trial.perplexity_ratio - 1:+.1%} | {trial.score:.3f} |\n"
+        for trial in found.trials
+    )
+    create_markdown_artifact(
+        key="calibration",
+        markdown=f"## Calibration\n\nBlocks {found.settings.layers[0]} to {found.settings.layers[-1]}.\n\n"
+        f"![Where the model recalls facts](data:image/png;base64,{picture})\n\n"
+        f"| λ | rate | exact | held back | perplexity | score |\n|---|---|---|---|---|---|\n{rows}",
     )
 
 

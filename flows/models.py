@@ -18,7 +18,6 @@ from flows.progress import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from flows.settings import Settings
     from flows.workspace import Workspace
@@ -80,7 +79,7 @@ def load_moments(
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Moments:
     """The second moments for this model, layers and corpus: from the home folder, or computed and kept."""
-    texts = _corpus(settings.corpus) if settings.corpus else None
+    texts = corpus(settings)
     guarded = neighbours.guarded(relations)
     path = settings.moments_dir / f"{_moments_key(settings, lm, memit, guarded)}.safetensors"
     if path.exists():
@@ -99,20 +98,31 @@ def editing_settings(settings: Settings, lm: LanguageModel) -> MemitSettings:
     """How to edit this model: the calibrated settings under home if there are any, else the preset.
 
     Raises:
-        SettingsError: the file is not what a calibration writes.
+        SettingsError: the file is not what a calibration writes, or was made on another model.
     """
     if not settings.memit_file.exists():
         return preset_for(lm)
     try:
-        return MemitSettings.from_json(json.loads(settings.memit_file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError) as error:
+        kept = json.loads(settings.memit_file.read_text(encoding="utf-8"))
+        # A calibration keeps its evidence beside the settings; settings written by hand stand alone.
+        made_for, found = kept.get("model"), MemitSettings.from_json(kept.get("settings", kept))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SettingsError(
-            f"{settings.memit_file} holds no editing settings ({error}); calibrate again."
+            f"{settings.memit_file} holds no editing settings ({error}); run `factsync calibrate` again."
         ) from error
+    if made_for not in {None, lm.digest}:
+        raise SettingsError(
+            f"{settings.memit_file} was calibrated on another model; run `factsync calibrate` for this one."
+        )
+    return found
 
 
-def _corpus(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+def corpus(settings: Settings) -> list[str] | None:
+    """The passages that second moments are measured on; None where text is sampled from the model."""
+    if settings.corpus is None:
+        return None
+    lines = settings.corpus.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _moments_key(

@@ -23,6 +23,8 @@ TITLES = {
     "recall": "asking the model",
     "pull": "fetching items",
     "batches": "batches",
+    "trace": "tracing",
+    "trials": "trying settings",
 }
 
 

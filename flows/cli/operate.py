@@ -1,4 +1,4 @@
-"""Commands that a person runs by hand: backfill, rebuild, promote, reject."""
+"""Commands that a person runs by hand: calibrate, backfill, rebuild, promote, reject."""
 
 from __future__ import annotations
 
@@ -76,6 +76,31 @@ def _backfill_json(done: Any) -> dict[str, Any]:  # noqa: ANN401 - flows.backfil
         "left": done.left,
         "ending": done.ending.name,
     }
+
+
+@app.command(epilog="Example: factsync calibrate")
+def calibrate(
+    context: typer.Context,
+    block: Annotated[
+        list[int] | None, typer.Option(help="Edit these blocks; repeat. Default: causal tracing chooses.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find out how to edit this home's model: which blocks, which λ, which step size."""
+    settings: Settings = context.obj
+    local_prefect.configure(settings)
+    from flows.calibrate import calibrate as run
+    from flows.cli import show
+
+    with show.bars():
+        done = run(blocks=block)
+    out = show.console()
+    if as_json:
+        out.print_json(json.dumps(done.found.to_json()))
+        return
+    out.print(show.trials_table(done.found))
+    out.print(f"{done.ending.name}: {done.ending.message}")
+    out.print(f"settings and evidence  {done.file}\nheat map               {done.picture}")
 
 
 @app.command(epilog="Example: factsync rebuild --approval")

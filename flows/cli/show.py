@@ -22,6 +22,7 @@ from flows.progress import TITLES, shown_by
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from editor.calibrate import Calibration
     from flows.night import Candidate
     from flows.planning import Plan
     from flows.sync import Night
@@ -155,6 +156,24 @@ def metrics_table(rows: Iterable[tuple[str, Candidate | None]], *, title: str) -
     for title_, before, after, gate, aim in MEASURES:
         cells = [_cell(candidate, before, after, gate, aim) for _, candidate in nights]
         table.add_row(title_, *cells, _bound(nights, gate), "" if aim is None else _bounded(gate, aim))
+    return table
+
+
+def trials_table(found: Calibration) -> Table:
+    """What a calibration tried; the chosen trial in bold."""
+    table = Table(title="What was tried", title_justify="left")
+    for column in ("λ", "rate", "exact", "held back", "perplexity", "score"):
+        table.add_column(column, justify="right")
+    for trial in found.trials:
+        table.add_row(
+            f"{trial.moment_weight:.0f}",
+            f"{trial.learning_rate:g}",
+            f"{trial.exact:.0%}",
+            f"{trial.heldback:.0%}",
+            f"{trial.perplexity_ratio - 1:+.1%}",
+            f"{trial.score:.3f}",
+            style="bold" if trial == found.best else None,
+        )
     return table
 
 

@@ -89,8 +89,12 @@ def test_calibration_leaves_the_model_and_gives_its_evidence(
     quick = MemitSettings(layers=(1, 2), moment_weight=1.0, steps=4, precision="float32")
     monkeypatch.setattr(calibrate, "preset_for", lambda _lm: quick)
     found = calibrate.calibrate(lm, requests_of(2), KNOWN, tiny.CORPUS, layers=(1, 2), tokens=400)
-    assert found.settings == replace(quick, moment_weight=found.settings.moment_weight)
-    assert found.settings.moment_weight in {trial.moment_weight for trial in found.trials}
+    best = found.best
+    assert found.settings == replace(
+        quick, moment_weight=best.moment_weight, learning_rate=best.learning_rate
+    )
+    assert len({trial.moment_weight for trial in found.trials[:3]}) == 3
+    assert [trial.learning_rate for trial in found.trials] == [0.5, 0.5, 0.5, 0.25, 1.0]
     data = found.to_json()
     assert MemitSettings.from_json(data["settings"]) == found.settings  # type: ignore[arg-type]
     assert all(torch.equal(p, before[n]) for n, p in lm.model.named_parameters())

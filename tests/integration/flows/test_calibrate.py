@@ -1,0 +1,45 @@
+"""A calibration: what it finds is what nights edit by, and it is of one model."""
+
+import json
+import sys
+
+import pytest
+
+from editor.model import LanguageModel
+from editor.presets import MemitSettings
+from flows import models
+from flows.cli.main import main
+from flows.errors import SettingsError
+
+
+@pytest.fixture
+def quick(settings, monkeypatch):
+    """A tiny model has no preset; 60 steps of it would show nothing more."""
+    from editor import calibrate
+
+    few = MemitSettings(layers=(1, 2), moment_weight=1.0, steps=3, passes=1, precision="float32")
+    monkeypatch.setattr(calibrate, "preset_for", lambda _lm: few)
+    settings.memit_file.unlink()
+    return settings
+
+
+def test_what_it_finds_is_what_nights_edit_by(quick, prefect_server, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["factsync", "calibrate", "--json"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 0
+    said = json.loads(capsys.readouterr().out)
+    assert len(said["trials"]) == 5
+    lm = LanguageModel.load(models.base_source(quick), device="cpu")
+    found = models.editing_settings(quick, lm)
+    assert found == MemitSettings.from_json(said["settings"])
+    assert found.learning_rate in {trial["learning_rate"] for trial in said["trials"]}
+    assert quick.memit_file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_settings_of_another_model_are_refused(settings):
+    lm = LanguageModel.load(models.base_source(settings), device="cpu")
+    kept = {"model": "0" * 64, "settings": models.editing_settings(settings, lm).to_json()}
+    settings.memit_file.write_text(json.dumps(kept))
+    with pytest.raises(SettingsError, match="factsync calibrate"):
+        models.editing_settings(settings, lm)
