@@ -1,6 +1,7 @@
 """What is published: formats, casts and cards, from real nights on a tiny model."""
 
 import json
+import sys
 
 import gguf
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from editor import recall
 from editor.model import LanguageModel
 from flows import models
+from flows.cli.main import main
 from flows.publish import Dtype, Format, export
 from flows.sync import sync
 from flows.workspace import opened_model
@@ -85,6 +87,22 @@ def test_the_converter_of_llama_cpp_finds_what_it_reads(opened, tmp_path):
     assert (done.folder / "tokenizer.json").exists()
     loaded = LanguageModel.load(done.folder, device="cpu")
     assert loaded.model.config.rope_parameters == lm.model.config.rope_parameters
+
+
+def test_the_command_makes_the_folder_and_tells_what_it_cost(opened, tmp_path, monkeypatch, capsys):
+    words = ["export", "live", "--format", "peft", "--rank", "3", "--out", str(tmp_path / "a"), "--json"]
+    monkeypatch.setattr(sys, "argv", ["factsync", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert not left.value.code
+    said = json.loads(capsys.readouterr().out)
+    assert said["rank"] == 3
+    assert 0 < said["error"] < 1
+    assert (tmp_path / "a" / "adapter_model.safetensors").exists()
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert "is there already" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_older_checkpoint_lists_the_facts_it_held(opened, tmp_path):

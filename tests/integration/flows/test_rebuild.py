@@ -1,6 +1,7 @@
 """A rebuild: all live facts from the base, through the gates, the same twice; and the policy that runs it."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from editor.model import tensor_digest
 from flows import models, remaking
 from flows.batch import CANDIDATE
+from flows.cli.main import main
 from flows.decide import promote, reject
 from flows.rebuild import rebuild
 from flows.settings import Settings
@@ -71,7 +73,7 @@ def test_a_rebuild_holds_what_the_nights_hold(nights):
         assert checks.rows[0][0] == len(before)
 
 
-def test_twice_from_one_ledger_is_one_digest(nights):
+def test_twice_from_one_ledger_is_one_digest(nights, monkeypatch, capsys):
     first = rebuild(approval=True)
     assert first.state == CANDIDATE
     reject()
@@ -81,6 +83,12 @@ def test_twice_from_one_ledger_is_one_digest(nights):
     third = rebuild()
     assert third.candidate is None
     assert third.ending.message == "The live checkpoint is this very rebuild."
+    monkeypatch.setattr(sys, "argv", ["factsync", "rebuild", "--json"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert not left.value.code
+    said = json.loads(capsys.readouterr().out)
+    assert (said["ending"], said["reused"]) == ("Nothing to do", third.reused)
 
 
 def test_nights_go_on_after_a_rebuild_and_one_can_go_back(settings):
