@@ -1,4 +1,4 @@
-"""Commands about checkpoints: list, materialize, export, rollback."""
+"""Commands about checkpoints: list, materialize, export, diff, rollback."""
 
 from __future__ import annotations
 
@@ -77,6 +77,39 @@ def materialize(
             row = ws.ledger.head_at(model, as_of if as_of.tzinfo else as_of.replace(tzinfo=UTC))
         folder = write(ws, model, row, out)
     show.console().print(f"Wrote {folder}; AutoModelForCausalLM.from_pretrained loads it.")
+
+
+@app.command(epilog="Example: factsync diff base live")
+def diff(
+    context: typer.Context,
+    before: Annotated[str, typer.Argument(help="A digest or its beginning, `live`, or `base`.")],
+    after: Annotated[str, typer.Argument(help="Likewise.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show on which facts two checkpoints do not agree, and what was measured of each."""
+    settings: Settings = context.obj
+    from flows.cli import show
+    from flows.comparing import compare, named
+    from flows.workspace import opened_model
+
+    with opened_model(settings) as (ws, model):
+        found = compare(ws, model, named(ws, model, before), named(ws, model, after))
+    out = show.console()
+    if as_json:
+        out.print_json(json.dumps(asdict(found), default=str))
+        return
+    table = Table(title=f"{len(found.facts)} facts differ", title_justify="left")
+    for column in ("subject", "relation", before[:12], after[:12]):
+        table.add_column(column, overflow="fold")
+    for fact in found.facts:
+        table.add_row(f"{fact.label} ({fact.subject})", fact.property, fact.before or "–", fact.after or "–")
+    out.print(table)
+    measures = Table(title="Measured", title_justify="left")
+    for column in ("", before[:12], after[:12]):
+        measures.add_column(column, justify="right")
+    for name, (first, second) in found.metrics.items():
+        measures.add_row(name, *("–" if one is None else f"{one:.4g}" for one in (first, second)))
+    out.print(measures)
 
 
 class Format(StrEnum):

@@ -1,4 +1,4 @@
-"""Commands that look and change nothing: status, ask, history, sql, doctor."""
+"""Commands that look and change nothing: status, ask, explain, history."""
 
 from __future__ import annotations
 
@@ -90,6 +90,47 @@ def ask(
     out.print(f"[bold]{prompt}[/]")
     out.print(f"  base  {base}")
     out.print(f"  live  [green]{live}[/]")
+
+
+@app.command(epilog='Example: factsync explain "The head of government of Germany is"')
+def explain(
+    context: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="Text to complete; name the subject in it.")],
+    tokens: Annotated[int, typer.Option(min=1, max=200, help="How many tokens to add.")] = 12,
+    as_json: AsJson = False,
+) -> None:
+    """Show which facts bear on an answer, with the edits, statements and revisions behind each."""
+    settings: Settings = context.obj
+    local_prefect.configure(settings)
+    from flows import explaining, models
+    from flows.cli import show
+    from flows.workspace import opened_model
+
+    with opened_model(settings) as (ws, model):
+        found = explaining.explain(ws, model, models.load_base(settings), prompt, tokens=tokens)
+    out = show.console()
+    if as_json:
+        out.print_json(json.dumps(asdict(found)))
+        return
+    out.print(f"[bold]{found.prompt}[/]")
+    out.print(f"  base  {found.base}")
+    out.print(f"  live  [green]{found.live}[/]")
+    if not found.facts:
+        out.print("The prompt names no subject of a live fact: no edit was meant to bear on it.")
+        return
+    table = Table(title="Live facts of subjects that the prompt names", title_justify="left")
+    for column in ("subject", "relation", "taught", "P base → live", "checkpoint", "statement @ revision"):
+        table.add_column(column, overflow="fold")
+    for fact in found.facts:
+        table.add_row(
+            f"{fact.label} ({fact.subject})",
+            f"{fact.property} {fact.name}",
+            fact.target,
+            f"{fact.p_base:.3f} → {fact.p_live:.3f}",
+            f"{fact.checkpoint[:12]} since {fact.since}",
+            "\n".join(f"{statement} @ {revision}" for statement, revision in fact.sources),
+        )
+    out.print(table)
 
 
 @app.command(epilog="Example: factsync history Q183")
