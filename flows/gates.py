@@ -99,7 +99,7 @@ NOTES = {
     "retention": Note(
         "older nights are not forgotten",
         "100 % with the history of live edits in the solve; plain MEMIT: 46 % of the first of ten batches",
-        "`factsync rebuild` writes all live facts anew in one solve",
+        "`factsync rebuild` with `--anew` finds the state of every live fact anew, in one batch",
     ),
     "neighbours": Note(
         "facts nobody touched are unchanged",
@@ -109,7 +109,7 @@ NOTES = {
     "perplexity": Note(
         "the model still writes well",
         "+5.7 and +6.4 % on two real nights; +42 % after ten batches of plain MEMIT",
-        "raise the moment weight or lower the rate, or `factsync rebuild`",
+        "raise the moment weight or lower the rate, then `factsync rebuild`",
     ),
 }
 """By name of the gate."""

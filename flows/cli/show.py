@@ -56,6 +56,8 @@ MEASURES: tuple[tuple[str, str | None, str, str | None, float | None], ...] = (
     ("neighbours that kept their own answer", None, "neighbours", "neighbours", 0.92),
     ("neighbour answers with the same first word", None, "neighbours_same", None, 0.92),
     ("perplexity rise since the base model", None, "perplexity_rise", "perplexity", 0.08),
+    ("retracted objects no longer preferred", None, "retracted", None, None),
+    ("distance of the edited weights", None, "norm", None, None),
 )
 """What is shown of a night: title, metric before, metric after, its gate, the bundled model's aim."""
 
