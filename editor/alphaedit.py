@@ -97,7 +97,8 @@ class AlphaEdit(WeightMethod):
 
     def teach(self, requests: Sequence[EditRequest], progress: Progress | None) -> None:
         """Write one batch, then keep its keys."""
-        prefixes = self._prepare()
+        self.prepare()
+        prefixes = self._prefixes or ()
 
         def write(layer: int, K: Tensor, R: Tensor) -> Tensor:
             return projected_update(self._projections[layer], K, R, self._past[layer])
@@ -115,11 +116,12 @@ class AlphaEdit(WeightMethod):
 
     def resume(self, weights: dict[str, Tensor], state: bytes) -> None:
         """Go on from weights and K_p K_pᵀ."""
-        self._prepare()
+        self.prepare()
         super().resume(weights, state)
         self._past = {int(name): past.to(self.lm.device) for name, past in load(state).items()}
 
-    def _prepare(self) -> tuple[str, ...]:
+    def prepare(self, *, progress: Progress | None = None) -> None:  # noqa: ARG002 - the interface
+        """Sample contexts; find the null space of each layer."""
         if self._prefixes is None:
             self._prefixes = sample_prefixes(self.lm, self.settings.prefix_count, seed=self.resources.seed)
             moments = self.resources.moments()
@@ -127,7 +129,6 @@ class AlphaEdit(WeightMethod):
                 P = null_space(moments.layer(layer, self.lm.device))
                 log.info("layer %d: the null space has %.0f of %d dimensions", layer, P.trace(), len(P))
                 self._projections[layer], self._past[layer] = P, torch.zeros_like(P)
-        return self._prefixes
 
     def _remember(self, requests: Sequence[EditRequest], prefixes: Sequence[str]) -> None:
         """Add the keys as they are after the write, as the released code does."""

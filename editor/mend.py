@@ -307,6 +307,10 @@ class Mend(WeightMethod):
                 matrix = self.lm.layers.matrix(self.lm.model, layer)
                 matrix.copy_((matrix.float() + left @ right).to(matrix.dtype))
 
+    def prepare(self, *, progress: Progress | None = None) -> None:
+        """Train the network, or read it."""
+        self._trained(progress)
+
     def resume(self, weights: dict[str, Tensor], state: bytes) -> None:
         """Go on from weights; the network must have been learnt on the unedited model."""
         self._trained(None)

@@ -48,6 +48,9 @@ class Resources:
 class Method(Protocol):
     """One way of teaching facts to one model, batch after batch."""
 
+    def prepare(self, *, progress: Progress | None = None) -> None:
+        """Do what is done once on the unedited model: second moments, training."""
+
     def apply(self, requests: Sequence[EditRequest], *, progress: Progress | None = None) -> None:
         """Teach one batch; on any exception the model is as before the batch."""
 
@@ -86,6 +89,9 @@ class WeightMethod(ABC):
     @abstractmethod
     def teach(self, requests: Sequence[EditRequest], progress: Progress | None) -> None:
         """Change the weights for one batch."""
+
+    def prepare(self, *, progress: Progress | None = None) -> None:  # noqa: B027 - as `forget`
+        """Do what is done once on the unedited model; most methods need nothing."""
 
     def forget(self) -> None:  # noqa: B027 - most methods remember nothing
         """Drop what earlier batches left besides the weights."""

@@ -57,10 +57,15 @@ class Memit(WeightMethod):
         """Return the matrices of MEMIT's range."""
         return [self.lm.layers.weight_name(layer) for layer in self.settings().layers]
 
+    def prepare(self, *, progress: Progress | None = None) -> None:  # noqa: ARG002 - the interface
+        """Measure second moments; sample contexts."""
+        if self._prefixes is None:
+            self.moments()
+            self._prefixes = sample_prefixes(self.lm, self.settings().prefix_count, seed=self.resources.seed)
+
     def teach(self, requests: Sequence[EditRequest], progress: Progress | None) -> None:
         """Write one batch beside all that is live; a subject that is taught again is replaced."""
-        if self._prefixes is None:
-            self._prefixes = sample_prefixes(self.lm, self.settings().prefix_count, seed=self.resources.seed)
+        self.prepare()
         # One wording alone makes a target state that serves that wording alone.
         alone = all(len(request.prompts) == 1 for request in requests)
         prefixed = self.settings().contexts == "prefixes" or alone
@@ -72,7 +77,7 @@ class Memit(WeightMethod):
             moments=self.moments(),
             live=[state for subject, state in self._live.items() if subject not in asked],
             retired=[state for subject, state in self._live.items() if subject in asked],
-            prefixes=self._prefixes if prefixed else (),
+            prefixes=(self._prefixes or ()) if prefixed else (),
             progress=progress,
         )
         self._live.update({state.subject_id: state for state in outcome.states})
@@ -87,8 +92,7 @@ class Memit(WeightMethod):
 
     def resume(self, weights: dict[str, Tensor], state: bytes) -> None:
         """Go on from weights and live states."""
-        if self._prefixes is None:
-            self._prefixes = sample_prefixes(self.lm, self.settings().prefix_count, seed=self.resources.seed)
+        self.prepare()
         super().resume(weights, state)
         self._live = {one.subject_id: one for one in states.from_bytes(state)}
 

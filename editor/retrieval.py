@@ -36,6 +36,9 @@ class Retrieval:
         self._facts: dict[str, list[str]] = {}
         self._subjects: re.Pattern[str] | None = None
 
+    def prepare(self, *, progress: Progress | None = None) -> None:
+        """Do nothing."""
+
     def apply(self, requests: Sequence[EditRequest], *, progress: Progress | None = None) -> None:  # noqa: ARG002
         """Keep a sentence a fact; a later fact with the same prompt replaces an earlier one."""
         for request in requests:

@@ -74,25 +74,36 @@ class Rome(WeightMethod):
             weight_decay=0.5,
             batch_tokens=0,
         )
-        self._prefixes: tuple[str, ...] | None = None
-        self._lower: Tensor | None = None
+        self._ready: tuple[Tensor, tuple[str, ...]] | None = None
 
     def written(self) -> list[str]:
         """Return the one matrix."""
         return [self.lm.layers.weight_name(self.settings.layers[0])]
 
+    def prepare(self, *, progress: Progress | None = None) -> None:  # noqa: ARG002 - the interface
+        """Sample contexts; factor C."""
+        self._prepared()
+
+    def _prepared(self) -> tuple[Tensor, tuple[str, ...]]:
+        if self._ready is None:
+            prefixes = sample_prefixes(self.lm, self.settings.prefix_count, seed=self.resources.seed)
+            C = self.resources.moments().layer(self.settings.layers[0], self.lm.device)
+            self._ready = solve.factor(C.double()), prefixes
+        return self._ready
+
     def teach(self, requests: Sequence[EditRequest], progress: Progress | None) -> None:
         """Write one fact after the other."""
-        if self._prefixes is None or self._lower is None:
-            self._prefixes = sample_prefixes(self.lm, self.settings.prefix_count, seed=self.resources.seed)
-            C = self.resources.moments().layer(self.settings.layers[0], self.lm.device)
-            self._lower = solve.factor(C.double())
-        lower = self._lower
+        lower, prefixes = self._prepared()
 
         def write(_layer: int, K: Tensor, R: Tensor) -> Tensor:
             return rank_one(lower, K[:, 0], R[:, 0])
 
         for number, request in enumerate(requests, start=1):
-            spread(self.lm, [request], self.settings, write, prefixes=self._prefixes)
+            spread(self.lm, [request], self.settings, write, prefixes=prefixes)
             if progress is not None:
                 progress("targets", number, len(requests))
+
+    def resume(self, weights: dict[str, Tensor], state: bytes) -> None:
+        """Go on from weights; contexts are sampled on the unedited model."""
+        self._prepared()
+        super().resume(weights, state)

@@ -15,7 +15,6 @@ import platform
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from editor import datasets, methods, metrics, recall
@@ -23,6 +22,7 @@ from editor.generation import References
 from editor.method import Resources
 from editor.presets import preset_for
 from flows import checking, models
+from flows.asked import LEDGER, check, chosen, cut, selections, training
 from flows.errors import EvaluationInputError
 from flows.experiments import Experiment, ExperimentFolder
 from flows.progress import report, say
@@ -39,53 +39,15 @@ if TYPE_CHECKING:
     from editor.model import LanguageModel
     from editor.moments import Moments
     from editor.presets import MemitSettings
+    from flows.asked import Asked
     from flows.settings import Settings
 
 log = logging.getLogger(__name__)
 
-LEDGER = "ledger"
-"""The value of `--data` that means: the live facts of this home's model."""
-
 PART = 50
 """Records asked together; what is asked is kept after each part."""
 
-MOST_TRAINING = 500
 BASELINE = "none"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What to evaluate.
-
-    Attributes:
-        data: file, hub name, or `LEDGER`.
-        methods: names; "none" is always added in front.
-        edits: numbers of edits.
-        batches: how many batches each number is cut into.
-        relations: only records of these; several are mixed in equal shares.
-        mix: also evaluate each relation alone, for the curves of mixtures.
-        seed: of all that is drawn.
-        shuffle: draw the records by the seed; else they are taken in the order of the data.
-        texts: of how many records text is sampled, for GE and RS.
-        references: file with reference texts for RS; None leaves RS out.
-        passages: file with held-out text for perplexity; None takes the shipped one.
-        split: of a hub data set.
-        calibrated: edit as this home's calibration says; False for a model that is not this home's.
-    """
-
-    data: str
-    methods: tuple[str, ...] = ("memit",)
-    edits: tuple[int, ...] = (100,)
-    batches: int = 1
-    relations: tuple[str, ...] = ()
-    mix: bool = False
-    seed: int = 0
-    shuffle: bool = False
-    texts: int = 50
-    references: Path | None = None
-    passages: Path | None = None
-    split: str = "train"
-    calibrated: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +96,7 @@ def evaluate(settings: Settings, asked: Asked, out: Path) -> Evaluation:
         EvaluationInputError: numbers, methods or relations make no sense together.
         EditorError: data, model or method cannot be used.
     """
-    _check(asked)
+    check(asked)
     lm = models.load_base(settings)
     data = _data(settings, asked, lm)
     bench = _bench(settings, asked, lm, data, out)
@@ -150,26 +112,6 @@ def evaluate(settings: Settings, asked: Asked, out: Path) -> Evaluation:
         results.append(result)
         folders.append(folder)
     return Evaluation(about, tuple(results), tuple(folders), tuple(str(one) for one in data.skipped))
-
-
-def _check(asked: Asked) -> None:
-    unknown = [name for name in asked.methods if name not in methods.METHODS]
-    if unknown or not asked.methods:
-        raise EvaluationInputError(
-            f"There is no method {', '.join(map(repr, unknown)) or 'given'}: choose from "
-            f"{', '.join(methods.METHODS)}."
-        )
-    if not asked.edits or min(asked.edits) < 1 or asked.batches < 1 or asked.texts < 0:
-        raise EvaluationInputError("--edits and --batches take whole numbers from 1 on, --texts from 0 on.")
-    if asked.batches > min(asked.edits):
-        raise EvaluationInputError(
-            f"{min(asked.edits)} edits cannot be cut into {asked.batches} batches: ask for fewer --batches."
-        )
-    if asked.mix and len(asked.relations) < 2:  # noqa: PLR2004 - a mixture takes two
-        raise EvaluationInputError("--mix compares relations: give --relation at least twice.")
-    for path in (asked.references, asked.passages):
-        if path is not None and not path.is_file():
-            raise EvaluationInputError(f"There is no file {path}: give an existing one.")
 
 
 def _data(settings: Settings, asked: Asked, lm: LanguageModel) -> Dataset:
@@ -194,29 +136,8 @@ def _bench(settings: Settings, asked: Asked, lm: LanguageModel, data: Dataset, o
     if asked.passages is not None:
         passages = tuple(line for line in asked.passages.read_text(encoding="utf-8").splitlines() if line)
     references = References.load(asked.references) if asked.references else None
-    resources = Resources(memit, moments, _training(asked, data), asked.seed, out / "learnt")
+    resources = Resources(memit, moments, training(asked, data), asked.seed, out / "learnt")
     return _Bench(lm, memit, resources, passages, references, asked.texts, asked.seed)
-
-
-def _training(asked: Asked, data: Dataset) -> tuple[Case, ...]:
-    """Records that no experiment measures, about other subjects."""
-    measured = {
-        case.request.subject.casefold()
-        for relations in _selections(asked)
-        for case in _chosen(asked, data, max(asked.edits), relations)
-    }
-    left = [case for case in data.cases if case.request.subject.casefold() not in measured]
-    return tuple(left[:MOST_TRAINING])
-
-
-def _selections(asked: Asked) -> list[tuple[str, ...]]:
-    alone = [(relation,) for relation in asked.relations] if asked.mix else []
-    return [asked.relations, *alone]
-
-
-def _chosen(asked: Asked, data: Dataset, count: int, relations: tuple[str, ...]) -> tuple[Case, ...]:
-    seed = asked.seed if asked.shuffle else None
-    return datasets.choose(data, count, seed=seed, relations=relations)
 
 
 def _experiments(settings: Settings, asked: Asked, data: Dataset, bench: _Bench) -> list[Experiment]:
@@ -235,19 +156,13 @@ def _experiments(settings: Settings, asked: Asked, data: Dataset, bench: _Bench)
     learnt_from = _digest([case.case_id for case in bench.resources.training])
     found = []
     for count in sorted(set(asked.edits)):
-        for relations in _selections(asked):
-            cases = _chosen(asked, data, count, relations)
+        for relations in selections(asked):
+            cases = chosen(asked, data, count, relations)
             for name in names:
-                parts = _cut(cases, 1 if name == BASELINE else asked.batches)
+                parts = cut(cases, 1 if name == BASELINE else asked.batches)
                 own = {**basis, "training": learnt_from} if name == "mend" else basis
                 found.append(Experiment(name, relations, parts, asked.seed, own))
     return found
-
-
-def _cut(cases: Sequence[Case], batches: int) -> tuple[tuple[Case, ...], ...]:
-    """Cut into batches whose sizes differ by one at most."""
-    edges = [len(cases) * number // batches for number in range(batches + 1)]
-    return tuple(tuple(cases[start:stop]) for start, stop in pairwise(edges))
 
 
 def _run(bench: _Bench, experiment: Experiment, folder: ExperimentFolder) -> dict[str, Any]:
@@ -256,6 +171,7 @@ def _run(bench: _Bench, experiment: Experiment, folder: ExperimentFolder) -> dic
     taught = folder.taught()
     done, seconds = 0, 0.0
     sequence: list[dict[str, Any]] = []
+    method.prepare(progress=report)
     try:
         if taught is not None:
             done, weights, state, seconds = taught

@@ -48,8 +48,8 @@ def evaluate(  # noqa: PLR0917 - options have no positions
         settings = settings.model_copy(update={"model": model})
     from editor.methods import METHODS
     from flows import report
+    from flows.asked import Asked
     from flows.cli import show
-    from flows.evaluate import Asked
     from flows.evaluate import evaluate as run
 
     names = tuple(method or ("memit",))

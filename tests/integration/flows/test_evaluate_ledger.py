@@ -6,8 +6,8 @@ import pytest
 
 from editor.errors import DataFormatError
 from flows import evaluate
+from flows.asked import Asked
 from flows.errors import UnknownModelNameError
-from flows.evaluate import Asked
 from flows.ledger_cases import from_ledger
 from flows.models import load_base
 from flows.sync import sync

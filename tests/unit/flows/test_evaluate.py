@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from editor import mend, methods
 from editor.errors import DataFormatError
 from flows import evaluate, report
+from flows.asked import Asked, cut
 from flows.cli.main import app
 from flows.errors import EvaluationInputError
-from flows.evaluate import Asked
 from flows.settings import Settings
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def test_batches_differ_by_one_at_most() -> None:
     """No record is lost or taken twice."""
     for count in range(1, 30):
         for batches in range(1, count + 1):
-            parts = evaluate._cut(list(range(count)), batches)
+            parts = cut(list(range(count)), batches)
             assert [n for part in parts for n in part] == list(range(count))
             sizes = sorted(len(part) for part in parts)
             assert sizes[0] >= 1
