@@ -333,6 +333,10 @@ class Rehearsal:
 
     def _apply(self, one: Change, labels: Mapping[str, Label]) -> None:
         slots = self.held.setdefault((one.subject, one.property), {})
+        if one.kind is ChangeKind.SUPPRESS and one.old is not None:
+            text = self.relations[one.property].ended_text(one.old.label)
+            slots[one.slot] = replace(one.old, value=Value.novalue(), label=text)
+            return
         if one.new is None:
             slots.pop(one.slot, None)
             return

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kb.diff import ChangeKind, Held, Pending, Reason, Trust, changes, guard
 from kb.model import Label, Value
+from kb.replay import Rehearsal
 from kb.semantics import verdict
 from kb.sightings import observe
 from tests.unit.kb import made
@@ -106,6 +107,15 @@ def test_what_is_suppressed_stays_so_until_a_successor_stands_or_the_statements_
     assert only(ended, held=[empty], rel=rel).kind is ChangeKind.UNCHANGED
     assert only(statement("Q2", 2), ended, held=[empty], rel=rel).kind is ChangeKind.REPLACE
     assert only(held=[empty], rel=rel).kind is ChangeKind.RETRACT
+
+
+def test_a_rehearsal_holds_what_is_suppressed():
+    rel = relation(ended="former", former_text="nobody since {object}")
+    change = only(statement("Q1", end=until("2020")), held=[holds()], rel=rel)
+    rehearsal = Rehearsal({"P6": rel}, TRUST, {("Q100", "P6"): {"": holds()}})
+    rehearsal._apply(change, LABELS)
+    (held,) = rehearsal.facts()
+    assert (held["value"], held["label"]) == ("novalue", "nobody since Ada")
 
 
 def test_suppressions_count_for_the_burst_guard():
