@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +12,16 @@ from flows import local_prefect
 from flows.cli.main import app
 from flows.settings import Settings
 
-AsOf = Annotated[datetime | None, typer.Option(help="Judge everything at this moment (UTC); default: now.")]
+
+def _utc(given: datetime | None) -> datetime | None:
+    """The command line's moments carry no time zone; they are UTC."""
+    return None if given is None else given.replace(tzinfo=UTC)
+
+
+AsOf = Annotated[
+    datetime | None,
+    typer.Option(help="Judge everything at this moment (UTC); default: now.", callback=_utc),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
