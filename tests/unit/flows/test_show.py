@@ -18,8 +18,8 @@ def shown(metrics):
 
 
 def test_what_falls_short_is_said():
-    text = shown(Metrics(1.0, 0.73, 0.9, 0.4, 0.1, 0.0, None, None, 1.0, 0.85, 23.5, 23.0))
-    assert "0.0 % → 73.0 %, short" in text
+    text = shown(Metrics(0.97, 0.9, 0.9, 0.4, 0.1, 0.0, None, None, 1.0, 0.85, 23.5, 23.0))
+    assert "10.0 % → 97.0 %, short" in text
     assert "85.0 %, short" in text
     assert text.count("short") == 2
     assert "≥ 80 %" in text
