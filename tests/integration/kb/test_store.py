@@ -341,7 +341,9 @@ def test_it_outlives_the_thread_that_started_it(store: LocalStore, triples: Path
 def test_the_server_ends_with_its_parent(store: LocalStore, triples: Path, end: signal.Signals) -> None:
     store.load(triples)
     script = (
-        "import sys, time; from pathlib import Path; from kb.store import LocalStore\n"
+        "import signal, sys, time; from pathlib import Path; from kb.store import LocalStore\n"
+        # A suite in the background passes on that Ctrl-C is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with LocalStore(Path(sys.argv[1])).serve() as url:\n"
         "    print(url, flush=True); time.sleep(60)\n"
     )
