@@ -138,7 +138,7 @@ def edit(
         before = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in settings.layers}
         found: dict[str, _Placed] = {}
         todo: Sequence[Unit] = units
-        for _ in range(settings.passes):
+        for left in reversed(range(settings.passes)):
             again = {unit.subject_id for unit in todo}
             writer = Writer(
                 lm,
@@ -150,8 +150,7 @@ def edit(
             )
             for one in _place(lm, writer, todo, settings, progress=progress):
                 found[one.state.subject_id] = one.after(found.get(one.state.subject_id))
-            if settings.passes > 1:
-                todo = _unsaid(lm, units)
+            todo = _unsaid(lm, units) if left else ()
             if not todo:
                 break
         for layer, weight in before.items():
