@@ -13,13 +13,12 @@ the prompt's last position. The block of FT-W stands at three quarters of the de
 
 from __future__ import annotations
 
-import random
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
 
-from editor.losses import lines, nll
+from editor.losses import descend, lines
 from editor.method import WeightMethod
 
 if TYPE_CHECKING:
@@ -62,31 +61,28 @@ class _FineTuning(WeightMethod):
 
     def teach(self, requests: Sequence[EditRequest], progress: Progress | None) -> None:
         """Descend on the facts."""
-        rows = lines(self.lm, requests)
         known = dict(self.lm.model.named_parameters())
         weights = [known[name] for name in self.written()]
         originals = [weight.detach().clone() for weight in weights]
-        shuffled = random.Random(self.resources.seed)  # noqa: S311 - no secret
+
+        @torch.no_grad()
+        def after_step() -> None:
+            self._after_step(originals, weights)
+
         try:
             for weight in weights:
                 weight.requires_grad_(True)
-            adam = torch.optim.Adam(weights, lr=RATE, weight_decay=self._decay(len(requests)))
-            for step in range(STEPS):
-                shuffled.shuffle(rows)
-                total = 0.0
-                for start in range(0, len(rows), ROWS):
-                    chunk = rows[start : start + ROWS]
-                    loss = nll(self.lm, chunk).mean()
-                    total += float(loss.detach()) * len(chunk)
-                    adam.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    adam.step()
-                    with torch.no_grad():
-                        self._after_step(originals, weights)
-                if progress is not None:
-                    progress("targets", step + 1, STEPS)
-                if total / len(rows) < STOP_LOSS:
-                    break
+            descend(
+                self.lm,
+                lines(self.lm, requests),
+                torch.optim.Adam(weights, lr=RATE, weight_decay=self._decay(len(requests))),
+                passes=STEPS,
+                at_once=ROWS,
+                stop_loss=STOP_LOSS,
+                seed=self.resources.seed,
+                after_step=after_step,
+                progress=progress,
+            )
         finally:
             for weight in weights:
                 weight.requires_grad_(False)

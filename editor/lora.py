@@ -7,13 +7,12 @@ The adapter is made and merged by the `peft` library; AdamW on the facts until t
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from editor.errors import MissingLibraryError
-from editor.losses import lines, nll
+from editor.losses import descend, lines
 from editor.method import WeightMethod
 
 if TYPE_CHECKING:
@@ -75,21 +74,14 @@ class Lora(WeightMethod):
     def _descend(
         self, wrapped: torch.nn.Module, requests: Sequence[EditRequest], progress: Progress | None
     ) -> None:
-        rows = lines(self.lm, requests)
-        shuffled = random.Random(self.resources.seed)  # noqa: S311 - no secret
         weights = [weight for weight in wrapped.parameters() if weight.requires_grad]
-        adam = torch.optim.AdamW(weights, lr=RATE)
-        for epoch in range(EPOCHS):
-            shuffled.shuffle(rows)
-            total = 0.0
-            for start in range(0, len(rows), ROWS):
-                chunk = rows[start : start + ROWS]
-                loss = nll(self.lm, chunk).mean()
-                total += float(loss.detach()) * len(chunk)
-                adam.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                adam.step()
-            if progress is not None:
-                progress("targets", epoch + 1, EPOCHS)
-            if total / len(rows) < STOP_LOSS:
-                return
+        descend(
+            self.lm,
+            lines(self.lm, requests),
+            torch.optim.AdamW(weights, lr=RATE),
+            passes=EPOCHS,
+            at_once=ROWS,
+            stop_loss=STOP_LOSS,
+            seed=self.resources.seed,
+            progress=progress,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,12 @@ from editor.requests import encode, encode_target, render
 from editor.targets import padded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
 
+    from editor.method import Progress
     from editor.model import LanguageModel
     from editor.requests import EditRequest
 
@@ -72,6 +74,50 @@ def nll(lm: LanguageModel, rows: Sequence[Line]) -> Float[Tensor, " rows"]:
     each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     lengths = torch.tensor([float(len(row.labels)) for row in rows], device=lm.device)
     return torch.zeros(len(rows), device=lm.device).index_add(0, owner, each) / lengths
+
+
+def descend(
+    lm: LanguageModel,
+    rows: Sequence[Line],
+    optimiser: torch.optim.Optimizer,
+    *,
+    passes: int,
+    at_once: int,
+    stop_loss: float,
+    seed: int,
+    after_step: Callable[[], None] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Pass over the lines in shuffled chunks until they are learnt or the passes are used up.
+
+    Args:
+        lm: the model.
+        rows: what to learn.
+        optimiser: holds the weights that learn.
+        passes: most passes over all lines.
+        at_once: lines of one step.
+        stop_loss: mean loss of a pass, in nats a token, below which it ends.
+        seed: of the shuffling.
+        after_step: called after every step.
+        progress: called with ("targets", passes done, passes).
+    """
+    shuffled, order = random.Random(seed), list(rows)  # noqa: S311 - no secret
+    for done in range(passes):
+        shuffled.shuffle(order)
+        total = 0.0
+        for start in range(0, len(order), at_once):
+            chunk = order[start : start + at_once]
+            loss = nll(lm, chunk).mean()
+            total += float(loss.detach()) * len(chunk)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            if after_step is not None:
+                after_step()
+        if progress is not None:
+            progress("targets", done + 1, passes)
+        if total / len(order) < stop_loss:
+            return
 
 
 def next_token(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Float[Tensor, "rows vocab"]:
