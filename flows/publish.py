@@ -9,7 +9,6 @@ import json
 import shutil
 import tempfile
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from editor import delta as deltas
 from editor import export as exports
 from flows import card, models
 from flows.errors import NothingLiveError, OutputExistsError
+from flows.formats import Dtype, Format
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,27 +30,6 @@ if TYPE_CHECKING:
 
 LIVED = frozenset({"promoted", "superseded", "rolled_back"})
 """States of a checkpoint that is or was live: only then the ledger knows which facts it holds."""
-
-
-class Format(StrEnum):
-    """What to make of a checkpoint."""
-
-    HF = "hf"
-    PEFT = "peft"
-    GGUF_READY = "gguf-ready"
-
-
-class Dtype(StrEnum):
-    """Precision of what is published."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-    @property
-    def torch(self) -> torch.dtype:
-        """The same for torch."""
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +124,8 @@ def _merged(
     )
     for change in changes:
         deltas.apply(lm, change)
-    rounding = exports.rounded_away(lm, originals, dtype.torch)
-    lm.model.to(dtype.torch)
+    rounding = exports.rounded_away(lm, originals, getattr(torch, dtype.value))
+    lm.model.to(getattr(torch, dtype.value))
     lm.model.save_pretrained(folder)  # type: ignore[operator]
     lm.tokenizer.save_pretrained(folder)
     text = f"Merged weights in {dtype.value}; `AutoModelForCausalLM.from_pretrained` loads this folder."
@@ -175,7 +154,7 @@ def _tell_older_converters(path: Path) -> None:
 def _adapter(
     folder: Path, lm: LanguageModel, changes: Sequence[Delta], *, base: str, dtype: Dtype, rank: int | None
 ) -> Published:
-    made = exports.adapter(exports.total(changes), rank=rank, dtype=dtype.torch)
+    made = exports.adapter(exports.total(changes), rank=rank, dtype=getattr(torch, dtype.value))
     for name, content in exports.adapter_files(made, base=base, transposed=lm.layers.transposed).items():
         (folder / name).write_bytes(content)
     quality = (

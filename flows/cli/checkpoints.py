@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from flows import local_prefect
 from flows.cli.main import app
+from flows.formats import Dtype, Format
 from flows.settings import Settings
 
 checkpoint = typer.Typer(help="List checkpoints, and make models of them.", no_args_is_help=True)
@@ -112,22 +112,6 @@ def diff(
     out.print(measures)
 
 
-class Format(StrEnum):
-    """As in `flows.publish`, which loads torch."""
-
-    HF = "hf"
-    PEFT = "peft"
-    GGUF_READY = "gguf-ready"
-
-
-class Dtype(StrEnum):
-    """Likewise."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
 @app.command(epilog="Example: factsync export --format peft --out ./adapter")
 def export(  # noqa: PLR0917 - options have no positions
     context: typer.Context,
@@ -154,8 +138,8 @@ def export(  # noqa: PLR0917 - options have no positions
             model,
             row,
             out,
-            form=publish.Format(form.value),
-            dtype=publish.Dtype(dtype.value),
+            form=form,
+            dtype=dtype,
             rank=rank,
         )
     if not as_json:

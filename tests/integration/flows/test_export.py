@@ -14,7 +14,8 @@ from editor import recall
 from editor.model import LanguageModel
 from flows import models
 from flows.cli.main import main
-from flows.publish import Dtype, Format, export
+from flows.formats import Dtype, Format
+from flows.publish import export
 from flows.sync import sync
 from flows.workspace import opened_model
 from kb.store import LocalStore
