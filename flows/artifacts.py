@@ -22,6 +22,7 @@ from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
 from flows import drift as watch
+from flows.planning import READING_ORDER
 from flows.progress import TITLES, shown_by
 
 if TYPE_CHECKING:
@@ -47,17 +48,6 @@ STEP_S = 2.0
 """Progress is written at most this often."""
 
 DIGITS = 4
-ORDER = (
-    "replace",
-    "insert",
-    "suppress",
-    "retract",
-    "vacate",
-    "conflict",
-    "quarantine",
-    "relabel",
-    "unchanged",
-)
 
 
 def _never_fails(function: Callable[P, None]) -> Callable[P, None]:
@@ -93,7 +83,7 @@ def changes_rows(
     relations: Relations,
 ) -> list[dict[str, str]]:
     """Changes as a table's rows, the edits first."""
-    order = {kind: number for number, kind in enumerate(ORDER)}
+    order = {kind: number for number, kind in enumerate(READING_ORDER)}
     rows = []
     for change in sorted(changes, key=lambda one: (order[one.kind.value], one.property, one.subject)):
         new, old = change.new, change.old

@@ -28,6 +28,19 @@ if TYPE_CHECKING:
 
 SUBJECT_SLOT = "{subject}"
 EDITOR_SLOT = "{}"
+
+READING_ORDER = (
+    "replace",
+    "insert",
+    "suppress",
+    "retract",
+    "vacate",
+    "conflict",
+    "quarantine",
+    "relabel",
+    "unchanged",
+)
+"""Kinds of change, in the order in which a person wants to read of them."""
 BLOCKED = "blocked"
 APPROVED = "approved"
 

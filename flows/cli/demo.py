@@ -9,6 +9,7 @@ from rich.panel import Panel
 
 from flows import local_prefect
 from flows.cli import show
+from flows.planning import READING_ORDER
 from kb.store import LocalStore, nights
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def run_demo(settings: Settings) -> None:
         done = [_night(settings, number) for number in sorted(nights())]
     for number, night in enumerate(done, start=1):
         out.print()
-        kinds = show.SHOWN_FIRST[:-1] if number > 1 else ("replace", "retract", "conflict", "quarantine")
+        kinds = READING_ORDER[:-1] if number > 1 else ("replace", "retract", "conflict", "quarantine")
         out.print(
             show.changes_table(night.plan, title=f"Night {number}: what changed in Wikidata", kinds=kinds)
         )

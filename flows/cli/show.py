@@ -17,6 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from flows.planning import READING_ORDER
 from flows.progress import TITLES, shown_by
 
 if TYPE_CHECKING:
@@ -27,18 +28,6 @@ if TYPE_CHECKING:
     from flows.planning import Plan
     from flows.sync import Night
     from kb.trust import Change
-
-SHOWN_FIRST = (
-    "replace",
-    "insert",
-    "suppress",
-    "retract",
-    "vacate",
-    "conflict",
-    "quarantine",
-    "relabel",
-    "unchanged",
-)
 
 
 def console() -> Console:
@@ -93,12 +82,12 @@ def bars() -> Iterator[None]:
             yield
 
 
-def changes_table(plan: Plan, *, title: str, kinds: Sequence[str] = SHOWN_FIRST[:-1]) -> Table:
+def changes_table(plan: Plan, *, title: str, kinds: Sequence[str] = READING_ORDER[:-1]) -> Table:
     """What changed in Wikidata, and what becomes of it."""
     table = Table(title=title, title_justify="left", expand=False)
     for column in ("change", "subject", "relation", "from", "to", "why"):
         table.add_column(column, overflow="fold")
-    order = {kind: number for number, kind in enumerate(SHOWN_FIRST)}
+    order = {kind: number for number, kind in enumerate(READING_ORDER)}
     for change in sorted(plan.changes, key=lambda one: (order[one.kind.value], one.property, one.subject)):
         if change.kind.value in kinds:
             table.add_row(*_change_cells(change, plan.labels))
