@@ -13,6 +13,7 @@ from editor.model import LanguageModel, default_gguf, from_gguf
 from editor.moments import Moments
 from editor.presets import MemitSettings, preset_for
 from flows import neighbours
+from flows.allocator import keep_freed_memory
 from flows.errors import SettingsError
 from flows.progress import say
 
@@ -43,6 +44,7 @@ def base_source(settings: Settings) -> str:
 
 def load_base(settings: Settings) -> LanguageModel:
     """Load the model that every checkpoint stands on."""
+    keep_freed_memory()
     return LanguageModel.load(base_source(settings), device=settings.device)
 
 
