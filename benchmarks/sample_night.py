@@ -76,9 +76,9 @@ def run(
         chosen = trial_of(text)
         share = chosen.pop("guard_share", moments.key.guard_share)
         tried = replace(moments, key=replace(moments.key, guard_share=share))
-        start = time.process_time()
+        start, start_wall = time.process_time(), time.monotonic()
         outcome = memit.edit(lm, facts, settings=replace(preset, **chosen), moments=tried)
-        cpu_s = time.process_time() - start
+        cpu_s, wall_s = time.process_time() - start, time.monotonic() - start_wall
         marks = checking.sit_exam(lm, exam, base)
         metrics = checking.measure((), marks, base).to_json()
         passes = [report.passes for report in outcome.reports]
@@ -87,7 +87,9 @@ def run(
             "trial": text or "preset",
             "facts": len(facts),
             "cpu_s": round(cpu_s),
+            "wall_s": round(wall_s),
             "steps": round(sum(report.steps for report in outcome.reports) / len(passes), 1),
+            "shift": round(sum(report.shift for report in outcome.reports) / len(passes), 3),
             "passes": {number: passes.count(number) for number in sorted(set(passes))},
             "all_prompts_exact": round(sum(asked_prompts) / len(asked_prompts), 4),
             **{name: round(float(metrics[name]), 4) for name in _SHOWN if metrics[name] is not None},

@@ -91,6 +91,16 @@ def test_finished_subjects_take_no_more_steps(lm: LanguageModel, settings: Memit
     assert (found.shifts == 0).all()
 
 
+def test_lbfgs_gets_there_in_fewer_steps_and_not_as_far(lm: LanguageModel, settings: MemitSettings) -> None:
+    """Both methods reach the stop; L-BFGS with a cost on the shift takes fewer evaluations."""
+    units = plan(lm, requests_of(4))
+    adam = solve_for(lm, units, replace(settings, steps=80, learning_rate=0.1))
+    found = solve_for(lm, units, replace(settings, steps=80, optimiser="lbfgs", shift_cost=0.1))
+    assert (adam.losses < settings.stop_loss).all()
+    assert (found.losses < settings.stop_loss).all()
+    assert found.steps.float().mean() < 0.7 * adam.steps.float().mean()
+
+
 def test_bfloat16_gives_nearly_the_same_and_is_undone(lm: LanguageModel, settings: MemitSettings) -> None:
     """Weights come back as the same float32 tensors; the shift points the same way."""
     units = plan(lm, requests_of(3))
