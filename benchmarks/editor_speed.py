@@ -20,6 +20,7 @@ from editor.keys import KeyReader
 from editor.model import LanguageModel
 from editor.presets import preset_for
 from editor.requests import EditRequest, plan
+from flows.process import keep_freed_memory
 
 PREFIXES = (
     "The weather turned cold that week.",
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
     asked = parser.parse_args()
+    keep_freed_memory()
     lm = LanguageModel.load(asked.model)
     settings = replace(
         preset_for(lm), steps=asked.steps, stop_loss=0.0, precision="float32", kl_factor=0.0625

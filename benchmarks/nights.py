@@ -31,6 +31,7 @@ from editor.moments import Moments
 from editor.presets import preset_for
 from flows import checking, neighbours
 from flows.editing import with_rivals
+from flows.process import keep_freed_memory
 from kb.relations import Relations
 
 if TYPE_CHECKING:
@@ -371,6 +372,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(night_plots.show(asked.out))
         return
     asked.out.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     source = asked.model or str(from_gguf(default_gguf(), asked.out / "SmolLM2-135M-Instruct"))
     bench = Bench(source, asked.out, asked.data, asked.tokens)
     for run in _runs(asked, bench):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.errors import ServerStartError
+from flows.process import THREADS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,9 +45,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_ROOT_LEVEL": "WARNING",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-        # For torch's thread pool: threads that spin for long make a shared machine many times slower, threads
-        # that sleep at once make a quiet one half as fast. This is some ten microseconds.
-        "GOMP_SPINCOUNT": "10000",
+        **THREADS,
     }
 
 

@@ -13,8 +13,8 @@ from editor.model import LanguageModel, default_gguf, from_gguf
 from editor.moments import Moments
 from editor.presets import MemitSettings, preset_for
 from flows import neighbours
-from flows.allocator import keep_freed_memory
 from flows.errors import SettingsError
+from flows.process import keep_freed_memory
 from flows.progress import say
 
 if TYPE_CHECKING:

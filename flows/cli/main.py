@@ -14,6 +14,7 @@ from rich.logging import RichHandler
 
 from flows.errors import FlowError
 from flows.import_guard import check_import_names
+from flows.process import tune_threads
 from flows.settings import Settings
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ def root(
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
     )
     check_import_names()
+    tune_threads()
     context.obj = Settings.read(home)
 
 
