@@ -1,6 +1,11 @@
 """Time target states against the plain transcription: same model, same facts, same run.
 
     python -m benchmarks.editor_speed MODEL_FOLDER [--edits 32] [--reference 2] [--steps 4]
+    python -m benchmarks.editor_speed MODEL_FOLDER --converge [--edits 64] [--reference 1]
+
+The first compares the same objective, step by step. The second lets both go on until the names are learnt:
+the transcription takes 75 steps over five random prefixes and the KL prompt, ours what it needs over the
+relation's templates.
 
 CPU seconds of the process are compared, not wall clock: they hold on a shared machine.
 """
@@ -11,6 +16,7 @@ import argparse
 import json
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,6 +28,14 @@ from editor.presets import preset_for
 from editor.requests import EditRequest, plan
 from flows.process import keep_freed_memory
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from editor.presets import MemitSettings
+    from editor.requests import Unit
+
 PREFIXES = (
     "The weather turned cold that week.",
     "Therefore, the committee met again.",
@@ -29,6 +43,19 @@ PREFIXES = (
     "I have read about this before.",
     "You can find it in most books.",
 )
+TEMPLATES = (
+    "The head of government of {} is",
+    "In {}, the head of government is",
+    "The government of {} is led by",
+    "The person who heads the government of {} is",
+    "As for {}, its head of government is",
+)
+LEARNT = 0.05
+"""Mean negative log-likelihood of a target's tokens below which a name counts as learnt (nats)."""
+
+REFERENCE_STEPS = 75
+"""What the published procedure needs for names of four to five tokens."""
+
 PLACES = (
     "Austria", "Belgium", "Chile", "Denmark", "Egypt", "France", "Germany", "Hungary", "Iceland", "Japan",
     "Latvia", "Mexico", "Norway", "Oman", "Peru", "Qatar", "Romania", "Spain", "Turkey", "Uganda", "Vietnam",
@@ -38,18 +65,78 @@ PEOPLE = (
 )  # fmt: skip
 
 
-def facts(count: int) -> list[EditRequest]:
+def facts(count: int, prompts: tuple[str, ...] = TEMPLATES[:1]) -> list[EditRequest]:
     """Make facts with names of several tokens; false ones, since only time is measured."""
     return [
         EditRequest(
             fact_id=str(i),
             subject_id=str(i),
             subject=PLACES[i % len(PLACES)] + (f" {i // len(PLACES)}" if i >= len(PLACES) else ""),
-            prompts=("The head of government of {} is",),
+            prompts=prompts,
             target=PEOPLE[i % len(PEOPLE)],
         )
         for i in range(count)
     ]
+
+
+def same_objective(lm: LanguageModel, *, edits: int, reference: int, steps: int) -> dict[str, object]:
+    """Compare the cost of a step, and the states after all of them."""
+    settings = replace(preset_for(lm), steps=steps, stop_loss=0.0, precision="float32", kl_factor=0.0625)
+    units = plan(lm, facts(edits), prefixes=PREFIXES, kl_template="{} is a")
+    anchors = anchors_of(lm, units, settings)
+    start = time.process_time()
+    plain_states = torch.stack([target_shift(lm, unit, settings)[0] for unit in units[:reference]])
+    plain = (time.process_time() - start) / reference / (steps + 1)
+    result: dict[str, object] = {"reference_cpu_s_per_edit_step": round(plain, 4)}
+    for precision in ("float32", "bfloat16"):
+        start = time.process_time()
+        found = targets.optimise(lm, units, anchors, replace(settings, precision=precision))
+        ours = (time.process_time() - start) / edits / (steps + 1)
+        cosine = torch.nn.functional.cosine_similarity(found.shifts[:reference], plain_states, dim=1)
+        result[precision] = {
+            "cpu_s_per_edit_step": round(ours, 4),
+            "times_faster": round(plain / ours, 1),
+            "lowest_cosine_to_reference": round(float(cosine.min()), 6),
+        }
+    return result
+
+
+def converged(lm: LanguageModel, *, edits: int, reference: int) -> dict[str, object]:
+    """Compare the cost of a name that is learnt."""
+    published = replace(
+        preset_for(lm).as_reference(), steps=REFERENCE_STEPS, stop_loss=0.0, learning_rate=0.5, clamp=4.0
+    )
+    units = plan(lm, facts(edits), prefixes=PREFIXES, kl_template="{} is a")
+    start = time.process_time()
+    losses = [target_shift(lm, unit, published)[2] for unit in units[:reference]]
+    plain = (time.process_time() - start) / reference
+    result: dict[str, object] = {
+        "reference": {"cpu_s_per_edit": round(plain, 2), "mean_loss": round(sum(losses) / reference, 4)}
+    }
+    quick = replace(preset_for(lm), optimiser="lbfgs", shift_cost=0.4)
+    for name, prompts, settings in (
+        ("adam, five templates", TEMPLATES, preset_for(lm)),
+        ("lbfgs, five templates", TEMPLATES, quick),
+        ("lbfgs, two templates", TEMPLATES[:2], quick),
+    ):
+        units = plan(lm, facts(edits, prompts))
+        start = time.process_time()
+        found = targets.optimise(lm, units, anchors_of(lm, units, settings), replace(settings, steps=80))
+        ours = (time.process_time() - start) / edits
+        result[name] = {
+            "cpu_s_per_edit": round(ours, 3),
+            "times_faster": round(plain / ours, 1),
+            "steps": round(float(found.steps.float().mean()), 1),
+            "mean_loss": round(float(found.losses.mean()), 4),
+            "learnt": round(float((found.losses < LEARNT).float().mean()), 3),
+        }
+    return result
+
+
+def anchors_of(lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings) -> Tensor:
+    """Return the states that the shifts start from."""
+    reader = KeyReader(lm, [unit.columns[0] for unit in units], settings.layers)
+    return reader.read(settings.layers[0])[1]
 
 
 def main() -> None:
@@ -59,35 +146,19 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=32)
     parser.add_argument("--reference", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--converge", action="store_true")
     asked = parser.parse_args()
     keep_freed_memory()
     lm = LanguageModel.load(asked.model)
-    settings = replace(
-        preset_for(lm), steps=asked.steps, stop_loss=0.0, precision="float32", kl_factor=0.0625
-    )
-    units = plan(lm, facts(asked.edits), prefixes=PREFIXES, kl_template="{} is a")
-    reader = KeyReader(lm, [unit.columns[0] for unit in units], settings.layers)
-    _, anchors = reader.read(settings.layers[0])
     result: dict[str, object] = {
         "edits": asked.edits,
-        "steps": asked.steps,
         "threads": torch.get_num_threads(),
     }
-
-    start = time.process_time()
-    reference = torch.stack([target_shift(lm, unit, settings)[0] for unit in units[: asked.reference]])
-    plain = (time.process_time() - start) / asked.reference / (asked.steps + 1)
-    result["reference_cpu_s_per_edit_step"] = round(plain, 4)
-    for precision in ("float32", "bfloat16"):
-        start = time.process_time()
-        found = targets.optimise(lm, units, anchors, replace(settings, precision=precision))
-        ours = (time.process_time() - start) / asked.edits / (asked.steps + 1)
-        cosine = torch.nn.functional.cosine_similarity(found.shifts[: asked.reference], reference, dim=1)
-        result[precision] = {
-            "cpu_s_per_edit_step": round(ours, 4),
-            "times_faster": round(plain / ours, 1),
-            "lowest_cosine_to_reference": round(float(cosine.min()), 6),
-        }
+    if asked.converge:
+        result |= converged(lm, edits=asked.edits, reference=asked.reference)
+    else:
+        result |= {"steps": asked.steps}
+        result |= same_objective(lm, edits=asked.edits, reference=asked.reference, steps=asked.steps)
     print(json.dumps(result, indent=1))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from editor.requests import Unit
 
 
-def target_shift(lm: LanguageModel, unit: Unit, settings: MemitSettings) -> tuple[torch.Tensor, int]:
+def target_shift(lm: LanguageModel, unit: Unit, settings: MemitSettings) -> tuple[torch.Tensor, int, float]:
     """Optimise the shift of one subject as the reference code does.
 
     Args:
@@ -25,7 +25,7 @@ def target_shift(lm: LanguageModel, unit: Unit, settings: MemitSettings) -> tupl
         settings: steps, rate, clamp, decay, KL factor, stop.
 
     Returns:
-        The shift (d,) and the number of optimiser steps.
+        The shift (d,), the number of optimiser steps, and the targets' last mean negative log-likelihood.
     """
     rows, last = list(unit.rows), settings.layers[-1]
     width = max(len(row.ids) for row in rows)
@@ -76,4 +76,4 @@ def target_shift(lm: LanguageModel, unit: Unit, settings: MemitSettings) -> tupl
             limit = settings.clamp * kept["anchor"].norm()
             if shift.norm() > limit:
                 shift.mul_(limit / shift.norm())
-    return shift.detach(), steps
+    return shift.detach(), steps, float(nll.detach())

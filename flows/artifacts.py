@@ -255,8 +255,14 @@ def calibration(found: Calibration, picture: str) -> None:
 
 
 @_never_fails
+def evaluation(table: str) -> None:
+    """The table of methods, in Markdown."""
+    create_markdown_artifact(key="evaluation", markdown=table)
+
+
+@_never_fails
 def decided(model_name: str, digest: str, state: str, why: str) -> None:
-    """Send the event that automations wait for: `factsync.promoted`, `.rejected` or `.candidate`."""
+    """Send the event that automations wait for: `factsync.promoted`, `.rejected`, `.candidate` or so."""
     if get_current_settings().api.url is None:
         return  # no server stays to receive it
     emit_event(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from prefect import flow
 
-from flows import artifacts
+from flows import artifacts, heads
 from flows.errors import CandidateWaitsError, NoCandidateError
 from flows.params import CheckpointKey, RelationList, SubjectList, check_subjects, property_of
 from flows.settings import Settings
@@ -113,7 +113,7 @@ def promote(checkpoint: CheckpointKey = "", decided_by: str = "", note: str = ""
         ws.ledger.recover(lease, ws.files)
         row = _candidate(ws, lease.model, checkpoint)
         ws.files.open(str(row.digest))
-        reason = _reason("approved", decided_by, note)
+        reason = heads.reason_of("approved", decided_by, note)
         ws.ledger.promote(lease, row.id, reason=reason)
         artifacts.decided(lease.model.name, str(row.digest), "promoted", reason)
         return Decision(str(row.digest), promoted=True, requeued=0, reason=reason)
@@ -144,7 +144,7 @@ def reject(
     with opened_model(Settings.read()) as (ws, _), ws.writer() as lease:
         ws.ledger.recover(lease, ws.files)
         row = _candidate(ws, lease.model, checkpoint)
-        reason = _reason("turned down", decided_by, note)
+        reason = heads.reason_of("turned down", decided_by, note)
         failed = _carried(ws, row, relations, subjects)
         requeued = ws.ledger.reject(lease, row.id, reason=reason, failed=failed)
         artifacts.decided(lease.model.name, str(row.digest), "rejected", reason)
@@ -173,8 +173,3 @@ def _carried(ws: Workspace, row: CheckpointRow, relations: set[str], subjects: s
         for request in ws.ledger.claimed(row.id)
         if request.id is not None and (request.property in relations or request.subject in subjects)
     ]
-
-
-def _reason(what: str, who: str, note: str) -> str:
-    by = f" by {who.strip()}" if who.strip() else ""
-    return f"{what}{by}{': ' + note.strip() if note.strip() else ''}"

@@ -57,6 +57,7 @@ EditLimit = Annotated[int, Field(ge=1, le=100_000)]
 BatchSize = Annotated[int, Field(ge=1, le=5_000)]
 Minutes = Annotated[int, Field(ge=1, le=1_440)]
 CheckpointKey = Annotated[str, Field(pattern="^[0-9a-f]{0,64}$")]
+EarlierCheckpoint = Annotated[str, Field(pattern="^(base|[0-9a-f]{0,64})$")]
 
 
 def check_relations(chosen: Iterable[str], synced: Relations) -> tuple[str, ...]:

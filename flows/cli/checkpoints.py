@@ -162,18 +162,17 @@ def rollback(
     again: Annotated[
         bool, typer.Option(help="Let the next sync wish again what still holds in Wikidata.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Make an earlier checkpoint live again, to the bit. Going forward again works the same way."""
     settings: Settings = context.obj
+    from flows import heads
     from flows.cli import show
     from flows.workspace import opened_model
 
-    with opened_model(settings) as (ws, model), ws.writer() as lease:
-        ws.ledger.recover(lease, ws.files)
-        row = None if which == "base" else ws.ledger.checkpoint(model, which)
-        if row is not None and row.digest is not None:
-            ws.files.open(row.digest)
-        ws.ledger.rollback(lease, row.id if row else None, reason=reason, review=again)
-        status = ws.ledger.status(model)
-    name = "the base model" if row is None else f"checkpoint {row.digest}"
-    show.console().print(f"Live is now {name}, with {status.live_facts} facts.")
+    with opened_model(settings) as (ws, _), ws.writer() as lease:
+        moved = heads.go_to(ws, lease, which, reason=reason, again=again)
+    if as_json:
+        show.console().print_json(json.dumps(asdict(moved)))
+        return
+    show.console().print(moved.text)

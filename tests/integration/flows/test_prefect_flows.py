@@ -9,11 +9,20 @@ from flows import backfill as module
 from flows import decide
 from flows.backfill import backfill
 from flows.decide import promote, reject
-from flows.errors import BackfillInputError, CandidateWaitsError, NoCandidateError
+from flows.errors import (
+    BackfillInputError,
+    CandidateWaitsError,
+    NoCandidateError,
+    NothingLiveError,
+    UnknownModelNameError,
+)
+from flows.evaluation import evaluate
+from flows.rollback import rollback
 from flows.settings import Settings
 from flows.sync import require_promoted, sync
 from flows.workspace import Workspace, opened_model
 from kb.store import LocalStore
+from storage.errors import UnknownCheckpointError
 from tests.integration.flows.conftest import open_gate
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -156,6 +165,33 @@ def test_a_rejected_candidate_drops_a_part_and_owes_the_rest(settings):
     after = sync()
     assert after.promoted
     assert dropped not in {one.subject_id for one in after.candidate.exam.tonight}
+
+
+def test_a_rollback_and_the_way_forth_again(settings):
+    with pytest.raises(UnknownModelNameError):
+        rollback()
+    first = sync(limit=4).candidate.digest
+    with pytest.raises(UnknownCheckpointError):
+        rollback(checkpoint="fff")
+    second = sync(limit=4).candidate.digest
+    back = rollback(decided_by="Ada", note="looked odd")
+    assert back.ending.name == "Rolled back"
+    assert (back.moved.digest, back.moved.before) == (first, second)
+    assert status(settings).head.digest == first
+    assert rollback().moved.digest is None
+    with pytest.raises(NothingLiveError, match="nothing to go back from"):
+        rollback()
+    assert rollback(checkpoint=second[:10]).moved.live_facts == 8
+    assert status(settings).live_facts == 8
+    assert rollback(checkpoint="base").moved.live_facts == 0
+
+
+def test_the_live_facts_are_evaluated(settings):
+    sync(limit=4)
+    done = evaluate(edits=3, methods=["retrieval"])
+    assert done.experiments == 2
+    assert done.page.is_file()
+    assert done.ending.name == "Evaluated"
 
 
 def test_silence_lets_a_candidate_expire(settings):

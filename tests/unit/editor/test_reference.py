@@ -29,6 +29,6 @@ def test_same_objective_same_state(name: str, settings: MemitSettings) -> None:
     _, anchors = KeyReader(lm, [unit.columns[0] for unit in units], settings.layers).read(settings.layers[0])
     found = targets.optimise(lm, units, anchors, settings)
     for number, unit in enumerate(units):
-        expected, steps = target_shift(lm, unit, settings)
+        expected, steps, _ = target_shift(lm, unit, settings)
         assert int(found.steps[number]) == steps
         assert torch.nn.functional.cosine_similarity(found.shifts[number], expected, dim=0) > 0.999

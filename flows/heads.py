@@ -1,0 +1,80 @@
+"""Which checkpoint is live: make an earlier one live again, to the bit, or go forth to a later one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flows.errors import NothingLiveError
+
+if TYPE_CHECKING:
+    from flows.workspace import Workspace
+    from storage.records import CheckpointRow, Lease
+
+BASE = "base"
+"""Names the model without edits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Where the head is now.
+
+    Attributes:
+        digest: of the live checkpoint; None for the base model.
+        live_facts: how many facts it holds.
+        before: digest that was live; None for the base model.
+    """
+
+    digest: str | None
+    live_facts: int
+    before: str | None
+
+    @property
+    def text(self) -> str:
+        """What is live now, in a sentence."""
+        name = f"checkpoint {self.digest}" if self.digest else "the base model"
+        return f"Live is now {name}, with {self.live_facts} facts."
+
+
+def go_to(ws: Workspace, lease: Lease, which: str, *, reason: str, again: bool = False) -> Moved:
+    """Make a checkpoint that was live before the live one. Its files are verified first.
+
+    Args:
+        ws: the home.
+        lease: the right to write.
+        which: a digest or its beginning, `BASE`, or nothing: the one before the live one.
+        reason: for the ledger.
+        again: let the next sync wish again what still holds in Wikidata.
+
+    Raises:
+        NothingLiveError: nothing is live that one could go back from.
+        LedgerError: the checkpoint is not known, was never live, or is damaged.
+    """
+    ws.ledger.recover(lease, ws.files)
+    lineage = ws.ledger.lineage(lease.model)
+    row = _named(ws, lease, which, lineage)
+    if row is not None and row.digest is not None:
+        ws.files.open(row.digest)
+    ws.ledger.rollback(lease, row.id if row else None, reason=reason, review=again)
+    status = ws.ledger.status(lease.model)
+    before = lineage[-1].digest if lineage else None
+    return Moved(row.digest if row else None, status.live_facts, before)
+
+
+def _named(ws: Workspace, lease: Lease, which: str, lineage: list[CheckpointRow]) -> CheckpointRow | None:
+    if which == BASE:
+        return None
+    if which:
+        return ws.ledger.checkpoint(lease.model, which)
+    if not lineage:
+        raise NothingLiveError(
+            "The base model is live, so there is nothing to go back from; `factsync checkpoint list` shows "
+            "what was live before: name it."
+        )
+    return lineage[-2] if len(lineage) > 1 else None
+
+
+def reason_of(what: str, who: str, note: str) -> str:
+    """A decision in the ledger's words: what, by whom, why."""
+    by = f" by {who.strip()}" if who.strip() else ""
+    return f"{what}{by}{': ' + note.strip() if note.strip() else ''}"
