@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _SHOWN = (
     "exact",
+    "whole",
     "efficacy",
     "heldback",
     "heldback_exact",

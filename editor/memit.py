@@ -132,6 +132,7 @@ def edit(
         prefixes=prefixes,
         kl_template=_PAPER_KL_TEMPLATE if settings.contexts == "prefixes" else None,
         max_target_tokens=settings.max_target_tokens,
+        endings=settings.end_weight > 0,
     )
     history = tuple(live) if settings.history else ()
     with restored_on_failure(lm, settings.layers):
@@ -312,10 +313,14 @@ def depends_on(lm: LanguageModel, unit: Unit, settings: MemitSettings) -> str:
 
 
 def _unsaid(lm: LanguageModel, units: Sequence[Unit]) -> list[Unit]:
-    """Return the units of which greedy decoding gets a target wrong on one of their own prompts."""
+    """Return the units of which greedy decoding gets a target, or its end, wrong on an own prompt."""
     rows = [(number, row) for number, unit in enumerate(units) for row in unit.rows if row.labels]
     rated = recall.rate(lm, [(row.ids, row.first, row.labels) for _, row in rows])
-    wrong = {number for (number, _), rating in zip(rows, rated, strict=True) if not rating.exact}
+    wrong = {
+        number
+        for (number, row), rating in zip(rows, rated, strict=True)
+        if not rating.exact or (row.end is not None and not rating.ended)
+    }
     return [units[number] for number in sorted(wrong)]
 
 

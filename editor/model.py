@@ -10,13 +10,14 @@ import os
 import shutil
 import struct
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from editor.endings import word_ends
 from editor.errors import (
     ModelLoadError,
     ModelNotFoundError,
@@ -27,7 +28,8 @@ from editor.errors import (
 from editor.layers import LayerMap
 
 if TYPE_CHECKING:
-    from torch import nn
+    from jaxtyping import Bool
+    from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,15 @@ class LanguageModel:
     layers: LayerMap
     digest: str
     name: str
+    _word_ends: Tensor | None = field(default=None, init=False, repr=False)
+
+    @property
+    def word_ends(self) -> Bool[Tensor, " vocab"]:
+        """Which tokens cannot continue the word before them."""
+        if self._word_ends is None:
+            size = self.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+            self._word_ends = word_ends(self.tokenizer, size).to(self.device)
+        return self._word_ends
 
     @property
     def device(self) -> torch.device:

@@ -35,6 +35,7 @@ class MemitSettings:
         clamp: longest shift, as a multiple of the state's norm.
         weight_decay: weight of ‖δ‖/‖h‖² in the loss.
         shift_cost: weight of ‖δ‖/‖h‖ in the loss; 0 is the paper.
+        end_weight: weight of the word's end after the target, beside the target's own tokens; 0 is the paper.
         kl_factor: weight of the divergence on "{} is a".
         stop_loss: a subject is finished when its loss is below.
         contexts: "templates" optimises over the given templates; "prefixes" is the paper: random texts
@@ -59,6 +60,7 @@ class MemitSettings:
     clamp: float = 4.0
     weight_decay: float = 1e-3
     shift_cost: float = 0.0
+    end_weight: float = 0.25
     kl_factor: float = 0.0625
     stop_loss: float = 0.05
     contexts: Literal["templates", "prefixes"] = "templates"
@@ -90,6 +92,7 @@ class MemitSettings:
             self,
             optimiser="adam",
             shift_cost=0.0,
+            end_weight=0.0,
             contexts="prefixes",
             keys="mean",
             passes=1,
@@ -106,6 +109,7 @@ _PAPER = MemitSettings(
     learning_rate=0.5,
     clamp=0.75,
     weight_decay=0.5,
+    end_weight=0.0,
     kl_factor=0.0625,
 )
 

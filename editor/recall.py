@@ -22,6 +22,8 @@ from editor.targets import padded
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from torch import Tensor
+
     from editor.model import LanguageModel
     from editor.requests import EditRequest
 
@@ -40,6 +42,7 @@ class PromptRecall:
         p_old: probability of the old target; None if there is none.
         success: p_new > p_old; for a fact without an old target, whether it is exact.
         exact: greedy decoding says the target.
+        whole: and ends the word there.
         rank_new: rank of the target's first token among all tokens; 1 is what greedy decoding says.
         rank_old: of the old target's.
     """
@@ -49,6 +52,7 @@ class PromptRecall:
     p_old: float | None
     success: bool
     exact: bool
+    whole: bool
     rank_new: int
     rank_old: int | None
 
@@ -88,6 +92,7 @@ class Likelihood:
         tokens: how many.
         matched: how many of them are the likeliest after the ones before.
         rank: of the first among all tokens; 1 is the likeliest.
+        ended: the likeliest token after the text ends its last word.
     """
 
     probability: float
@@ -95,6 +100,7 @@ class Likelihood:
     tokens: int
     matched: int
     rank: int
+    ended: bool = False
 
 
 def check(
@@ -157,6 +163,7 @@ def _rated(request: EditRequest, prompt: str, found: object) -> PromptRecall:
         old.probability if old else None,
         success,
         new.exact,
+        new.exact and new.ended,
         new.rank,
         old.rank if old else None,
     )
@@ -181,7 +188,7 @@ def likelihoods(
     rows = []
     for prompt, text in pairs:
         prompt_ids, labels = encode(lm.tokenizer, prompt)[0], encode_target(lm.tokenizer, prompt, text)
-        rows.append(([*prompt_ids, *labels[:-1]], len(prompt_ids) - 1, labels))
+        rows.append(([*prompt_ids, *labels], len(prompt_ids) - 1, labels))
     return rate(lm, rows, progress=progress)
 
 
@@ -196,8 +203,8 @@ def rate(
 
     Args:
         lm: the model.
-        rows: token ids of prompt and all but the last token of the text; the index from which the text's
-            first token is predicted; the text's token ids.
+        rows: token ids of prompt and text (without the text's last token nobody asks what follows it); the
+            index from which the text's first token is predicted; the text's token ids.
         progress: called with ("recall", done, total).
 
     Returns:
@@ -231,16 +238,37 @@ def _rate(lm: LanguageModel, rows: Sequence[tuple[Sequence[int], int, Sequence[i
     chosen = logits.log_softmax(dim=1).gather(1, labels[:, None])[:, 0].tolist()
     right = (logits.argmax(dim=1) == labels).tolist()
     ranks = (1 + (logits > logits.gather(1, labels[:, None])).sum(dim=1)).tolist()
+    ended = _ended(lm, hidden, rows)
     results, at = [], 0
-    for _, _, row_labels in rows:
+    for number, (_, _, row_labels) in enumerate(rows):
         stop = at + len(row_labels)
         mean = math.fsum(chosen[at:stop]) / len(row_labels)
         matched = sum(right[at:stop])
         results.append(
-            Likelihood(math.exp(mean), matched == len(row_labels), len(row_labels), int(matched), ranks[at])
+            Likelihood(
+                math.exp(mean),
+                matched == len(row_labels),
+                len(row_labels),
+                int(matched),
+                ranks[at],
+                number in ended,
+            )
         )
         at = stop
     return results
+
+
+def _ended(
+    lm: LanguageModel, hidden: Tensor | None, rows: Sequence[tuple[Sequence[int], int, Sequence[int]]]
+) -> set[int]:
+    """Return the rows after whose text the likeliest token ends the word."""
+    last = [(number, first + len(labels)) for number, (_, first, labels) in enumerate(rows)]
+    asked = [(number, at) for number, at in last if at < len(rows[number][0])]
+    if not asked or hidden is None:
+        return set()
+    logits = logits_of(lm.model, hidden[[one[0] for one in asked], [one[1] for one in asked]])
+    ends = lm.word_ends[logits.argmax(dim=1)].tolist()
+    return {number for (number, _), end in zip(asked, ends, strict=True) if end}
 
 
 def completions(lm: LanguageModel, prompts: Sequence[str], *, tokens: int = _GREEDY_TOKENS) -> list[str]:

@@ -45,7 +45,7 @@ class EditRequest:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One teacher-forced sequence: prompt and all but the last target token.
+    """One teacher-forced sequence: prompt and target; its last token only where the word is to end there.
 
     Attributes:
         ids: token ids.
@@ -56,6 +56,7 @@ class Row:
         column: index of the key column that this row's text up to the subject makes; -1 for a row that only
             guards.
         guard: what the model predicts right after the subject must not drift in this row (KL).
+        end: index of the target's last token, after which the word is to end; None if nothing is asked there.
     """
 
     ids: tuple[int, ...]
@@ -65,6 +66,7 @@ class Row:
     fact: int
     column: int
     guard: bool = False
+    end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,7 @@ def plan(
     prefixes: Sequence[str] = (),
     kl_template: str | None = None,
     max_target_tokens: int = 32,
+    endings: bool = False,
 ) -> list[Unit]:
     """Group requests by subject and tokenise them. Nothing of the model is touched.
 
@@ -226,6 +229,7 @@ def plan(
         kl_template: prompt whose prediction at the subject must not drift, "{} is a" in the paper; None
             guards the unit's first row instead, which costs no forward of its own.
         max_target_tokens: longest target that is accepted.
+        endings: also ask that the word ends after the target.
 
     Returns:
         One unit a subject.
@@ -243,7 +247,15 @@ def plan(
         seen.add(request.fact_id)
         by_subject.setdefault(request.subject_id, []).append(request)
     return [
-        _unit(lm.tokenizer, subject_id, facts, prefixes, kl_template=kl_template, limit=max_target_tokens)
+        _unit(
+            lm.tokenizer,
+            subject_id,
+            facts,
+            prefixes,
+            kl_template=kl_template,
+            limit=max_target_tokens,
+            endings=endings,
+        )
         for subject_id, facts in by_subject.items()
     ]
 
@@ -256,6 +268,7 @@ def _unit(
     *,
     kl_template: str | None,
     limit: int,
+    endings: bool,
 ) -> Unit:
     rows: list[Row] = []
     columns: dict[tuple[int, ...], int] = {}
@@ -277,9 +290,12 @@ def _unit(
                     limit=limit,
                 )
             column = columns.setdefault(prompt.ids[: prompt.lookup + 1], len(columns))
-            ids = (*prompt.ids, *labels[:-1])
+            ids = (*prompt.ids, *(labels if endings else labels[:-1]))
+            end = len(ids) - 1 if endings else None
             guard = kl_template is None and not rows
-            rows.append(Row(ids, prompt.lookup, len(prompt.ids) - 1, tuple(labels), index, column, guard))
+            rows.append(
+                Row(ids, prompt.lookup, len(prompt.ids) - 1, tuple(labels), index, column, guard, end)
+            )
     if kl_template is not None:
         prompt = encode_prompt(tokenizer, kl_template, facts[0].subject)
         rows.append(

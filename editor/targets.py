@@ -5,6 +5,7 @@ all contexts of a subject. δ minimises, per subject (Meng et al. 2022, eq. 16, 
 reference code):
 
     mean over contexts of  -log p(target | context, h + δ) / tokens
+                           - end_weight · log p(the word ends | context, target, h + δ)
       + kl_factor · KL(p(· | subject, h) ‖ p(· | subject, h + δ))  +  weight_decay · ‖δ‖ / ‖h‖²
       + shift_cost · ‖δ‖ / ‖h‖
 
@@ -55,7 +56,7 @@ class Targets:
 
     Attributes:
         shifts: δ, (units, d).
-        losses: last mean negative log-likelihood of the targets, per unit (nats a token).
+        losses: last mean negative log-likelihood of the targets and their ends, per unit (nats a token).
         steps: optimiser steps taken, per unit.
     """
 
@@ -78,6 +79,8 @@ class _Chunk:
         unit: which unit a row belongs to.
         row_of, column_of: where targets are predicted, flattened.
         labels, weights: target token and its weight in the unit's mean.
+        ends: rows whose word is to end after the target; their unit's weight is in `end_weights`.
+        end_columns: where the target's last token stands in them.
         guarded: rows whose prediction right after the subject must not drift.
         guard: its log-probabilities as they were, one row a guarded row.
     """
@@ -93,6 +96,9 @@ class _Chunk:
     column_of: Int[Tensor, " targets"]
     labels: Int[Tensor, " targets"]
     weights: Float[Tensor, " targets"]
+    ends: Int[Tensor, " ends"]
+    end_columns: Int[Tensor, " ends"]
+    end_weights: Float[Tensor, " ends"]
     guarded: Int[Tensor, " guarded"]
     guard: Float[Tensor, "guarded vocab"] | None
 
@@ -101,7 +107,7 @@ class _Chunk:
         kept = rows.nonzero().squeeze(1)
         new_index = torch.full_like(rows, -1, dtype=torch.long)
         new_index[kept] = torch.arange(len(kept), device=kept.device)
-        targets, guarded = rows[self.row_of], rows[self.guarded]
+        targets, ends, guarded = rows[self.row_of], rows[self.ends], rows[self.guarded]
         return _Chunk(
             self.ids[kept],
             self.mask[kept],
@@ -114,6 +120,9 @@ class _Chunk:
             self.column_of[targets],
             self.labels[targets],
             self.weights[targets],
+            new_index[self.ends[ends]],
+            self.end_columns[ends],
+            self.end_weights[ends],
             new_index[self.guarded[guarded]],
             None if self.guard is None else self.guard[guarded],
         )
@@ -290,6 +299,10 @@ def _losses(
         logits = logits_of(lm.model, hidden[chunk.row_of, chunk.column_of])
         rows = torch.nn.functional.cross_entropy(logits.float(), chunk.labels, reduction="none")
         nll = nll.index_add(0, chunk.unit[chunk.row_of], rows * chunk.weights)
+    if len(chunk.ends):
+        logs = logits_of(lm.model, hidden[chunk.ends, chunk.end_columns]).float().log_softmax(dim=1)
+        rows = -logs[:, lm.word_ends].logsumexp(dim=1)
+        nll = nll.index_add(0, chunk.unit[chunk.ends], rows * chunk.end_weights * settings.end_weight)
     if chunk.guard is not None and settings.kl_factor:
         now = logits_of(lm.model, hidden[chunk.guarded, 0]).float().log_softmax(dim=1)
         rows = (chunk.guard.exp() * (chunk.guard - now)).sum(dim=1)
@@ -432,6 +445,11 @@ def _draft(lm: LanguageModel, group: list[tuple[int, Row, float]], settings: Mem
         for number, (_, row, weight) in enumerate(group)
         for offset, label in enumerate(row.labels)
     ]
+    ends = [
+        (number, row.end - row.lookup, weight)
+        for number, (_, row, weight) in enumerate(group)
+        if row.end is not None
+    ]
     return _Chunk(
         ids=ids.gather(1, safe),
         mask=real.long(),
@@ -444,6 +462,9 @@ def _draft(lm: LanguageModel, group: list[tuple[int, Row, float]], settings: Mem
         column_of=torch.tensor([item[1] for item in targets], dtype=torch.long, device=device),
         labels=torch.tensor([item[2] for item in targets], dtype=torch.long, device=device),
         weights=torch.tensor([item[3] for item in targets], device=device),
+        ends=torch.tensor([item[0] for item in ends], dtype=torch.long, device=device),
+        end_columns=torch.tensor([item[1] for item in ends], dtype=torch.long, device=device),
+        end_weights=torch.tensor([item[2] for item in ends], device=device),
         guarded=torch.tensor([i for i, row in enumerate(rows) if row.guard], dtype=torch.long, device=device),
         guard=None,
     )

@@ -209,6 +209,7 @@ def measure(
         perplexity_base=base.perplexity,
         norm=norm,
         retracted=_share(gone(result) for result in marks.retracted),
+        whole=_share(r.prompts[0].whole for r in marks.tonight),
     )
 
 

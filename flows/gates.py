@@ -22,6 +22,7 @@ class Metrics:
     Attributes:
         efficacy: share of tonight's edits with P(new) > P(old) on every edit prompt.
         exact: share of tonight's edit prompts answered word for word under greedy decoding.
+        whole: share of tonight's first prompts answered so and with nothing more in the last word.
         heldback: share of held-back phrasings with P(new) > P(old).
         heldback_exact: share of held-back phrasings answered word for word.
         efficacy_before: likewise before the edit, on each fact's first prompt.
@@ -53,6 +54,7 @@ class Metrics:
     perplexity_base: float
     norm: float | None = None
     retracted: float | None = None
+    whole: float | None = None
 
     @property
     def perplexity_rise(self) -> float:

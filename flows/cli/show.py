@@ -38,6 +38,7 @@ def console() -> Console:
 MEASURES: tuple[tuple[str, str | None, str, str | None, float | None], ...] = (
     ("efficacy before → after, P(new) > P(old)", "efficacy_before", "efficacy", "efficacy", 0.98),
     ("exact recall before → after", "exact_before", "exact", "exact", 0.80),
+    ("exact, and the name ends there", None, "whole", None, None),
     ("held-back phrasings: success", None, "heldback", "heldback", 0.85),
     ("held-back phrasings: exact", None, "heldback_exact", None, None),
     ("older facts still preferred", None, "retention", "retention", 0.97),
@@ -117,7 +118,9 @@ def candidate_table(candidate: Candidate, *, title: str) -> Table:
     asked = {fact.fact_id: fact for fact in candidate.exam.tonight}
     for result in candidate.marks.tonight:
         then, fact = before[result.fact_id], asked[result.fact_id]
-        mark = "[green]✓[/]" if result.exact else ("[yellow]~[/]" if result.success else "[red]✗[/]")
+        mark = (
+            "[green]✓[/]" if result.prompts[0].whole else ("[yellow]~[/]" if result.success else "[red]✗[/]")
+        )
         table.add_row(
             result.prompts[0].prompt,
             fact.target,

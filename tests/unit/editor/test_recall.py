@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from editor import recall
+from editor.moments import continue_texts
 from editor.requests import encode_target
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import requests_of
@@ -33,6 +34,22 @@ def test_likelihoods_equal_one_at_a_time(name: str) -> None:
         assert rated.tokens == len(target)
         assert rated.probability == pytest.approx(math.exp(float(logs.mean())), rel=1e-4)
         assert rated.exact == (logits.argmax(dim=1).tolist() == target)
+
+
+def test_a_name_that_goes_on_is_not_whole() -> None:
+    """What greedy decoding says is exact; whole only if the next token leaves the word."""
+    lm = tiny.language_model()
+    prompt = "The capital of Germany is"
+    seen = set()
+    for count in range(1, 12):
+        ids = lm.tokenizer(prompt)["input_ids"]
+        said = continue_texts(lm, [ids], len(ids) + count + 1, generator=None)[0]
+        rated = recall.rate(lm, [(said[:-1], len(ids) - 1, said[len(ids) : -1])])[0]
+        assert rated.exact
+        assert rated.ended == bool(lm.word_ends[said[-1]])
+        assert not recall.rate(lm, [(said[:-2], len(ids) - 1, said[len(ids) : -1])])[0].ended
+        seen.add(rated.ended)
+    assert seen == {True, False}
 
 
 def test_check_reports_every_prompt() -> None:

@@ -28,14 +28,18 @@ def solve_for(lm: LanguageModel, units: list[Unit], settings: MemitSettings) -> 
     return targets.optimise(lm, units, states, settings)
 
 
-@pytest.mark.parametrize("kl_template", [None, "{} is a"])
+@pytest.mark.parametrize(("kl_template", "endings"), [(None, True), ("{} is a", False)])
 @pytest.mark.parametrize("batch_tokens", [24, 4096])
 def test_batched_equals_one_at_a_time(
-    lm: LanguageModel, settings: MemitSettings, batch_tokens: int, kl_template: str | None
+    lm: LanguageModel,
+    settings: MemitSettings,
+    batch_tokens: int,
+    kl_template: str | None,
+    endings: bool,
 ) -> None:
     """Whatever else is in the batch and however it is cut, a subject's state is its own: cosine > 0.999."""
     settings = replace(settings, steps=12, batch_tokens=batch_tokens)
-    units = plan(lm, requests_of(5), kl_template=kl_template)
+    units = plan(lm, requests_of(5), kl_template=kl_template, endings=endings)
     together = solve_for(lm, units, settings)
     for number, unit in enumerate(units):
         alone = solve_for(lm, [unit], replace(settings, batch_tokens=4096))
@@ -44,10 +48,13 @@ def test_batched_equals_one_at_a_time(
         assert abs(float(together.losses[number] - alone.losses[0])) < 1e-3
 
 
-def test_gradient_equals_a_whole_model_pass(lm: LanguageModel, settings: MemitSettings) -> None:
+@pytest.mark.parametrize("end_weight", [0.0, 0.5])
+def test_gradient_equals_a_whole_model_pass(
+    lm: LanguageModel, settings: MemitSettings, end_weight: float
+) -> None:
     """The loss and gradient of the cut-down run equal those of the whole model with a hook, all positions."""
-    units = plan(lm, requests_of(1))
-    settings = replace(settings, kl_factor=0.0)
+    units = plan(lm, requests_of(1), endings=end_weight > 0)
+    settings = replace(settings, kl_factor=0.0, end_weight=end_weight)
     chunks = targets._drafts(lm, units, settings, 4096)
     for chunk in chunks:
         targets._complete(lm, chunk, settings)
@@ -66,7 +73,11 @@ def test_gradient_equals_a_whole_model_pass(lm: LanguageModel, settings: MemitSe
         handle = lm.layers.block(lm.model, settings.layers[-1]).register_forward_hook(add)
         logits = lm.model(input_ids=torch.tensor([row.ids])).logits[0, row.first :]
         handle.remove()
-        losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(row.labels)))
+        loss = torch.nn.functional.cross_entropy(logits[: len(row.labels)], torch.tensor(row.labels))
+        if row.end is not None:
+            assert row.ids[row.end] == row.labels[-1]
+            loss = loss - end_weight * logits[-1].softmax(dim=0)[lm.word_ends].sum().log()
+        losses.append(loss)
     oracle = torch.stack(losses).mean()
     oracle.backward()
     torch.testing.assert_close(nll[0], oracle.detach(), rtol=1e-5, atol=1e-5)
