@@ -126,14 +126,7 @@ def edit(
     _check_subjects(requests, live)
     check_fit((*live, *retired), settings, lm)
     moments.require(lm, settings.layers)
-    units = plan(
-        lm,
-        requests,
-        prefixes=prefixes,
-        kl_template=_PAPER_KL_TEMPLATE if settings.contexts == "prefixes" else None,
-        max_target_tokens=settings.max_target_tokens,
-        endings=settings.end_weight > 0,
-    )
+    units = units_of(lm, requests, settings, prefixes)
     history = tuple(live) if settings.history else ()
     with restored_on_failure(lm, settings.layers):
         before = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in settings.layers}
@@ -304,6 +297,24 @@ class _Columns:
         total = torch.zeros_like(own).index_add(0, self.text_owner, rows.float())
         others = (total - own) / (sizes - 1).clamp(min=1)[:, None]
         return torch.where(sizes[:, None] > 1, 0.5 * own + 0.5 * others, own)
+
+
+def units_of(
+    lm: LanguageModel, requests: Sequence[EditRequest], settings: MemitSettings, prefixes: Sequence[str]
+) -> list[Unit]:
+    """Tokenise requests as the settings ask for it.
+
+    Raises:
+        RequestError: a request cannot be carried out as written.
+    """
+    return plan(
+        lm,
+        requests,
+        prefixes=prefixes,
+        kl_template=_PAPER_KL_TEMPLATE if settings.contexts == "prefixes" else None,
+        max_target_tokens=settings.max_target_tokens,
+        endings=settings.end_weight > 0,
+    )
 
 
 def depends_on(lm: LanguageModel, unit: Unit, settings: MemitSettings) -> str:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from editor import memit
-from editor.requests import plan
 from editor.write import write_states
 
 if TYPE_CHECKING:
@@ -123,13 +122,7 @@ def unchanged(
         prefixes: as in `rebuild`.
     """
     by_subject = {state.subject_id: state for state in stored}
-    units = plan(
-        lm,
-        requests,
-        prefixes=prefixes,
-        kl_template="{} is a" if settings.contexts == "prefixes" else None,
-        max_target_tokens=settings.max_target_tokens,
-    )
+    units = memit.units_of(lm, requests, settings, prefixes)
     found = ((unit, by_subject.get(unit.subject_id)) for unit in units)
     return [
         state

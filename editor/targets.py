@@ -56,7 +56,7 @@ class Targets:
 
     Attributes:
         shifts: δ, (units, d).
-        losses: last mean negative log-likelihood of the targets and their ends, per unit (nats a token).
+        losses: last mean negative log-likelihood of the targets, per unit (nats a token).
         steps: optimiser steps taken, per unit.
     """
 
@@ -233,9 +233,9 @@ def _descend(
     losses = torch.zeros(len(units), device=anchors.device)
     for _ in range(settings.steps + 1):
         point = descent.point
-        nll, divergence, gradient = _evaluate(lm, chunks, point, settings)
+        nll, beside, gradient = _evaluate(lm, chunks, point, settings)
         size = point.norm(dim=1)
-        total = nll + settings.kl_factor * divergence + decay * size
+        total = nll + beside + decay * size
         _require_finite(total, active, units)
         # d/dδ of ‖δ‖, zero where δ is zero.
         gradient += (decay + cost)[:, None] * torch.nn.functional.normalize(point, dim=1)
@@ -260,18 +260,17 @@ def _descent(lengths: Float[Tensor, " units"], width: int, settings: MemitSettin
 def _evaluate(
     lm: LanguageModel, chunks: Sequence[_Chunk], value: Tensor, settings: MemitSettings
 ) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"], Float[Tensor, "units d"]]:
-    """Return NLL, KL and the gradient of their weighted sum, per unit."""
+    """Return the targets' NLL, what is asked beside it, and the gradient of their sum, per unit."""
     shift = value.detach().requires_grad_()
     count = len(value)
-    nll, divergence = torch.zeros(count, device=value.device), torch.zeros(count, device=value.device)
+    nll, beside = torch.zeros(count, device=value.device), torch.zeros(count, device=value.device)
     gradient = torch.zeros_like(value)
     for chunk in chunks:
-        chunk_nll, chunk_divergence = _losses(lm, chunk, shift, count, settings)
-        loss = (chunk_nll + settings.kl_factor * chunk_divergence).sum()
-        gradient += torch.autograd.grad(loss, shift)[0]
+        chunk_nll, chunk_beside = _losses(lm, chunk, shift, count, settings)
+        gradient += torch.autograd.grad((chunk_nll + chunk_beside).sum(), shift)[0]
         nll += chunk_nll.detach()
-        divergence += chunk_divergence.detach()
-    return nll, divergence, gradient
+        beside += chunk_beside.detach()
+    return nll, beside, gradient
 
 
 def _require_finite(total: Tensor, active: Tensor, units: Sequence[Unit]) -> None:
@@ -292,9 +291,9 @@ def _compact(chunk: _Chunk, active: Tensor) -> _Chunk:
 def _losses(
     lm: LanguageModel, chunk: _Chunk, shift: Tensor, count: int, settings: MemitSettings
 ) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"]]:
-    """Return mean target NLL and KL of every unit that has rows in this chunk."""
+    """Return mean target NLL, and weighted word end and KL, of every unit that has rows in this chunk."""
     hidden = _run_above(lm, chunk, shift, settings)
-    nll = divergence = torch.zeros(count, device=shift.device)
+    nll = beside = torch.zeros(count, device=shift.device)
     if len(chunk.labels):
         logits = logits_of(lm.model, hidden[chunk.row_of, chunk.column_of])
         rows = torch.nn.functional.cross_entropy(logits.float(), chunk.labels, reduction="none")
@@ -302,12 +301,13 @@ def _losses(
     if len(chunk.ends):
         logs = logits_of(lm.model, hidden[chunk.ends, chunk.end_columns]).float().log_softmax(dim=1)
         rows = -logs[:, lm.word_ends].logsumexp(dim=1)
-        nll = nll.index_add(0, chunk.unit[chunk.ends], rows * chunk.end_weights * settings.end_weight)
+        weights = settings.end_weight * chunk.end_weights
+        beside = beside.index_add(0, chunk.unit[chunk.ends], rows * weights)
     if chunk.guard is not None and settings.kl_factor:
         now = logits_of(lm.model, hidden[chunk.guarded, 0]).float().log_softmax(dim=1)
         rows = (chunk.guard.exp() * (chunk.guard - now)).sum(dim=1)
-        divergence = divergence.index_add(0, chunk.unit[chunk.guarded], rows)
-    return nll, divergence
+        beside = beside.index_add(0, chunk.unit[chunk.guarded], settings.kl_factor * rows)
+    return nll, beside
 
 
 def _run_above(lm: LanguageModel, chunk: _Chunk, shift: Tensor | None, settings: MemitSettings) -> Tensor:
