@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+import torch
 from transformers import DynamicCache
 
 from editor.layers import backbone
@@ -182,3 +183,25 @@ def cache_of(
     # The masks read the cached length from the first layer; layers that are skipped hold one shared zero.
     empty = reference.new_zeros(()).expand(batch, 1, length, 1)
     return DynamicCache([stored.get(layer, (empty, empty)) for layer in range(lm.layers.count)])
+
+
+def padded(
+    rows: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
+    """Pad token rows on the right.
+
+    Args:
+        rows: token ids.
+        device: where to put the result.
+
+    Returns:
+        Ids (0 where padded), mask and positions.
+    """
+    longest = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(list(row), dtype=torch.long)
+        mask[number, : len(row)] = 1
+    positions = torch.arange(longest).expand(len(rows), -1).contiguous()
+    return ids.to(device), mask.to(device), positions.to(device)

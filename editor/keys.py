@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from editor import activations
-from editor.targets import padded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +75,7 @@ class KeyReader:
 
 class _Batch:
     def __init__(self, lm: LanguageModel, texts: Sequence[Sequence[int]]) -> None:
-        self._ids, self._mask, self._positions = padded(texts, lm.device)
+        self._ids, self._mask, self._positions = activations.padded(texts, lm.device)
         self._ends = torch.tensor([len(text) - 1 for text in texts], device=lm.device)
         self._rows = torch.arange(len(texts), device=lm.device)
         self._start = 0

@@ -11,7 +11,6 @@ import torch
 from editor import activations
 from editor.layers import logits_of
 from editor.requests import encode, encode_target, render
-from editor.targets import padded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,7 +63,7 @@ def nll(lm: LanguageModel, rows: Sequence[Line]) -> Float[Tensor, " rows"]:
     Returns:
         Mean negative log-likelihood per line, in nats a token.
     """
-    ids, mask, positions = padded([row.ids for row in rows], lm.device)
+    ids, mask, positions = activations.padded([row.ids for row in rows], lm.device)
     hidden = activations.run(lm, ids, mask, positions)
     where = [(number, row.first + step) for number, row in enumerate(rows) for step in range(len(row.labels))]
     labels = torch.tensor([label for row in rows for label in row.labels], device=lm.device)
@@ -122,7 +121,7 @@ def descend(
 
 def next_token(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Float[Tensor, "rows vocab"]:
     """Return the log-probabilities of the token after each text, with their graph."""
-    ids, mask, positions = padded(rows, lm.device)
+    ids, mask, positions = activations.padded(rows, lm.device)
     hidden = activations.run(lm, ids, mask, positions)
     last = mask.sum(dim=1) - 1
     picked = hidden[torch.arange(len(rows), device=lm.device), last]  # type: ignore[index]

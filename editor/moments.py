@@ -27,7 +27,6 @@ from editor.keys import KeyReader
 from editor.layers import logits_of
 from editor.requests import encode_prompt
 from editor.state import digest_of
-from editor.targets import padded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -284,7 +283,7 @@ def continue_texts(
     Returns:
         The starts with their continuations.
     """
-    ids, mask, positions = padded(starts, lm.device)
+    ids, mask, positions = activations.padded(starts, lm.device)
     lengths = mask.sum(dim=1)
     cache = DynamicCache()
     rows = torch.arange(len(starts), device=lm.device)
@@ -381,7 +380,7 @@ def _accumulate(
     while ordered:
         width = max(1, _BATCH_TOKENS // max(1, len(ordered[-1])))
         group, ordered = ordered[-width:], ordered[:-width]
-        ids, mask, positions = padded(group, lm.device)
+        ids, mask, positions = activations.padded(group, lm.device)
         with activations.record(lm, keys=layers) as (keys, _):
             activations.run(lm, ids, mask, positions, stop_after=max(layers))
         for layer in layers:

@@ -17,7 +17,6 @@ from editor import activations
 from editor.layers import logits_of
 from editor.moments import continue_texts
 from editor.requests import encode, encode_target, render
-from editor.targets import padded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -225,7 +224,7 @@ def rate(
 
 
 def _rate(lm: LanguageModel, rows: Sequence[tuple[Sequence[int], int, Sequence[int]]]) -> list[Likelihood]:
-    ids, mask, positions = padded([row[0] for row in rows], lm.device)
+    ids, mask, positions = activations.padded([row[0] for row in rows], lm.device)
     hidden = activations.run(lm, ids, mask, positions)
     where = [
         (number, first + offset)
@@ -353,7 +352,7 @@ def perplexity(lm: LanguageModel, texts: Sequence[str], *, length: int = 256) ->
     while rows:
         width = max(1, _BATCH_TOKENS // len(rows[-1]))
         group, rows = rows[-width:], rows[:-width]
-        ids, mask, positions = padded(group, lm.device)
+        ids, mask, positions = activations.padded(group, lm.device)
         hidden = activations.run(lm, ids, mask, positions)
         valid = mask[:, 1:].bool()
         for number in range(len(group)):

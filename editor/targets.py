@@ -21,7 +21,6 @@ it a shift_cost, without which it goes far for the last of the loss.
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,20 +28,23 @@ import torch
 from transformers import DynamicCache
 
 from editor import activations
+from editor.chunks import drafts
 from editor.descent import RowAdam, RowLBFGS
 from editor.errors import NonFiniteError, OutOfMemoryError
 from editor.layers import logits_of
+from editor.precision import dtype_of, lowered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Float, Int
     from torch import Tensor
 
+    from editor.chunks import Chunk
     from editor.descent import Descent
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
-    from editor.requests import Row, Unit
+    from editor.requests import Unit
 
 log = logging.getLogger(__name__)
 
@@ -63,69 +65,6 @@ class Targets:
     shifts: Float[Tensor, "units d"]
     losses: Float[Tensor, " units"]
     steps: Int[Tensor, " units"]
-
-
-@dataclass(slots=True)
-class _Chunk:
-    """Rows that run together, cut down to what depends on δ.
-
-    Attributes:
-        ids: tokens from the subject's last on, padded on the right.
-        mask: cached tokens, then these tokens; 1 where real.
-        positions: of these tokens in their texts.
-        states: output of the last edited block at these tokens.
-        before: output of the last edited block at the tokens before; dropped once `stored` is made.
-        stored: by layer above, keys and values of the tokens before the subject's last.
-        unit: which unit a row belongs to.
-        row_of, column_of: where targets are predicted, flattened.
-        labels, weights: target token and its weight in the unit's mean.
-        ends: rows whose word is to end after the target; their unit's weight is in `end_weights`.
-        end_columns: where the target's last token stands in them.
-        guarded: rows whose prediction right after the subject must not drift.
-        guard: its log-probabilities as they were, one row a guarded row.
-    """
-
-    ids: Int[Tensor, "rows tokens"]
-    mask: Int[Tensor, "rows all_tokens"]
-    positions: Int[Tensor, "rows tokens"]
-    states: Float[Tensor, "rows tokens d"]
-    before: Float[Tensor, "rows earlier d"]
-    stored: dict[int, tuple[Tensor, Tensor]]
-    unit: Int[Tensor, " rows"]
-    row_of: Int[Tensor, " targets"]
-    column_of: Int[Tensor, " targets"]
-    labels: Int[Tensor, " targets"]
-    weights: Float[Tensor, " targets"]
-    ends: Int[Tensor, " ends"]
-    end_columns: Int[Tensor, " ends"]
-    end_weights: Float[Tensor, " ends"]
-    guarded: Int[Tensor, " guarded"]
-    guard: Float[Tensor, "guarded vocab"] | None
-
-    def keep(self, rows: Bool[Tensor, " rows"]) -> _Chunk:
-        """Return the chunk without the other rows."""
-        kept = rows.nonzero().squeeze(1)
-        new_index = torch.full_like(rows, -1, dtype=torch.long)
-        new_index[kept] = torch.arange(len(kept), device=kept.device)
-        targets, ends, guarded = rows[self.row_of], rows[self.ends], rows[self.guarded]
-        return _Chunk(
-            self.ids[kept],
-            self.mask[kept],
-            self.positions[kept],
-            self.states[kept],
-            self.before[kept],
-            {layer: (k[kept], v[kept]) for layer, (k, v) in self.stored.items()},
-            self.unit[kept],
-            new_index[self.row_of[targets]],
-            self.column_of[targets],
-            self.labels[targets],
-            self.weights[targets],
-            new_index[self.ends[ends]],
-            self.end_columns[ends],
-            self.end_weights[ends],
-            new_index[self.guarded[guarded]],
-            None if self.guard is None else self.guard[guarded],
-        )
 
 
 def optimise(
@@ -208,7 +147,7 @@ def _optimise_wave(
     batch_tokens: int,
     report: Callable[[int], None],
 ) -> Targets:
-    chunks = _drafts(lm, units, settings, batch_tokens)
+    chunks = drafts(lm, units, settings, batch_tokens)
     with lowered(lm, settings), activations.plain_attention(lm):
         for chunk in chunks:
             _complete(lm, chunk, settings)
@@ -219,7 +158,7 @@ def _descend(
     lm: LanguageModel,
     units: Sequence[Unit],
     anchors: Tensor,
-    chunks: list[_Chunk],
+    chunks: list[Chunk],
     settings: MemitSettings,
     *,
     report: Callable[[int], None],
@@ -258,7 +197,7 @@ def _descent(lengths: Float[Tensor, " units"], width: int, settings: MemitSettin
 
 
 def _evaluate(
-    lm: LanguageModel, chunks: Sequence[_Chunk], value: Tensor, settings: MemitSettings
+    lm: LanguageModel, chunks: Sequence[Chunk], value: Tensor, settings: MemitSettings
 ) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"], Float[Tensor, "units d"]]:
     """Return the targets' NLL, what is asked beside it, and the gradient of their sum, per unit."""
     shift = value.detach().requires_grad_()
@@ -283,13 +222,13 @@ def _require_finite(total: Tensor, active: Tensor, units: Sequence[Unit]) -> Non
         )
 
 
-def _compact(chunk: _Chunk, active: Tensor) -> _Chunk:
+def _compact(chunk: Chunk, active: Tensor) -> Chunk:
     rows = active[chunk.unit]
     return chunk.keep(rows) if float(rows.float().mean()) < _COMPACT_BELOW else chunk
 
 
 def _losses(
-    lm: LanguageModel, chunk: _Chunk, shift: Tensor, count: int, settings: MemitSettings
+    lm: LanguageModel, chunk: Chunk, shift: Tensor, count: int, settings: MemitSettings
 ) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"]]:
     """Return mean target NLL, and weighted word end and KL, of every unit that has rows in this chunk."""
     hidden = _run_above(lm, chunk, shift, settings)
@@ -310,7 +249,7 @@ def _losses(
     return nll, beside
 
 
-def _run_above(lm: LanguageModel, chunk: _Chunk, shift: Tensor | None, settings: MemitSettings) -> Tensor:
+def _run_above(lm: LanguageModel, chunk: Chunk, shift: Tensor | None, settings: MemitSettings) -> Tensor:
     states = chunk.states
     if shift is not None:
         first = states[:, :1] + shift[chunk.unit][:, None].to(states.dtype)
@@ -323,7 +262,7 @@ def _run_above(lm: LanguageModel, chunk: _Chunk, shift: Tensor | None, settings:
         chunk.mask,
         chunk.positions,
         start=settings.layers[-1] + 1,
-        states=states.to(_dtype_of(lm)),
+        states=states.to(dtype_of(lm)),
         cache=cache,
     )
     if hidden is None:
@@ -331,60 +270,8 @@ def _run_above(lm: LanguageModel, chunk: _Chunk, shift: Tensor | None, settings:
     return hidden
 
 
-def _dtype_of(lm: LanguageModel) -> torch.dtype:
-    """Return the precision in which the blocks above run at the moment: that of the head."""
-    return lm.model.get_output_embeddings().weight.dtype  # type: ignore[no-any-return, operator]
-
-
-@contextmanager
-def lowered(lm: LanguageModel, settings: MemitSettings) -> Iterator[None]:
-    """Hold everything but the blocks up to the last edited one in bfloat16, where that is asked for and pays.
-
-    The float32 weights are put back as the same tensors on leaving, so nothing is rounded for good. Casting
-    once beats autocast, which casts every weight at every step (a quarter of a step on a CPU with AMX).
-
-    Args:
-        lm: the model.
-        settings: `precision` and `layers`.
-    """
-    wanted = settings.precision
-    if wanted == "auto":
-        wanted = "bfloat16" if _fast_bfloat16(lm.device) else "float32"
-    kept: set[int] = set()
-    for layer in range(settings.layers[-1] + 1):
-        kept.update(id(p) for p in lm.layers.block(lm.model, layer).parameters())
-    casts = [p for p in lm.model.parameters() if id(p) not in kept and p.dtype == torch.float32]
-    saved: list[tuple[torch.nn.Parameter, Tensor]] = []
-    try:
-        for parameter in casts if wanted == "bfloat16" else []:
-            saved.append((parameter, parameter.data))
-            parameter.data = parameter.data.to(torch.bfloat16)
-        yield
-    finally:
-        for parameter, data in saved:
-            parameter.data = data
-
-
-def _fast_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_amx_tile_supported())  # noqa: SLF001 - torch has no public question for this yet
-
-
-def _drafts(
-    lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings, batch_tokens: int
-) -> list[_Chunk]:
-    """Cut rows into chunks of like length and run the blocks below once, in the model's own precision."""
-    weights = [1.0 / max(1, sum(row.fact >= 0 for row in unit.rows)) for unit in units]
-    flat = [(number, row, weights[number]) for number, unit in enumerate(units) for row in unit.rows]
-    plain = sorted((item for item in flat if item[1].fact >= 0), key=_tail_length)
-    guards = sorted((item for item in flat if item[1].fact < 0), key=lambda item: len(item[1].ids))
-    groups = [*_groups(plain, batch_tokens), *_groups(guards, batch_tokens)]
-    return [_draft(lm, group, settings) for group in groups]
-
-
 @torch.no_grad()
-def _complete(lm: LanguageModel, chunk: _Chunk, settings: MemitSettings) -> None:
+def _complete(lm: LanguageModel, chunk: Chunk, settings: MemitSettings) -> None:
     """Run what lies above and does not depend on δ: keys and values of earlier tokens, the KL reference."""
     start, length = settings.layers[-1] + 1, chunk.before.shape[1]
     if length and start < lm.layers.count:
@@ -395,7 +282,7 @@ def _complete(lm: LanguageModel, chunk: _Chunk, settings: MemitSettings) -> None
             chunk.mask[:, :length],
             torch.arange(length, device=lm.device).expand(len(chunk.ids), -1),
             start=start,
-            states=chunk.before.to(_dtype_of(lm)),
+            states=chunk.before.to(dtype_of(lm)),
             cache=cache,
         )
         above = range(start, lm.layers.count)
@@ -406,87 +293,3 @@ def _complete(lm: LanguageModel, chunk: _Chunk, settings: MemitSettings) -> None
     if len(chunk.guarded) and settings.kl_factor:
         hidden = _run_above(lm, chunk, None, settings)
         chunk.guard = logits_of(lm.model, hidden[chunk.guarded, 0]).float().log_softmax(dim=1)
-
-
-def _tail_length(item: tuple[int, Row, float]) -> tuple[int, int]:
-    row = item[1]
-    return len(row.ids) - row.lookup, len(row.ids)
-
-
-def _groups(items: list[tuple[int, Row, float]], batch_tokens: int) -> list[list[tuple[int, Row, float]]]:
-    groups: list[list[tuple[int, Row, float]]] = []
-    tail = 0
-    for item in items:
-        length = _tail_length(item)[0]
-        if not groups or max(tail, length) * (len(groups[-1]) + 1) > batch_tokens:
-            groups.append([])
-            tail = 0
-        groups[-1].append(item)
-        tail = max(tail, length)
-    return groups
-
-
-@torch.no_grad()
-def _draft(lm: LanguageModel, group: list[tuple[int, Row, float]], settings: MemitSettings) -> _Chunk:
-    rows = [row for _, row, _ in group]
-    device, last = lm.device, settings.layers[-1]
-    ids, mask, positions = padded([row.ids for row in rows], device)
-    with activations.record(lm, states=[last]) as (_, states):
-        activations.run(lm, ids, mask, positions, stop_after=last)
-    lookups = torch.tensor([row.lookup for row in rows], device=device)
-    tails = torch.tensor([len(row.ids) for row in rows], device=device) - lookups
-    before = int(lookups.max())
-    steps = torch.arange(int(tails.max()), device=device)
-    index = lookups[:, None] + steps
-    safe = index.clamp(max=ids.shape[1] - 1)
-    real = torch.cat([positions[:, :before] < lookups[:, None], steps < tails[:, None]], dim=1)
-    targets = [
-        (number, row.first - row.lookup + offset, label, weight / len(row.labels))
-        for number, (_, row, weight) in enumerate(group)
-        for offset, label in enumerate(row.labels)
-    ]
-    ends = [
-        (number, row.end - row.lookup, weight)
-        for number, (_, row, weight) in enumerate(group)
-        if row.end is not None
-    ]
-    return _Chunk(
-        ids=ids.gather(1, safe),
-        mask=real.long(),
-        positions=index,
-        states=states[last].gather(1, safe[:, :, None].expand(-1, -1, lm.layers.d)),
-        before=states[last][:, :before],
-        stored={},
-        unit=torch.tensor([number for number, _, _ in group], device=device),
-        row_of=torch.tensor([item[0] for item in targets], dtype=torch.long, device=device),
-        column_of=torch.tensor([item[1] for item in targets], dtype=torch.long, device=device),
-        labels=torch.tensor([item[2] for item in targets], dtype=torch.long, device=device),
-        weights=torch.tensor([item[3] for item in targets], device=device),
-        ends=torch.tensor([item[0] for item in ends], dtype=torch.long, device=device),
-        end_columns=torch.tensor([item[1] for item in ends], dtype=torch.long, device=device),
-        end_weights=torch.tensor([item[2] for item in ends], device=device),
-        guarded=torch.tensor([i for i, row in enumerate(rows) if row.guard], dtype=torch.long, device=device),
-        guard=None,
-    )
-
-
-def padded(
-    rows: Sequence[Sequence[int]], device: torch.device
-) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
-    """Pad token rows on the right.
-
-    Args:
-        rows: token ids.
-        device: where to put the result.
-
-    Returns:
-        Ids (0 where padded), mask and positions.
-    """
-    longest = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = torch.tensor(list(row), dtype=torch.long)
-        mask[number, : len(row)] = 1
-    positions = torch.arange(longest).expand(len(rows), -1).contiguous()
-    return ids.to(device), mask.to(device), positions.to(device)

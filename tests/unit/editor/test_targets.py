@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from editor import targets
+from editor.chunks import drafts as chunks_of
 from editor.errors import OutOfMemoryError
 from editor.keys import KeyReader
 from editor.requests import plan
@@ -55,7 +56,7 @@ def test_gradient_equals_a_whole_model_pass(
     """The loss and gradient of the cut-down run equal those of the whole model with a hook, all positions."""
     units = plan(lm, requests_of(1), endings=end_weight > 0)
     settings = replace(settings, kl_factor=0.0, end_weight=end_weight)
-    chunks = targets._drafts(lm, units, settings, 4096)
+    chunks = chunks_of(lm, units, settings, 4096)
     for chunk in chunks:
         targets._complete(lm, chunk, settings)
     shift = torch.randn(1, lm.layers.d, generator=torch.Generator().manual_seed(0))
