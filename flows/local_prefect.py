@@ -29,6 +29,17 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 _PR_SET_PDEATHSIG = 1
 
+_LOOPBACK = " ".join(f"{scheme}://{name}:*" for scheme in ("http", "ws") for name in (HOST, "localhost"))
+STAY_HERE = (
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'self\' \'unsafe-inline\' '
+    f"'unsafe-eval' data: blob: {_LOOPBACK}\">"
+)
+"""What the interface's pages tell the browser: load from this machine, ask this machine, nobody else.
+
+Prefect's second interface fetches a vendor's script even with analytics off, and the first one has a button
+that switches to it.
+"""
+
 
 def environment(settings: Settings) -> dict[str, str]:
     """Settings of Prefect and torch for this home: its own database, no telemetry, loopback only."""
@@ -37,9 +48,12 @@ def environment(settings: Settings) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        # The V2 interface makes the browser fetch a vendor's script even with analytics off.
         "PREFECT_SERVER_UI_V2_ENABLED": "true" if settings.ui == "v2" else "false",
+        # Prefect copies its pages there when it starts; `keep_here` marks them.
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(_pages(settings)),
         "PREFECT_SERVER_API_HOST": HOST,
+        # A command without `factsync up` starts a server for itself; on a busy machine that takes a while.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
         "PREFECT_LOGGING_LEVEL": "WARNING",
@@ -110,10 +124,23 @@ def start_server(settings: Settings, *, start_timeout_s: float = 90.0) -> subpro
     child = start_prefect(settings, command, "server.log", {"PREFECT_UI_API_URL": api_url})
     try:
         _wait(child, api_url, settings.prefect_dir / "server.log", start_timeout_s)
+        keep_here(settings)
     except BaseException:
         stop(child)
         raise
     return child
+
+
+def _pages(settings: Settings) -> Path:
+    return settings.prefect_dir / "ui"
+
+
+def keep_here(settings: Settings) -> None:
+    """Write `STAY_HERE` into the interface's pages, this home's own copy of them."""
+    for page in _pages(settings).glob("*/index.html"):
+        text = page.read_text(encoding="utf-8")
+        if STAY_HERE not in text:
+            page.write_text(text.replace("<head>", f"<head>{STAY_HERE}", 1), encoding="utf-8")
 
 
 def start_prefect(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ def worker_environment(settings: Settings, api_url: str) -> dict[str, str]:
 
     return {
         "PREFECT_API_URL": api_url,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         "FACTSYNC_HOME": str(settings.home),
         "PREFECT_WORKER_QUERY_SECONDS": str(POLL_S),
         # A run says that it lives this often; the automation ends runs that fell silent.

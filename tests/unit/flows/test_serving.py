@@ -32,10 +32,25 @@ def test_the_second_interface_is_a_choice(settings):
     assert local_prefect.environment(chosen)["PREFECT_SERVER_UI_V2_ENABLED"] == "true"
 
 
-def test_a_worker_knows_the_home_and_our_packages(settings):
+def test_pages_are_told_once_to_stay_here(settings):
+    pages = [settings.prefect_dir / "ui" / version / "index.html" for version in ("v1", "v2")]
+    for page in pages:
+        page.parent.mkdir(parents=True)
+        page.write_text("<html>\n  <head>\n    <title>Prefect</title>")
+    for _ in range(2):
+        local_prefect.keep_here(settings)
+    for page in pages:
+        assert page.read_text().count("Content-Security-Policy") == 1
+        assert page.read_text().index("Content-Security-Policy") < page.read_text().index("<title>")
+
+
+def test_a_worker_knows_the_home_and_our_packages(settings, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/mine")
     values = serving.worker_environment(settings, "http://127.0.0.1:4200/api")
     assert values["FACTSYNC_HOME"] == str(settings.home)
-    assert (settings.home.__class__(values["PYTHONPATH"]) / "flows").is_dir()
+    ours, mine = values["PYTHONPATH"].split(":")
+    assert (Path(ours) / "flows").is_dir()
+    assert mine == "/mine"
     assert serving.SILENT_FOR_S >= 3 * serving.HEARTBEAT_S
 
 
