@@ -6,7 +6,9 @@ The ledger first holds `known` statements, written in SQL. Then `incoming`
 statements arrive as one pull: of them 80% stand as known, 10% have changed, 10% are new, and one known
 statement in a hundred of the pulled groups is missing. The yardstick loads the same incoming rows, made by
 the same generator, into an empty table of the same columns and indexes: `executemany` in one transaction on
-SQLite, `COPY` on PostgreSQL. Each database lives in a scratch folder that is removed at the end.
+SQLite, `COPY` on PostgreSQL. Wall clock, and beside it the CPU time of this process and of PostgreSQL's own,
+which says more on a machine that others use too. Each database lives in a scratch folder that is removed
+at the end.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,12 +125,52 @@ def groups(count: int) -> Iterator[tuple[str, str]]:
         yield f"Q{1000 + number // 4}", "P54" if number % 4 < 2 else "P39"
 
 
+@dataclass(frozen=True)
+class Took:
+    """Seconds by the clock on the wall and of processors."""
+
+    wall_s: float
+    cpu_s: float
+
+    @classmethod
+    def now(cls, ledger: Ledger) -> Took:
+        """Both clocks as they stand."""
+        cpu_s = time.process_time()
+        if ledger.url.get_backend_name() == "postgresql":
+            cpu_s += server_cpu_s(ledger)
+        return cls(time.perf_counter(), cpu_s)
+
+    def since(self, start: Took) -> Took:
+        """What passed between two readings."""
+        return Took(self.wall_s - start.wall_s, self.cpu_s - start.cpu_s)
+
+    def line(self, what: str, count: int) -> str:
+        """One line of the report."""
+        return (
+            f"{what:<17} {count:>9,} statements in {self.wall_s:7.1f} s  {count / self.wall_s:9,.0f}/s"
+            f"  CPU {self.cpu_s:6.1f} s"
+        )
+
+
+def server_cpu_s(ledger: Ledger) -> float:
+    """CPU time of the server's processes, our session's and the background ones; it runs on this machine."""
+    with ledger.engine.connect() as connection:
+        pids = connection.scalars(text("SELECT pid FROM pg_stat_activity")).all()
+    ticks = 0
+    for pid in pids:
+        stat = Path(f"/proc/{pid}/stat")
+        if stat.exists():
+            fields = stat.read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def timed_ingest(
     ledger: Ledger, lease: Lease, rows: Iterator[StatementRow], pairs: Iterable[Pair]
-) -> tuple[IngestReport, float]:
-    """Ingest as one pull; return the report and the seconds it took."""
+) -> tuple[IngestReport, Took]:
+    """Ingest as one pull; return the report and how long it took."""
     run = ledger.begin_run(lease, "sync", reference_time=START)
-    start = time.perf_counter()
+    start = Took.now(ledger)
     report = ledger.ingest(
         lease,
         run,
@@ -137,13 +180,13 @@ def timed_ingest(
         statements=rows,
         pulled_groups=pairs,
     )
-    took_s = time.perf_counter() - start
+    took = Took.now(ledger).since(start)
     ledger.finish_run(lease, run, "nothing")
-    return report, took_s
+    return report, took
 
 
-def bulk_load(ledger: Ledger, known: int, count: int) -> float:
-    """Load the second pull's rows with the database's own means; return the seconds it took."""
+def bulk_load(ledger: Ledger, known: int, count: int) -> Took:
+    """Load the second pull's rows with the database's own means; return how long it took."""
     sqlite = ledger.url.get_backend_name() == "sqlite"
     with writing(ledger.engine) as connection:
         if sqlite:
@@ -172,13 +215,13 @@ def bulk_load(ledger: Ledger, known: int, count: int) -> float:
                 row.valid_from, row.valid_to, START, None, None, 1, None,
             )  # fmt: skip
 
-    start = time.perf_counter()
+    start = Took.now(ledger)
     with writing(ledger.engine) as connection:
         staging.fill(connection, "bulk", COLUMNS, rows())
-    took_s = time.perf_counter() - start
+    took = Took.now(ledger).since(start)
     with writing(ledger.engine) as connection:
         connection.exec_driver_sql("DROP TABLE bulk")
-    return took_s
+    return took
 
 
 def run(url: str, known: int, count: int) -> None:
@@ -192,25 +235,17 @@ def run(url: str, known: int, count: int) -> None:
                 f"filled            {known:>9,} statements in {time.perf_counter() - start:7.1f} s",
                 flush=True,
             )
-            bulk_s = bulk_load(ledger, known, count)
+            bulk = bulk_load(ledger, known, count)
             given = sum(1 for _ in incoming(known, count))
-            print(
-                f"bulk load         {given:>9,} rows       in {bulk_s:7.1f} s  {given / bulk_s:9,.0f}/s",
-                flush=True,
-            )
-            report, took_s = timed_ingest(ledger, lease, incoming(known, count), groups(count))
-            print(
-                f"ingest            {given:>9,} statements in {took_s:7.1f} s  {given / took_s:9,.0f}/s",
-                flush=True,
-            )
+            print(bulk.line("bulk load", given), flush=True)
+            report, took = timed_ingest(ledger, lease, incoming(known, count), groups(count))
+            print(took.line("ingest", given), flush=True)
             print(f"                  {report}")
-            again, again_s = timed_ingest(ledger, lease, incoming(known, count), groups(count))
-            print(
-                f"the same again    {given:>9,} statements in {again_s:7.1f} s  {given / again_s:9,.0f}/s",
-                flush=True,
-            )
+            again, again_took = timed_ingest(ledger, lease, incoming(known, count), groups(count))
+            print(again_took.line("the same again", given), flush=True)
             assert (again.inserted, again.changed, again.deleted, again.touched) == (0, 0, 0, 0)
-    print(f"ingest / bulk load {bulk_s / took_s:.2f}")
+    shares = (bulk.wall_s / took.wall_s, bulk.cpu_s / took.cpu_s)
+    print("bulk load / ingest {:.2f} by the clock, {:.2f} in CPU".format(*shares))
     print(f"load average {', '.join(f'{load:.1f}' for load in os.getloadavg())} on {os.cpu_count()} cores")
     print(f"peak memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB")
 

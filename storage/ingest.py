@@ -57,6 +57,17 @@ _KNOWN: staging.Columns = (
     ("revision", "integer"),
     ("content_hash", "text"),
 )
+_DIFF: staging.Columns = (
+    ("id", "integer"),
+    ("old_subject", "text"),
+    ("old_property", "text"),
+    ("old_revision", "integer"),
+    ("guid", "text"),
+    ("subject", "text"),
+    ("property", "text"),
+    ("revision", "integer"),
+    ("content_hash", "text"),
+)
 _DELTA: staging.Columns = (
     ("guid", "text"),
     ("revision", "integer"),
@@ -74,6 +85,7 @@ _TABLES: dict[str, staging.Columns] = {
     "in_entity": _ENTITY,
     "in_group": _GROUP,
     "in_known": _KNOWN,
+    "in_diff": _DIFF,
     "in_low": (("subject", "text"), ("revision", "integer")),
     "in_delta": _DELTA,
     "in_gone": _GONE,
@@ -84,32 +96,49 @@ _NAMES = ", ".join(name for name, _ in _STATEMENT)
 
 # The ledger is visited once a group that was pulled completely; only new statements and those of other groups
 # are looked up one by one.
-_FIND_KNOWN = """
-INSERT INTO in_known
+_KNOWN_ROWS = """
 SELECT t.id, t.guid, t.subject, t.property, t.revision, t.content_hash
 FROM in_group g
 JOIN statement t ON t.subject = g.subject AND t.property = g.property AND t.seen_to IS NULL
+"""
+_FIND_KNOWN = f"INSERT INTO in_known {_KNOWN_ROWS}"
+
+# What the pull and the ledger do not agree on: rows with both sides differ, rows with one side stand there
+# alone. PostgreSQL hashes the pull once and writes nothing down of what agrees; SQLite joins by index only,
+# and some of its supported versions know no full join.
+_DIFFERS = "(t.content_hash <> s.content_hash OR t.subject <> s.subject OR t.property <> s.property)"
+_BOTH_SIDES = """
+SELECT t.id, t.subject, t.property, t.revision, s.guid, s.subject, s.property, s.revision, s.content_hash
+"""
+_FIND_DIFF_AT_ONCE = f"""
+INSERT INTO in_diff {_BOTH_SIDES} FROM ({_KNOWN_ROWS}) t FULL JOIN in_statement s ON s.guid = t.guid
+WHERE t.id IS NULL OR s.guid IS NULL OR {_DIFFERS}
+"""
+_FIND_DIFF = f"""
+INSERT INTO in_diff {_BOTH_SIDES} FROM in_known t LEFT JOIN in_statement s ON s.guid = t.guid
+WHERE s.guid IS NULL OR {_DIFFERS}
+UNION ALL
+SELECT NULL, NULL, NULL, NULL, s.guid, s.subject, s.property, s.revision, s.content_hash
+FROM in_statement s WHERE NOT EXISTS (SELECT 1 FROM in_known k WHERE k.guid = s.guid)
 """
 
 # An answer older than the ledger's own revision of the statement is stale; one that brings back a statement
 # that a newer revision of its item no longer had, too. Equal revisions are compared by content: the same
 # revision read again after a repair of our own reading must be able to correct a row.
-_DIFFERS = "(t.content_hash <> s.content_hash OR t.subject <> s.subject OR t.property <> s.property)"
-_FIND_CHANGED = f"""
+_FIND_CHANGED = """
 INSERT INTO in_delta
-SELECT s.guid, s.revision, t.id, s.subject, s.property, t.subject, t.property, s.revision < t.revision
-FROM in_statement s JOIN in_known t ON t.guid = s.guid
-WHERE {_DIFFERS}
+SELECT guid, revision, id, subject, property, old_subject, old_property, revision < old_revision
+FROM in_diff WHERE id IS NOT NULL AND guid IS NOT NULL
 """
 _FIND_NEW = f"""
 INSERT INTO in_delta
 SELECT
     s.guid, s.revision, t.id, s.subject, s.property, t.subject, t.property,
     COALESCE(s.revision < t.revision, s.revision < e.revision, :no)
-FROM in_statement s
+FROM in_diff s
 LEFT JOIN statement t ON t.guid = s.guid AND t.seen_to IS NULL
 LEFT JOIN entity e ON e.id = s.subject
-WHERE NOT EXISTS (SELECT 1 FROM in_known k WHERE k.guid = s.guid) AND (t.id IS NULL OR {_DIFFERS})
+WHERE s.id IS NULL AND (t.id IS NULL OR {_DIFFERS})
 """
 
 # A probe and its statements may come from two replicas. The item counts as read at the older of the two
@@ -120,35 +149,37 @@ WHERE revision > (SELECT l.revision FROM in_low l WHERE l.subject = in_entity.id
 """
 _FIND_LOW = "INSERT INTO in_low SELECT subject, min(revision) FROM in_statement GROUP BY subject"
 
-_CLOSE_CHANGED = """
+# In order of key, as the rows of one item lie together: one visit a page, not one a row.
+_CLOSE = """
 UPDATE statement SET
-    seen_to = CASE WHEN seen_from > :now THEN seen_from ELSE :now END, ending = 'changed', last_run_id = :run
-WHERE id IN (SELECT old_id FROM in_delta WHERE old_id IS NOT NULL AND NOT stale)
+    seen_to = CASE WHEN seen_from > :now THEN seen_from ELSE :now END, ending = '{ending}', last_run_id = :run
+FROM ({ids}) c
+WHERE statement.id = c.id
 """
+_CLOSE_CHANGED = _CLOSE.format(
+    ending="changed",
+    ids="SELECT DISTINCT old_id AS id FROM in_delta WHERE old_id IS NOT NULL AND NOT stale ORDER BY 1",
+)
 
-# The newest of several copies wins; the partial unique index turns the others away.
+# The newest of several copies wins; the partial unique index turns the others away. In order of guid the
+# entries of an item go to one place of the indexes: without it, bulk is paid in random pages.
 _INSERT = f"""
 INSERT INTO statement ({_NAMES}, seen_from, first_run_id)
 SELECT {", ".join(f"s.{name}" for name, _ in _STATEMENT)}, :now, :run
 FROM in_delta d JOIN in_statement s ON s.guid = d.guid AND s.revision = d.revision
 WHERE NOT d.stale
-ORDER BY s.revision DESC
+ORDER BY s.guid, s.revision DESC
 ON CONFLICT (guid) WHERE seen_to IS NULL DO NOTHING
 """
 
 _FIND_GONE = """
 INSERT INTO in_gone
-SELECT k.id, k.subject, k.property
-FROM in_known k LEFT JOIN in_entity n ON n.id = k.subject
-WHERE NOT EXISTS (SELECT 1 FROM in_statement s WHERE s.guid = k.guid)
-AND (n.revision IS NULL OR n.revision >= k.revision)
+SELECT d.id, d.old_subject, d.old_property
+FROM in_diff d LEFT JOIN in_entity n ON n.id = d.old_subject
+WHERE d.guid IS NULL AND (n.revision IS NULL OR n.revision >= d.old_revision)
 """
 
-_CLOSE_GONE = """
-UPDATE statement SET
-    seen_to = CASE WHEN seen_from > :now THEN seen_from ELSE :now END, ending = 'deleted', last_run_id = :run
-WHERE id IN (SELECT id FROM in_gone)
-"""
+_CLOSE_GONE = _CLOSE.format(ending="deleted", ids="SELECT id FROM in_gone ORDER BY 1")
 
 # A new label changes prompts (of the subject's facts) and targets (of the facts whose value it is); a merge
 # or a deletion changes all facts of the item.
@@ -271,9 +302,16 @@ def _stage(
     incoming = staging.fill(connection, "in_statement", _STATEMENT, _statement_tuples(statements))
     items = staging.fill(connection, "in_entity", _ENTITY, _entity_tuples(entities))
     staging.fill(connection, "in_group", _GROUP, _unique(groups))
-    connection.execute(text(_FIND_KNOWN))
-    for name, column in (("in_statement", "guid"), ("in_known", "guid"), ("in_entity", "id")):
-        staging.prepare(connection, name, column)
+    staging.prepare(connection, "in_statement", "guid")
+    staging.prepare(connection, "in_entity", "id")
+    if connection.dialect.name == "postgresql":
+        staging.prepare(connection, "in_group", "subject")
+        connection.execute(text(_FIND_DIFF_AT_ONCE))
+        staging.prepare(connection, "in_diff", "guid")
+    else:
+        connection.execute(text(_FIND_KNOWN))
+        staging.prepare(connection, "in_known", "guid")
+        connection.execute(text(_FIND_DIFF))
     if items:
         connection.execute(text(_FIND_LOW))
         staging.prepare(connection, "in_low", "subject")
