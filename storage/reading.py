@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
-    from sqlalchemy.sql import Select
+    from sqlalchemy.sql import ScalarSelect, Select
 
 _parent = aliased(Checkpoint, name="parent")
 
@@ -227,9 +227,7 @@ def sources(connection: Connection, requests: Sequence[int]) -> dict[int, list[S
     return found
 
 
-def _run(row: Row[Any] | None) -> RunRow | None:
-    if row is None:
-        return None
+def _run(row: Row[Any]) -> RunRow:
     return RunRow(
         row.id,
         row.kind,
@@ -243,19 +241,26 @@ def _run(row: Row[Any] | None) -> RunRow | None:
     )
 
 
-def _count(connection: Connection, table: type[Any], *conditions: Any) -> int:  # noqa: ANN401  column expressions
-    return int(connection.scalar(select(func.count()).select_from(table).where(*conditions)) or 0)
+def _count(table: type[Any], *conditions: Any) -> ScalarSelect[int]:  # noqa: ANN401  column expressions
+    return select(func.count()).select_from(table).where(*conditions).scalar_subquery()
 
 
 def status(connection: Connection, model: Model) -> Status:
-    """Say where a model stands; nothing here counts a table that grows with the years."""
-    runs = select(SyncRun).where(SyncRun.model_id == model.id).order_by(SyncRun.id.desc()).limit(1)
-    head = None if model.head is None else checkpoint(connection, model.id, model.head)
-    still_open = connection.execute(
-        _checkpoint_query().where(
-            Checkpoint.model_id == model.id, Checkpoint.state.in_(("building", "candidate"))
-        )
-    ).one_or_none()
+    """Say where a model stands, in four questions; nothing here counts a table that grows with the years."""
+    numbers = connection.execute(
+        select(
+            ModelTable.holder,
+            _count(EditRequest, EditRequest.model_id == model.id, EditRequest.state == "pending").label(
+                "owed"
+            ),
+            _count(HeldBack, HeldBack.model_id == model.id, HeldBack.resolved_at.is_(None)).label(
+                "held_back"
+            ),
+            _count(Review, Review.model_id == model.id).label("to_review"),
+        ).where(ModelTable.id == model.id)
+    ).one()
+    head, still_open = _head_and_open(connection, model)
+    last_run, last_success = _last_runs(connection, model)
     cursors = connection.execute(
         select(SourceCursor.source, SourceCursor.read_to).order_by(SourceCursor.source)
     )
@@ -263,14 +268,36 @@ def status(connection: Connection, model: Model) -> Status:
         model=model,
         head=head,
         live_facts=0 if head is None else head.live_facts or 0,
-        owed=_count(
-            connection, EditRequest, EditRequest.model_id == model.id, EditRequest.state == "pending"
-        ),
-        held_back=_count(connection, HeldBack, HeldBack.model_id == model.id, HeldBack.resolved_at.is_(None)),
-        to_review=_count(connection, Review, Review.model_id == model.id),
-        last_run=_run(connection.execute(runs).one_or_none()),
-        last_success=_run(connection.execute(runs.where(SyncRun.state == "succeeded")).one_or_none()),
+        owed=numbers.owed,
+        held_back=numbers.held_back,
+        to_review=numbers.to_review,
+        last_run=last_run,
+        last_success=last_success,
         cursors={row.source: row.read_to for row in cursors},
-        holder=connection.scalars(select(ModelTable.holder).where(ModelTable.id == model.id)).one(),
-        open_checkpoint=None if still_open is None else _checkpoint(still_open),
+        holder=numbers.holder,
+        open_checkpoint=still_open,
+    )
+
+
+def _head_and_open(connection: Connection, model: Model) -> tuple[CheckpointRow | None, CheckpointRow | None]:
+    being_made = select(Checkpoint.id).where(
+        Checkpoint.model_id == model.id, Checkpoint.state.in_(("building", "candidate"))
+    )
+    query = _checkpoint_query().where(Checkpoint.id.in_([model.head, being_made.scalar_subquery()]))
+    found = [_checkpoint(row) for row in connection.execute(query)]
+    return (
+        next((one for one in found if one.id == model.head), None),
+        next((one for one in found if one.id != model.head), None),
+    )
+
+
+def _last_runs(connection: Connection, model: Model) -> tuple[RunRow | None, RunRow | None]:
+    newest = select(SyncRun.id).where(SyncRun.model_id == model.id).order_by(SyncRun.id.desc()).limit(1)
+    succeeded = newest.where(SyncRun.state == "succeeded")
+    wanted = [newest.scalar_subquery(), succeeded.scalar_subquery()]
+    query = select(SyncRun).where(SyncRun.id.in_(wanted)).order_by(SyncRun.id.desc())
+    found = [_run(row) for row in connection.execute(query)]
+    return (
+        next(iter(found), None),
+        next((one for one in found if one.state == "succeeded"), None),
     )
