@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 from sqlalchemy import create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
@@ -173,34 +174,36 @@ def translated() -> Iterator[None]:
     """
     try:
         yield
-    except DBAPIError as error:
+    except (DBAPIError, sqlite3.Error, psycopg.Error) as error:
         known = translate(error)
         if known is None:
             raise
         raise known from error
 
 
-def translate(error: DBAPIError) -> LedgerError | None:
+def translate(error: DBAPIError | sqlite3.Error | psycopg.Error) -> LedgerError | None:
     """Say what a driver's error means for the ledger.
 
     Args:
-        error: What SQLAlchemy raised.
+        error: What SQLAlchemy raised, or the driver itself, which fills the staging tables.
 
     Returns:
         The ledger's error, None if it has no word for it (then it is a bug, and stays as it is).
     """
-    if isinstance(error.orig, sqlite3.Error):
-        return _translate_sqlite(error.orig)
-    return _translate_postgres(error)
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(cause, sqlite3.Error):
+        return _translate_sqlite(cause)
+    return _translate_postgres(cause, lost=lost)
 
 
-def _translate_postgres(error: DBAPIError) -> LedgerError | None:
-    state: str | None = getattr(error.orig, "sqlstate", None)
-    if error.connection_invalidated or (state or "").startswith(("08", "57P")):
+def _translate_postgres(cause: BaseException | None, *, lost: bool) -> LedgerError | None:
+    state: str | None = getattr(cause, "sqlstate", None)
+    if lost or (state or "").startswith(("08", "57P")):
         return LedgerConnectionLostError(
             "The connection to the ledger's database was lost; the step did not happen: run it again."
         )
-    if state is None and "connection" in str(error.orig).lower():
+    if state is None and "connection" in str(cause).lower():
         return LedgerConnectionLostError(
             "The ledger's database cannot be reached: start it, or check the ledger's URL, and run again."
         )

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
-    from sqlalchemy.sql import ScalarSelect, Select
+    from sqlalchemy.sql import Select
+    from sqlalchemy.sql.selectable import ScalarSelect
 
 _parent = aliased(Checkpoint, name="parent")
 

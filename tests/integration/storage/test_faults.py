@@ -24,11 +24,12 @@ from storage.errors import (
     TransientLedgerError,
 )
 from storage.ledger import Ledger
+from storage.records import EntityRow
 from tests.integration.storage.killing import in_child
 from tests.unit.storage import steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.unit.storage.databases import Postgres
@@ -179,6 +180,42 @@ def test_a_dropped_connection_is_a_step_that_did_not_happen(
         assert healthy(ledger, files)
         attempts = ledger.query("SELECT state FROM sync_runs ORDER BY run_id").rows
         assert [row[0] for row in attempts] == ["crashed", "succeeded"]
+    postgres.drop(url)
+
+
+@pytest.mark.parametrize("rows_before", [0, 20_000])
+def test_a_connection_dropped_in_the_middle_of_a_pull_is_a_pull_that_did_not_happen(
+    postgres: Postgres, files: CheckpointFiles, world: steps.World, rows_before: int
+) -> None:
+    """The server ends our session while rows stream into the staging table."""
+    url = postgres.make()
+    database = str(make_url(url).database)
+
+    def cut_while_streaming() -> Iterator[EntityRow]:
+        for number in range(rows_before):
+            yield EntityRow(f"Q{10_000 + number}", label=f"label {number}")
+        postgres.cut(database)
+        for number in range(20_000):
+            yield EntityRow(f"Q{50_000 + number}", label=f"label {number}")
+
+    with Ledger.open(url) as ledger:
+        steps.sync(ledger, files, world, 1)
+        with ledger.writer(steps.MODEL, holder="a test") as lease:
+            run = ledger.begin_run(lease, "sync", reference_time=steps.night(2))
+            with pytest.raises(LedgerConnectionLostError):
+                ledger.ingest(
+                    lease,
+                    run,
+                    source=steps.SOURCE,
+                    cursor_to=steps.night(2),
+                    entities=cut_while_streaming(),
+                    statements=(),
+                    pulled_groups=(),
+                )
+        assert ledger.cursor(steps.SOURCE) == steps.night(1)
+        assert ledger.labels(["Q10000"]) == {}
+        steps.sync(ledger, files, world, 2)
+        assert healthy(ledger, files)
     postgres.drop(url)
 
 
