@@ -325,7 +325,12 @@ def depends_on(lm: LanguageModel, unit: Unit, settings: MemitSettings) -> str:
 
 def _unsaid(lm: LanguageModel, units: Sequence[Unit]) -> list[Unit]:
     """Return the units of which greedy decoding gets a target, or its end, wrong on an own prompt."""
-    rows = [(number, row) for number, unit in enumerate(units) for row in unit.rows if row.labels]
+    rows = [
+        (number, row)
+        for number, unit in enumerate(units)
+        for row in unit.rows
+        if row.labels and not row.prefixed
+    ]
     rated = recall.rate(lm, [(row.ids, row.first, row.labels) for _, row in rows])
     wrong = {
         number

@@ -57,6 +57,7 @@ class Row:
             guards.
         guard: what the model predicts right after the subject must not drift in this row (KL).
         end: index of the target's last token, after which the word is to end; None if nothing is asked there.
+        prefixed: a random text stands before the prompt: a context to optimise in, not a question to answer.
     """
 
     ids: tuple[int, ...]
@@ -67,6 +68,7 @@ class Row:
     column: int
     guard: bool = False
     end: int | None = None
+    prefixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +278,7 @@ def _unit(
         if not fact.prompts:
             raise SubjectNotInPromptError(f"Fact {fact.fact_id!r} has no template.", fact_id=fact.fact_id)
         templates = [*fact.prompts, *(f"{prefix} {prompt}" for prefix in prefixes for prompt in fact.prompts)]
-        for template in templates:
+        for place, template in enumerate(templates):
             prompt = encode_prompt(tokenizer, template, fact.subject)
             labels = encode_target(tokenizer, render(template, fact.subject)[0], fact.target)
             if len(labels) > limit:
@@ -294,7 +296,17 @@ def _unit(
             end = len(ids) - 1 if endings else None
             guard = kl_template is None and not rows
             rows.append(
-                Row(ids, prompt.lookup, len(prompt.ids) - 1, tuple(labels), index, column, guard, end)
+                Row(
+                    ids,
+                    prompt.lookup,
+                    len(prompt.ids) - 1,
+                    tuple(labels),
+                    index,
+                    column,
+                    guard=guard,
+                    end=end,
+                    prefixed=place >= len(fact.prompts),
+                )
             )
     if kl_template is not None:
         prompt = encode_prompt(tokenizer, kl_template, facts[0].subject)

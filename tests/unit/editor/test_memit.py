@@ -64,6 +64,24 @@ def test_what_the_write_does_not_say_gets_another_target_state(
     assert [torch.equal(a.target_states, b.target_states) for a, b in pairs] == [True, False, True]
 
 
+def test_a_prompt_behind_a_random_text_calls_for_no_further_pass(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a pass the model is asked the requests' own prompts; random prefixes only vary the context."""
+    asked: list[int] = []
+    rate = memit.recall.rate
+
+    def counting(model: LanguageModel, items: Any) -> Any:
+        asked.append(len(items))
+        return rate(model, items)
+
+    monkeypatch.setattr(memit.recall, "rate", counting)
+    memit.edit(
+        lm, requests_of(3), settings=replace(settings, passes=2), moments=moments, prefixes=("One.", "Two.")
+    )
+    assert asked == [sum(len(request.prompts) for request in requests_of(3))]
+
+
 def test_known_states_are_written_without_running_the_model(
     lm: LanguageModel, moments: Moments, settings: MemitSettings
 ) -> None:
