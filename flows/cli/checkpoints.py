@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.text import Text
 
 from flows import local_prefect
-from flows.cli.main import app
+from flows.cli.main import AsJson, app
 from flows.formats import Dtype, Format
 from flows.settings import Settings
 
@@ -23,7 +22,7 @@ app.add_typer(checkpoint, name="checkpoint")
 @checkpoint.command("list", epilog="Example: factsync checkpoint list")
 def list_(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List all checkpoints, oldest first."""
     settings: Settings = context.obj
@@ -32,25 +31,24 @@ def list_(
 
     with opened_model(settings) as (ws, model):
         rows = ws.ledger.checkpoints(model)
-    out = show.console()
     if as_json:
-        out.print_json(json.dumps([asdict(row) for row in rows], default=str))
+        show.print_json([asdict(row) for row in rows])
         return
-    table = Table()
-    for column in ("checkpoint", "stands on", "state", "edits", "live facts", "size", "decided", "reason"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(
+    columns = ("checkpoint", "stands on", "state", "edits", "live facts", "size", "decided", "reason")
+    cells = (
+        (
             (row.digest or "–")[:12],
             "base" if row.from_base else (row.parent_digest or "base")[:12],
-            f"[green]{row.state}[/]" if row.state == "promoted" else row.state,
-            str(row.edits),
-            "–" if row.live_facts is None else str(row.live_facts),
-            "–" if row.size_bytes is None else f"{row.size_bytes / 1e6:.1f} MB",
-            f"{row.decided_at:%Y-%m-%d %H:%M}" if row.decided_at else "–",
+            Text(row.state, "green" if row.state == "promoted" else ""),
+            row.edits,
+            row.live_facts,
+            None if row.size_bytes is None else f"{row.size_bytes / 1e6:.1f} MB",
+            f"{row.decided_at:%Y-%m-%d %H:%M}" if row.decided_at else None,
             row.reason or "",
         )
-    out.print(table)
+        for row in rows
+    )
+    show.console().print(show.table(columns, cells))
 
 
 @checkpoint.command("materialize", epilog="Example: factsync checkpoint materialize live ./model")
@@ -84,7 +82,7 @@ def diff(
     context: typer.Context,
     before: Annotated[str, typer.Argument(help="A digest or its beginning, `live`, or `base`.")],
     after: Annotated[str, typer.Argument(help="Likewise.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show on which facts two checkpoints do not agree, and what was measured of each."""
     settings: Settings = context.obj
@@ -94,22 +92,20 @@ def diff(
 
     with opened_model(settings) as (ws, model):
         found = compare(ws, model, named(ws, model, before), named(ws, model, after))
-    out = show.console()
     if as_json:
-        out.print_json(json.dumps(asdict(found), default=str))
+        show.print_json(asdict(found))
         return
-    table = Table(title=f"{len(found.facts)} facts differ", title_justify="left")
-    for column in ("subject", "relation", before[:12], after[:12]):
-        table.add_column(column, overflow="fold")
-    for fact in found.facts:
-        table.add_row(f"{fact.label} ({fact.subject})", fact.property, fact.before or "–", fact.after or "–")
-    out.print(table)
-    measures = Table(title="Measured", title_justify="left")
-    for column in ("", before[:12], after[:12]):
-        measures.add_column(column, justify="right")
-    for name, (first, second) in found.metrics.items():
-        measures.add_row(name, *("–" if one is None else f"{one:.4g}" for one in (first, second)))
-    out.print(measures)
+    sides = (before[:12], after[:12])
+    facts = (
+        (f"{fact.label} ({fact.subject})", fact.property, fact.before, fact.after) for fact in found.facts
+    )
+    measured = (
+        (name, *(None if one is None else f"{one:.4g}" for one in pair))
+        for name, pair in found.metrics.items()
+    )
+    out = show.console()
+    out.print(show.table(("subject", "relation", *sides), facts, title=f"{len(found.facts)} facts differ"))
+    out.print(show.table(("", *sides), measured, title="Measured", right=("", *sides)))
 
 
 @app.command(epilog="Example: factsync export --format peft --out ./adapter")
@@ -122,7 +118,7 @@ def export(  # noqa: PLR0917 - options have no positions
     form: Annotated[Format, typer.Option("--format", help="What to make of it.")] = Format.HF,
     dtype: Annotated[Dtype, typer.Option(help="Precision of what is written.")] = Dtype.FLOAT32,
     rank: Annotated[int | None, typer.Option(min=1, help="Most rank of an adapter; default: exact.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Publish a checkpoint: merged, as a PEFT adapter, or merged for llama.cpp's converter, with a card."""
     settings: Settings = context.obj
@@ -151,7 +147,7 @@ def export(  # noqa: PLR0917 - options have no positions
         "rank": done.adapter.rank if done.adapter else None,
         "error": done.adapter.error if done.adapter else None,
     }
-    show.console().print_json(json.dumps(found))
+    show.print_json(found)
 
 
 @app.command(epilog="Example: factsync rollback base --reason 'a bad night'")
@@ -162,7 +158,7 @@ def rollback(
     again: Annotated[
         bool, typer.Option(help="Let the next sync wish again what still holds in Wikidata.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make an earlier checkpoint live again, to the bit. Going forward again works the same way."""
     settings: Settings = context.obj
@@ -173,6 +169,6 @@ def rollback(
     with opened_model(settings) as (ws, _), ws.writer() as lease:
         moved = heads.go_to(ws, lease, which, reason=reason, again=again)
     if as_json:
-        show.console().print_json(json.dumps(asdict(moved)))
+        show.print_json(asdict(moved))
         return
     show.console().print(moved.text)

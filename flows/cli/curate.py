@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.markup import escape
 
-from flows.cli.main import app
+from flows.cli.main import AsJson, app
 from flows.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ relations = typer.Typer(help="The relations a model may learn.", no_args_is_help
 quarantine = typer.Typer(help="What is held back, and why.", no_args_is_help=True)
 app.add_typer(relations, name="relations")
 app.add_typer(quarantine, name="quarantine")
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @relations.command("check", epilog="Example: factsync relations check my-relations.toml")
@@ -38,7 +36,7 @@ def check(
 
     problems = relation_view.check(file or settings.relations_file)
     for problem in problems:
-        show.console().print(f"[red]wrong[/]  {problem}")
+        show.console().print(f"[red]wrong[/]  {escape(problem)}")
     if problems:
         raise typer.Exit(1)
     show.console().print("The relations hold together.")
@@ -228,11 +226,8 @@ def _facts(facts: list[dict[str, str]], *, as_json: bool) -> None:
 def _show_rows(rows: list[dict[str, str]], *, as_json: bool) -> None:
     from flows.cli import show
 
-    out = show.console()
     if as_json:
-        out.print_json(json.dumps(rows))
+        show.print_json(rows)
         return
-    table = Table(*(rows[0] if rows else ("nothing",)))
-    for row in rows:
-        table.add_row(*row.values())
-    out.print(table)
+    columns = tuple(rows[0]) if rows else ("nothing",)
+    show.console().print(show.table(columns, (row.values() for row in rows)))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flows.cli.main import app
+from flows.cli.main import AsJson, app
 from flows.settings import Settings
 
 Data = Annotated[
@@ -38,9 +37,7 @@ def evaluate(  # noqa: PLR0917 - options have no positions
     references: Annotated[Path | None, typer.Option(help="Reference texts for RS.")] = None,
     passages: Annotated[Path | None, typer.Option(help="Held-out text, one passage a line.")] = None,
     split: Annotated[str, typer.Option(help="Of a hub data set.")] = "train",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare ways of editing on a data set; start it again to go on where it was."""
     settings: Settings = context.obj
@@ -73,27 +70,21 @@ def evaluate(  # noqa: PLR0917 - options have no positions
         found = run(settings, asked, folder)
     pages = report.write(found, folder)
     if as_json:
-        show.console().print_json(json.dumps(report.as_json(found)))
+        show.print_json(report.as_json(found))
         return
     _show(found, pages)
 
 
 def _show(found: Any, pages: Any) -> None:  # noqa: ANN401 - flows.evaluate is loaded late
-    from rich.table import Table
-
     from flows import report
     from flows.cli import show
 
     # A metric a row: a terminal is too narrow for one a column.
     headings, rows = report.rows(found)
-    table = Table(title=f"{found.about['data']} on {found.about['model']}", title_justify="left")
-    table.add_column(headings[0])
-    for row in rows:
-        table.add_column(row[0], justify="right")
-    for heading, *cells in list(zip(headings, *rows, strict=True))[1:]:
-        table.add_row(heading, *cells)
+    (first, *choices), *lines = zip(headings, *rows, strict=True)
+    title = f"{found.about['data']} on {found.about['model']}"
     out = show.console()
-    out.print(table)
+    out.print(show.table((first, *choices), lines, title=title, right=choices))
     for line in found.skipped:
         out.print(f"[yellow]left out[/] {line}")
     out.print(f"Report: {pages.html}")
@@ -103,15 +94,11 @@ def _show(found: Any, pages: Any) -> None:  # noqa: ANN401 - flows.evaluate is l
 def drift(
     context: typer.Context,
     out: Annotated[Path | None, typer.Option(help="Where the picture goes; default: under home.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show how recall, edited norm and perplexity develop, and draw it."""
     settings: Settings = context.obj
     from dataclasses import asdict
-
-    from rich.table import Table
 
     from flows import drift as watch
     from flows.cli import show
@@ -122,12 +109,10 @@ def drift(
     path = out or settings.home / "drift.png"
     path.write_bytes(watch.picture(found))
     if as_json:
-        show.console().print_json(json.dumps(asdict(found)))
+        show.print_json(asdict(found))
         return
     columns = ("position", "perplexity", "perplexity_base", "norm", "retention", "neighbours")
-    table = Table(*columns, title="Drift", title_justify="left")
-    for row in found.nights:
-        values = [row[name] for name in columns]
-        table.add_row(*("–" if value is None else f"{value:.4g}" for value in values))
-    show.console().print(table)
+    values = ([row[name] for name in columns] for row in found.nights)
+    rows = ((None if value is None else f"{value:.4g}" for value in row) for row in values)
+    show.console().print(show.table(columns, rows, title="Drift"))
     show.console().print(f"Picture: {path}")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.markup import escape
 
-from flows.cli.main import app
+from flows.cli.main import AsJson, app
 from flows.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 kb = typer.Typer(help="The embedded knowledge base.", no_args_is_help=True)
 app.add_typer(kb, name="kb")
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command(epilog="Example: factsync doctor --repair")
@@ -46,13 +43,13 @@ def doctor(
         report = examination.examine(ws.ledger, model, ws.files, deep=not quick)
     findings = [{"check": one.check, "message": one.message} for one in report.findings]
     if as_json:
-        out.print_json(json.dumps({"checks": dict(report.checks), "done": done, "findings": findings}))
+        show.print_json({"checks": dict(report.checks), "done": done, "findings": findings})
     else:
         for line in done:
             out.print(f"[green]did[/]    {line}")
         for one in report.findings:
             hint = " (--repair can put it right)" if one.repairable else ""
-            out.print(f"[red]wrong[/]  {one.check}: {one.message}{hint}")
+            out.print(f"[red]wrong[/]  {one.check}: {escape(one.message)}{hint}")
         looked = ", ".join(f"{name} {count}" for name, count in report.checks)
         out.print(f"Looked at: {looked}. {'All is well.' if report.healthy else ''}")
     if not report.healthy:
@@ -92,15 +89,13 @@ def _typed() -> Iterator[str]:
 def _print_rows(found: QueryResult, *, as_json: bool) -> None:
     from flows.cli import show
 
-    out = show.console()
     if as_json:
-        rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
-        out.print_json(json.dumps(rows, default=str))
+        show.print_json([dict(zip(found.columns, row, strict=True)) for row in found.rows])
         return
-    table = Table(*found.columns)
-    for row in found.rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
-    out.print(table)
+    out = show.console()
+    out.print(
+        show.table(found.columns, (("" if value is None else value for value in row) for row in found.rows))
+    )
     if found.truncated:
         out.print(f"Only the first {len(found.rows)} rows are shown; raise --limit.")
 
@@ -111,15 +106,13 @@ def settings_(context: typer.Context) -> None:
     settings: Settings = context.obj
     from flows.cli import show
 
-    table = Table("variable", "value", "meaning")
-    for prefix, values in (("FACTSYNC_", settings), ("FACTSYNC_GATE_", settings.gates)):
-        for name, field in type(values).model_fields.items():
-            if name != "gates":
-                value = getattr(values, name)
-                table.add_row(
-                    prefix + name.upper(), "" if value is None else str(value), field.description or ""
-                )
-    show.console().print(table)
+    rows = [
+        (prefix + name.upper(), "" if (value := getattr(values, name)) is None else value, field.description)
+        for prefix, values in (("FACTSYNC_", settings), ("FACTSYNC_GATE_", settings.gates))
+        for name, field in type(values).model_fields.items()
+        if name != "gates"
+    ]
+    show.console().print(show.table(("variable", "value", "meaning"), rows))
 
 
 @kb.command("load", epilog="Example: factsync kb load night1")

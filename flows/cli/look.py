@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from flows import local_prefect
-from flows.cli.main import app
+from flows.cli.main import AsJson, app
 from flows.settings import Settings
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @app.command(epilog="Example: factsync status --json")
@@ -25,9 +25,8 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
 
     with opened_model(settings) as (ws, model):
         found = ws.ledger.status(model)
-    out = show.console()
     if as_json:
-        out.print_json(json.dumps(asdict(found), default=str))
+        show.print_json(asdict(found))
         return
     table = Table.grid(padding=(0, 2))
     head, run = found.head, found.last_run
@@ -60,7 +59,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
         table.add_row("waits", waits)
     if found.holder:
         table.add_row("writer", found.holder)
-    out.print(table)
+    show.console().print(table)
 
 
 @app.command(epilog='Example: factsync ask "The head of government of Germany is"')
@@ -83,13 +82,10 @@ def ask(
         base = completions(lm, [prompt], tokens=tokens)[0]
         models.put_on(lm, ws.files, ws.ledger.lineage(model))
         live = completions(lm, [prompt], tokens=tokens)[0]
-    out = show.console()
     if as_json:
-        out.print_json(json.dumps({"prompt": prompt, "base": base, "live": live}))
+        show.print_json({"prompt": prompt, "base": base, "live": live})
         return
-    out.print(f"[bold]{prompt}[/]")
-    out.print(f"  base  {base}")
-    out.print(f"  live  [green]{live}[/]")
+    show.answers(prompt, base, live)
 
 
 @app.command(epilog='Example: factsync explain "The head of government of Germany is"')
@@ -108,29 +104,31 @@ def explain(
 
     with opened_model(settings) as (ws, model):
         found = explaining.explain(ws, model, models.load_base(settings), prompt, tokens=tokens)
-    out = show.console()
     if as_json:
-        out.print_json(json.dumps(asdict(found)))
+        show.print_json(asdict(found))
         return
-    out.print(f"[bold]{found.prompt}[/]")
-    out.print(f"  base  {found.base}")
-    out.print(f"  live  [green]{found.live}[/]")
+    show.answers(found.prompt, found.base, found.live)
+    out = show.console()
     if not found.facts:
         out.print("The prompt names no subject of a live fact: no edit was meant to bear on it.")
         return
-    table = Table(title="Live facts of subjects that the prompt names", title_justify="left")
-    for column in ("subject", "relation", "taught", "P base → live", "checkpoint", "statement @ revision"):
-        table.add_column(column, overflow="fold")
-    for fact in found.facts:
-        table.add_row(
+    rows = (
+        (
             f"{fact.label} ({fact.subject})",
             f"{fact.property} {fact.name}",
             fact.target,
             f"{fact.p_base:.3f} → {fact.p_live:.3f}",
             f"{fact.checkpoint[:12]} since {fact.since}",
-            "\n".join(f"{statement} @ {revision}" for statement, revision in fact.sources),
+            _sources(fact.sources),
         )
-    out.print(table)
+        for fact in found.facts
+    )
+    columns = ("subject", "relation", "taught", "P base → live", "checkpoint", "statement @ revision")
+    out.print(show.table(columns, rows, title="Live facts of subjects that the prompt names"))
+
+
+def _sources(sources: Iterable[tuple[str, int]]) -> str:
+    return "\n".join(f"{statement} @ {revision}" for statement, revision in sources)
 
 
 @app.command(epilog="Example: factsync history Q183")
@@ -153,31 +151,17 @@ def history(
         raise UnknownSubjectError(
             f"The ledger holds no edit of {subject!r}; `factsync sql` can search for it."
         )
-    out = show.console()
     if as_json:
-        out.print_json(json.dumps([asdict(row) for row in rows], default=str))
+        show.print_json([asdict(row) for row in rows])
         return
-    table = Table(title=f"Edits of {item}", title_justify="left")
-    for column in (
-        "relation",
-        "operation",
-        "from",
-        "to",
-        "P(new)",
-        "exact",
-        "checkpoint",
-        "statement @ revision",
-    ):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*_history_cells(row))
-    out.print(table)
+    columns = ("relation", "operation", "from", "to", "P(new)", "exact", "checkpoint", "statement @ revision")
+    cells = (_history_cells(row) for row in rows)
+    show.console().print(show.table(columns, cells, title=f"Edits of {item}"))
 
 
 def _history_cells(row: Any) -> tuple[str, ...]:  # noqa: ANN401 - storage is loaded late
     before, after = row.p_new_before, row.p_new_after
     probability = "–" if before is None or after is None else f"{before:.3f} → {after:.3f}"
-    sources = "\n".join(f"{statement} @ {revision}" for statement, revision in row.sources)
     return (
         row.property,
         row.op,
@@ -186,5 +170,5 @@ def _history_cells(row: Any) -> tuple[str, ...]:  # noqa: ANN401 - storage is lo
         probability,
         {None: "–", True: "yes", False: "no"}[row.exact],
         f"{(row.checkpoint or '')[:12]} {row.checkpoint_state}",
-        sources,
+        _sources(row.sources),
     )

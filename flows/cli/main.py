@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 
 from flows.errors import FlowError
 from flows.import_guard import check_import_names
@@ -24,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 FAMILIES = ("run", "look", "checkpoints", "operate", "curate", "ledger", "evaluate", "serve")
 """Modules of commands, in the order `--help` shows them. They load torch and Prefect only when they run."""
@@ -88,4 +91,4 @@ def package_exit_code(error: BaseException) -> int | None:
 
 
 def _say(error: BaseException) -> None:
-    Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)

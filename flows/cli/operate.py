@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
 from flows import local_prefect
-from flows.cli.main import app
+from flows.cli.main import AsJson, app
 from flows.settings import Settings
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="A day, in UTC.")]
 Which = Annotated[str, typer.Argument(help="The candidate's digest or its beginning; default: the one.")]
 By = Annotated[str, typer.Option("--by", help="Who decides, for the ledger.")]
@@ -56,7 +54,7 @@ def backfill(  # noqa: PLR0917 - options have no positions
         )
     out = show.console()
     if as_json:
-        out.print_json(json.dumps(_backfill_json(done)))
+        show.print_json(_backfill_json(done))
     else:
         if done.plan is not None:
             out.print(show.changes_table(done.plan, title="What it comes to"))
@@ -96,7 +94,7 @@ def calibrate(
         done = run(blocks=block)
     out = show.console()
     if as_json:
-        out.print_json(json.dumps(done.found.to_json()))
+        show.print_json(done.found.to_json())
         return
     out.print(show.trials_table(done.found))
     out.print(f"{done.ending.name}: {done.ending.message}")
@@ -123,7 +121,7 @@ def rebuild(
         done = run(anew=anew, approval=approval)
     out = show.console()
     if as_json:
-        out.print_json(json.dumps(_rebuild_json(done)))
+        show.print_json(_rebuild_json(done))
     else:
         if done.candidate is not None:
             out.print(show.metrics_table([("rebuilt", done.candidate)], title="What was measured"))
@@ -192,6 +190,6 @@ def _say(decision: Any, *, as_json: bool) -> None:  # noqa: ANN401 - flows.decid
             "promoted": decision.promoted,
             "requeued": decision.requeued,
         }
-        show.console().print_json(json.dumps(found))
+        show.print_json(found)
         return
     show.console().print(decision.ending.message)

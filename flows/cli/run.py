@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
 from flows import local_prefect
-from flows.cli.main import app
+from flows.cli.main import AsJson, app
 from flows.settings import Settings
 
 
@@ -22,7 +21,6 @@ AsOf = Annotated[
     datetime | None,
     typer.Option(help="Judge everything at this moment (UTC); default: now.", callback=_utc),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
 @app.command(epilog="Example: factsync sync --limit 200")
@@ -43,10 +41,10 @@ def sync(  # noqa: PLR0917 - options have no positions
 
     with show.bars():
         night = run(as_of=as_of, limit=limit, approve_burst=approve_burst, approval=approval)
-    out = show.console()
     if as_json:
-        out.print_json(json.dumps(_night_json(night)))
+        show.print_json(_night_json(night))
     else:
+        out = show.console()
         out.print(show.changes_table(night.plan, title="What changed"))
         if night.candidate is not None:
             out.print(show.metrics_table([("tonight", night.candidate)], title="What was measured"))
@@ -75,7 +73,6 @@ def plan(context: typer.Context, as_of: AsOf = None, as_json: AsJson = False) ->
     from flows.dry_run import dry_run
 
     made = dry_run(settings, as_of)
-    out = show.console()
     if as_json:
         changes = [
             {
@@ -88,8 +85,9 @@ def plan(context: typer.Context, as_of: AsOf = None, as_json: AsJson = False) ->
             }
             for change in made.changes
         ]
-        out.print_json(json.dumps({"counts": made.counts, "changes": changes}))
+        show.print_json({"counts": made.counts, "changes": changes})
         return
+    out = show.console()
     out.print(show.changes_table(made, title="What a sync would do (nothing was written)"))
     out.print(", ".join(f"{count} {kind}" for kind, count in made.counts.items()) or "Nothing changed.")
     for reason in made.burst.reasons:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -16,14 +17,16 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from flows.planning import READING_ORDER
 from flows.progress import TITLES, shown_by
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from editor.calibrate import Calibration
+    from editor.recall import RecallResult
     from flows.night import Candidate
     from flows.planning import Plan
     from flows.sync import Night
@@ -33,6 +36,43 @@ if TYPE_CHECKING:
 def console() -> Console:
     """Where results go."""
     return Console(highlight=False)
+
+
+def print_json(value: object) -> None:
+    """Print a result for programs."""
+    console().print_json(json.dumps(value, default=str))
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Iterable[object]],
+    *,
+    title: str | None = None,
+    right: Collection[str] = (),
+) -> Table:
+    """A table of plain text: no square bracket of a label or an answer is taken for a colour.
+
+    Args:
+        columns: headings.
+        rows: cells; None is an en dash, and `Text` keeps its colours.
+        title: above it.
+        right: headings of columns that are aligned to the right.
+    """
+    made = Table(title=title, title_justify="left")
+    for column in columns:
+        made.add_column(column, overflow="fold", justify="right" if column in right else "left")
+    for row in rows:
+        cells = ("–" if cell is None else cell for cell in row)
+        made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in cells))
+    return made
+
+
+def answers(prompt: str, base: str, live: str) -> None:
+    """What both models say to a prompt."""
+    out = console()
+    out.print(Text(prompt, "bold"))
+    out.print(Text.assemble("  base  ", base))
+    out.print(Text.assemble("  live  ", (live, "green")))
 
 
 MEASURES: tuple[tuple[str, str | None, str, str | None, float | None], ...] = (
@@ -85,14 +125,10 @@ def bars() -> Iterator[None]:
 
 def changes_table(plan: Plan, *, title: str, kinds: Sequence[str] = READING_ORDER[:-1]) -> Table:
     """What changed in Wikidata, and what becomes of it."""
-    table = Table(title=title, title_justify="left", expand=False)
-    for column in ("change", "subject", "relation", "from", "to", "why"):
-        table.add_column(column, overflow="fold")
     order = {kind: number for number, kind in enumerate(READING_ORDER)}
-    for change in sorted(plan.changes, key=lambda one: (order[one.kind.value], one.property, one.subject)):
-        if change.kind.value in kinds:
-            table.add_row(*_change_cells(change, plan.labels))
-    return table
+    changes = sorted(plan.changes, key=lambda one: (order[one.kind.value], one.property, one.subject))
+    rows = (_change_cells(one, plan.labels) for one in changes if one.kind.value in kinds)
+    return table(("change", "subject", "relation", "from", "to", "why"), rows, title=title)
 
 
 def _change_cells(change: Change, labels: Mapping[str, str]) -> tuple[str, ...]:
@@ -109,27 +145,35 @@ def _change_cells(change: Change, labels: Mapping[str, str]) -> tuple[str, ...]:
 
 def candidate_table(candidate: Candidate, *, title: str) -> Table:
     """Each edited fact: what the model said before and says now."""
-    table = Table(title=title, title_justify="left")
-    for column in ("prompt", "should say", "says now", "P(new) before", "after", "P(old) after"):
-        table.add_column(
-            column, overflow="fold", justify="right" if column.startswith(("P", "after")) else "left"
-        )
     before = {result.fact_id: result for result in candidate.before}
     asked = {fact.fact_id: fact for fact in candidate.exam.tonight}
-    for result in candidate.marks.tonight:
-        then, fact = before[result.fact_id], asked[result.fact_id]
-        mark = (
-            "[green]✓[/]" if result.prompts[0].whole else ("[yellow]~[/]" if result.success else "[red]✗[/]")
-        )
-        table.add_row(
-            result.prompts[0].prompt,
-            fact.target,
-            f"{mark} {_said(result.greedy, fact.target)}",
-            f"{then.p_new:.3f}",
-            f"{result.p_new:.3f}",
-            "" if result.p_old is None else f"{result.p_old:.3f}",
-        )
-    return table
+    numbers = ("P(new) before", "after", "P(old) after")
+    return table(
+        ("prompt", "should say", "says now", *numbers),
+        (
+            (
+                result.prompts[0].prompt,
+                asked[result.fact_id].target,
+                _marked(result, asked[result.fact_id].target),
+                f"{before[result.fact_id].p_new:.3f}",
+                f"{result.p_new:.3f}",
+                "" if result.p_old is None else f"{result.p_old:.3f}",
+            )
+            for result in candidate.marks.tonight
+        ),
+        title=title,
+        right=numbers,
+    )
+
+
+def _marked(result: RecallResult, target: str) -> Text:
+    """What is said, and whether it is right word for word, right at least, or wrong."""
+    mark = ("✗", "red")
+    if result.prompts[0].whole:
+        mark = ("✓", "green")
+    elif result.success:
+        mark = ("~", "yellow")
+    return Text.assemble(mark, " ", _said(result.greedy, target))
 
 
 def _said(answer: str, target: str) -> str:
@@ -141,34 +185,37 @@ def _said(answer: str, target: str) -> str:
 def metrics_table(rows: Iterable[tuple[str, Candidate | None]], *, title: str) -> Table:
     """The numbers of one or several nights beside their bounds."""
     nights = list(rows)
-    table = Table(title=title, title_justify="left")
-    table.add_column("measured")
-    for name, _ in nights:
-        table.add_column(name, justify="right")
-    table.add_column("gate", justify="right")
-    table.add_column("aim", justify="right")
-    for title_, before, after, gate, aim in MEASURES:
-        cells = [_cell(candidate, before, after, gate, aim) for _, candidate in nights]
-        table.add_row(title_, *cells, _bound(nights, gate), "" if aim is None else _bounded(gate, aim))
-    return table
+    numbers = (*(name for name, _ in nights), "gate", "aim")
+    lines = (
+        (
+            measured,
+            *(Text.from_markup(_cell(candidate, before, after, gate, aim)) for _, candidate in nights),
+            _bound(nights, gate),
+            "" if aim is None else _bounded(gate, aim),
+        )
+        for measured, before, after, gate, aim in MEASURES
+    )
+    return table(("measured", *numbers), lines, title=title, right=numbers)
 
 
 def trials_table(found: Calibration) -> Table:
     """What a calibration tried; the chosen trial in bold."""
-    table = Table(title="What was tried", title_justify="left")
-    for column in ("λ", "rate", "exact", "held back", "perplexity", "score"):
-        table.add_column(column, justify="right")
-    for trial in found.trials:
-        table.add_row(
-            f"{trial.moment_weight:.0f}",
-            f"{trial.learning_rate:g}",
-            f"{trial.exact:.0%}",
-            f"{trial.heldback:.0%}",
-            f"{trial.perplexity_ratio - 1:+.1%}",
-            f"{trial.score:.3f}",
-            style="bold" if trial == found.best else None,
-        )
-    return table
+    columns = ("λ", "rate", "exact", "held back", "perplexity", "score")
+    rows = (
+        [
+            Text(cell, "bold" if trial == found.best else "")
+            for cell in (
+                f"{trial.moment_weight:.0f}",
+                f"{trial.learning_rate:g}",
+                f"{trial.exact:.0%}",
+                f"{trial.heldback:.0%}",
+                f"{trial.perplexity_ratio - 1:+.1%}",
+                f"{trial.score:.3f}",
+            )
+        ]
+        for trial in found.trials
+    )
+    return table(columns, rows, title="What was tried", right=columns)
 
 
 def _cell(

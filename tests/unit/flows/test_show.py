@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
+from flows.cli import show
 from flows.cli.show import metrics_table
 from flows.gates import Metrics, judge
 from flows.settings import GateThresholds
@@ -29,3 +30,11 @@ def test_a_failed_gate_is_not_called_short():
     text = shown(Metrics(1.0, 1.0, 1.0, 1.0, 0.1, 0.0, 1.0, 1.0, 1.0, 1.0, 26.0, 23.0))
     assert "13.0 %" in text
     assert "short" not in text
+
+
+def test_what_is_said_is_no_markup(capsys):
+    show.answers("A [bold] prompt [/]", "base [/red]", "live [green]")
+    show.console().print(show.table(("a", "b"), [("[/] label", None)], title="two"))
+    said = capsys.readouterr().out
+    for text in ("A [bold] prompt [/]", "base  base [/red]", "live  live [green]", "[/] label"):
+        assert text in said

@@ -1,0 +1,59 @@
+"""The command line itself: what every command offers, and completion in a shell."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.main import get_command
+
+from flows.cli.main import FAMILIES, app
+
+READ_BY_PROGRAMS = (
+    "plan",
+    "sync",
+    "status",
+    "ask",
+    "explain",
+    "diff",
+    "history",
+    "rollback",
+    "doctor",
+    "sql",
+)
+
+
+def factsync(home, *arguments, **variables):
+    """Run the command in a process of its own, in a user's empty home folder."""
+    return subprocess.run(
+        [sys.executable, "-c", "from flows.cli import main; main()", *arguments],
+        env={
+            **os.environ,
+            "HOME": str(home),
+            "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
+            **variables,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", READ_BY_PROGRAMS)
+def test_a_program_can_read_it(name):
+    for family in FAMILIES:
+        importlib.import_module(f"flows.cli.{family}")
+    command = get_command(app).commands[name]
+    assert any("--json" in option.opts for option in command.params)
+
+
+def test_completion_is_installed_and_completes(tmp_path):
+    done = factsync(tmp_path, "--install-completion", "bash")
+    assert done.returncode == 0, done.stderr
+    (script,) = (tmp_path / ".bash_completions").iterdir()
+    assert str(script) in (tmp_path / ".bashrc").read_text()
+    completing = {"COMP_WORDS": "factsync sync --app", "COMP_CWORD": "2"}
+    name = next(word for word in script.read_text().split() if word.endswith("=complete_bash")).split("=")[0]
+    offered = factsync(tmp_path, **completing, **{name: "complete_bash"})
+    assert offered.stdout.split() == ["--approve-burst", "--approval"]
