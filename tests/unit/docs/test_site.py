@@ -78,10 +78,12 @@ def test_every_name_of_a_failure_is_explained():
 
 
 def commands(text):
-    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
-        for line in block.splitlines():
-            for found in re.finditer(r"(?:^|[ /])factsync ((?:--home \S+ )?[a-z].*)", line.split("#")[0]):
-                yield found.group(1).split()
+    """Commands of shell blocks, and those named inside a sentence."""
+    shown = "\n".join(re.findall(r"```(?:bash)?\n(.*?)```", text, re.DOTALL))
+    named = "\n".join(re.findall(r"`(factsync [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)))
+    for line in f"{shown}\n{named}".splitlines():
+        for found in re.finditer(r"(?:^|[ /])factsync ((?:--home \S+ )?[a-z].*)", line.split("#")[0]):
+            yield found.group(1).split()
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
