@@ -108,7 +108,7 @@ def api_address(settings: Settings) -> str:
     return f"{address(settings)}/api"
 
 
-def start_server(settings: Settings, *, start_timeout_s: float = 90.0) -> subprocess.Popen[bytes]:
+def start_server(settings: Settings, *, start_timeout_s: float = 240.0) -> subprocess.Popen[bytes]:
     """Start a Prefect server and wait until it answers.
 
     Raises:
@@ -169,7 +169,7 @@ def start_prefect(
 
 
 @contextlib.contextmanager
-def server(settings: Settings, *, start_timeout_s: float = 90.0) -> Iterator[str]:
+def server(settings: Settings, *, start_timeout_s: float = 240.0) -> Iterator[str]:
     """A Prefect server as a child process, ended with the block.
 
     Yields:
