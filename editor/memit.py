@@ -30,7 +30,7 @@ from editor.errors import SubjectConflictError
 from editor.keys import KeyReader
 from editor.requests import Unit, plan
 from editor.state import SubjectState, digest_of
-from editor.write import Writer, check_fit, restored_on_failure, write_states
+from editor.write import History, Writer, check_fit, restored_on_failure, write_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -127,7 +127,7 @@ def edit(
     check_fit((*live, *retired), settings, lm)
     moments.require(lm, settings.layers)
     units = units_of(lm, requests, settings, prefixes)
-    history = tuple(live) if settings.history else ()
+    history = History(lm, settings, moments, live if settings.history else ())
     with restored_on_failure(lm, settings.layers):
         before = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in settings.layers}
         found: dict[str, _Placed] = {}
@@ -135,10 +135,8 @@ def edit(
         for left in reversed(range(settings.passes)):
             again = {unit.subject_id for unit in todo}
             writer = Writer(
-                lm,
-                settings,
-                moments,
-                live=(*history, *(one.state for key, one in found.items() if key not in again)),
+                history,
+                live=[one.state for key, one in found.items() if key not in again],
                 retired=[one.state for key, one in found.items() if key in again] if found else retired,
                 coming=[unit.requests[0].subject for unit in todo],
             )
@@ -151,7 +149,7 @@ def edit(
             lm.layers.matrix(lm.model, layer).copy_(weight)
         placed = [found[unit.subject_id] for unit in units]
         states = tuple(one.state for one in placed)
-        delta = write_states(lm, states, settings=settings, moments=moments, live=history, retired=retired)
+        delta = write_beside(history, states, retired=retired)
     reports = tuple(one.report for one in placed)
     _warn_of_weak_writes(reports)
     return EditOutcome(delta, states, reports)

@@ -12,6 +12,9 @@ Subtracting the same equation of the night before gives tonight's change, from w
 So n nights equal one batch, and leaving equals never having been there, exactly for keys that are kept as
 they were measured. With no history and nothing leaving it is the paper's Δ = R Kᵀ (λC + K Kᵀ)⁻¹.
 
+What stands all night, M = λC + Σ k kᵀ, is factored once a layer (`Standing`); the edits of each pass come in
+by the Woodbury identity while they are fewer than a key is wide.
+
 | symbol | shape | meaning |
 |---|---|---|
 | C | (d_k, d_k) | uncentred second moment of keys |
@@ -33,22 +36,57 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class Standing:
+    """M = λC + Σ k kᵀ of the edits that stay, factored once for all solves of a night.
+
+    While fewer keys come than a key is wide, (M + K Kᵀ)⁻¹ follows from M⁻¹ by a system of n equations
+    (Woodbury); otherwise M + K Kᵀ is factored itself.
+
+    Args:
+        C: second moment of keys of the unedited model, (d_k, d_k).
+        moment_weight: λ.
+        live: keys of live edits that neither come nor leave, (d_k, n_live).
+
+    Raises:
+        SingularMomentsError: M is not positive definite.
+        NonFiniteError: an entry is not finite.
+    """
+
+    def __init__(
+        self, C: Float[Tensor, "d_k d_k"], moment_weight: float, live: Float[Tensor, "d_k n_live"]
+    ) -> None:
+        self._lower = factor(normal_matrix(C, moment_weight, live))
+
+    def solve(
+        self, K: Float[Tensor, "d_k n"], others: Float[Tensor, "d_k m"]
+    ) -> tuple[Float[Tensor, "d_k n"], Float[Tensor, "d_k m"]]:
+        """Return A⁻¹ K and A⁻¹ others for A = M + K Kᵀ, in float64."""
+        lower, n = self._lower, K.shape[1]
+        if n >= len(lower):
+            solved = torch.cholesky_solve(torch.cat([K, others], dim=1), factor(lower @ lower.T + K @ K.T))
+            return solved[:, :n], solved[:, n:]
+        MK = torch.cholesky_solve(K, lower)
+        small = factor(torch.eye(n, dtype=K.dtype, device=K.device) + K.T @ MK)
+        # A⁻¹K = M⁻¹K (I + KᵀM⁻¹K)⁻¹, and A⁻¹B = M⁻¹B - A⁻¹K KᵀM⁻¹B.
+        AK = torch.cholesky_solve(MK.T, small).T
+        MB = torch.cholesky_solve(others, lower)
+        return AK, MB - AK @ (K.T @ MB)
+
+
 def low_rank_update(
-    C: Float[Tensor, "d_k d_k"],
-    moment_weight: float,
+    standing: Standing,
     *,
-    live: Float[Tensor, "d_k n_live"],
+    held: Float[Tensor, "d_k h"],
     coming: Float[Tensor, "d_k n"],
     coming_residuals: Float[Tensor, "d n"],
-    leaving: Float[Tensor, "d_k m"] | None = None,
-    leaving_residuals: Float[Tensor, "d m"] | None = None,
+    leaving: Float[Tensor, "d_k m"],
+    leaving_residuals: Float[Tensor, "d m"],
 ) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r d_k"]]:
     """Solve for tonight's weight change.
 
     Args:
-        C: second moment of keys of the unedited model.
-        moment_weight: λ.
-        live: keys of live edits that neither come nor leave tonight.
+        standing: λC and keys that stand all night.
+        held: further keys that stand in this solve and whose values the weights hold.
         coming: K₊.
         coming_residuals: R₊.
         leaving: K₋.
@@ -61,12 +99,9 @@ def low_rank_update(
         SingularMomentsError: λC + Σ k kᵀ is not positive definite.
         NonFiniteError: the solution is not finite.
     """
-    A = normal_matrix(C, moment_weight, torch.cat([live.double(), coming.double()], dim=1))
-    K, left = coming.double(), coming_residuals.double()
-    if leaving is not None and leaving_residuals is not None:
-        K = torch.cat([K, leaving.double()], dim=1)
-        left = torch.cat([left, -leaving_residuals.double()], dim=1)
-    right = torch.cholesky_solve(K, factor(A)).T
+    AK, AL = standing.solve(torch.cat([coming.double(), held.double()], dim=1), leaving.double())
+    left = torch.cat([coming_residuals.double(), -leaving_residuals.double()], dim=1)
+    right = torch.cat([AK[:, : coming.shape[1]], AL], dim=1).T
     if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
         raise NonFiniteError("The weight change is not finite: nothing was written.", where="solve")
     return left, right

@@ -1,9 +1,10 @@
 """Writing keys and values into the weights: one solve a layer, beside everything that must stay.
 
-A writer knows all that stands in tonight's solve: the live edits, those that leave, and the guards, which
-are other subjects' keys held at what the unedited model makes of them. It writes one layer at a time while
-target states are placed (`Writer.write`), and all of them where keys and values are known
-(`write_states`): by the algebra of `editor.solve` that gives the same weights without running the model.
+A night has one `History`: λC and the keys of live edits, which every solve of that night shares. A writer
+adds what else stands in one solve: edits that come, those that leave, and the guards, which are other
+subjects' keys held at what the unedited model makes of them. It writes one layer at a time while target
+states are placed (`Writer.write`), and all of them where keys and values are known (`write_states`): by the
+algebra of `editor.solve` that gives the same weights without running the model.
 """
 
 from __future__ import annotations
@@ -63,44 +64,78 @@ def write_states(
     """
     check_fit((*states, *live, *retired), settings, lm)
     moments.require(lm, settings.layers)
-    labels = [state.label for state in states]
-    writer = Writer(lm, settings, moments, live=live, retired=retired, coming=labels)
+    return write_beside(History(lm, settings, moments, live), states, retired=retired)
+
+
+def write_beside(
+    history: History, states: Sequence[SubjectState], *, retired: Sequence[SubjectState] = ()
+) -> Delta:
+    """Write stored keys and values beside a night's history; see `write_states`."""
+    lm, layers = history.lm, history.lm.layers
+    writer = Writer(history, retired=retired, coming=[state.label for state in states])
     changes: dict[str, LowRank] = {}
-    with restored_on_failure(lm, settings.layers):
-        for layer in settings.layers:
-            keys, values = stack(states, layer, d=lm.layers.d, d_k=lm.layers.d_k, device=lm.device)
-            changes[lm.layers.weight_name(layer)] = writer.write(layer, keys, values)
+    with restored_on_failure(lm, history.settings.layers):
+        for layer in history.settings.layers:
+            keys, values = stack(states, layer, d=layers.d, d_k=layers.d_k, device=lm.device)
+            changes[layers.weight_name(layer)] = writer.write(layer, keys, values)
     return Delta.of(changes)
 
 
-class Writer:
-    """One night's solve, layer by layer.
+class History:
+    """What all solves of a night share: λC and the keys of live edits, added up and factored once a layer.
 
     Args:
         lm: the model whose weights are written.
         settings: layers and weights of the solve.
         moments: second moments of keys of the unedited model, and guards.
-        live: states that the weights hold and keep.
+        live: states that the weights hold and that neither come nor leave tonight.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, settings: MemitSettings, moments: Moments, live: Sequence[SubjectState]
+    ) -> None:
+        self.lm, self.settings, self.moments = lm, settings, moments
+        self.labels = {state.label.casefold() for state in live}
+        self._live = live
+        self._standing: dict[int, solve.Standing] = {}
+
+    def at(self, layer: int) -> solve.Standing:
+        """Return the part of one layer's solve that stands all night."""
+        if layer not in self._standing:
+            keys, _ = self.stack(self._live, layer)
+            C = self.moments.layer(layer, self.lm.device)
+            self._standing[layer] = solve.Standing(C, self.settings.moment_weight, keys)
+        return self._standing[layer]
+
+    def stack(self, states: Sequence[SubjectState], layer: int) -> Columns:
+        """Return keys and values of states at one layer, a column each, in float64."""
+        layers = self.lm.layers
+        return stack(states, layer, d=layers.d, d_k=layers.d_k, device=self.lm.device)
+
+
+class Writer:
+    """One solve a layer, beside a night's history.
+
+    Args:
+        history: what stands all night.
+        live: further states that the weights hold and keep: those of tonight's earlier passes.
         retired: states that the weights hold and lose.
         coming: texts of the subjects that are written.
     """
 
     def __init__(
         self,
-        lm: LanguageModel,
-        settings: MemitSettings,
-        moments: Moments,
+        history: History,
         *,
-        live: Sequence[SubjectState],
-        retired: Sequence[SubjectState],
-        coming: Sequence[str],
+        live: Sequence[SubjectState] = (),
+        retired: Sequence[SubjectState] = (),
+        coming: Sequence[str] = (),
     ) -> None:
-        self._lm, self._settings, self._moments = lm, settings, moments
-        self._live, self._retired = live, retired
-        kept = {state.label.casefold() for state in live}
+        self._history, self._live, self._retired = history, live, retired
+        kept = history.labels | {state.label.casefold() for state in live}
         self._duty = _GuardDuty.of(
-            moments,
-            settings,
+            history.moments,
+            history.settings,
             before=kept | {state.label.casefold() for state in retired},
             after=kept | {text.casefold() for text in coming},
         )
@@ -116,22 +151,23 @@ class Writer:
         Returns:
             The change, as added.
         """
-        lm, device = self._lm, self._lm.device
+        history, lm = self._history, self._history.lm
         weight = lm.layers.matrix(lm.model, layer)
         W = weight.double()
-        live, _ = self._stack(self._live, layer)
-        leaving, leaving_values = self._stack(self._retired, layer)
-        staying, back, aside = self._duty.at(self._moments, layer, lm.layers.d, device)
-        # A guard that comes back is one more edit; one that steps aside is one that leaves.
+        live, _ = history.stack(self._live, layer)
+        leaving, leaving_values = history.stack(self._retired, layer)
+        staying, back, aside = self._duty.at(history.moments, layer, lm.layers.d, lm.device)
+        # What the weights hold already asks for no change; a guard that comes back is one more edit, one
+        # that steps aside is one that leaves.
+        held = torch.cat([live, staying[0]], dim=1)
         K = torch.cat([keys.double(), back[0]], dim=1)
         V = torch.cat([values.double(), back[1]], dim=1)
         leaving = torch.cat([leaving, aside[0]], dim=1)
         leaving_values = torch.cat([leaving_values, aside[1]], dim=1)
         change = LowRank.rounded(
             *solve.low_rank_update(
-                self._moments.layer(layer, device),
-                self._settings.moment_weight,
-                live=torch.cat([live, staying[0]], dim=1),
+                history.at(layer),
+                held=held,
                 coming=K,
                 coming_residuals=V - W @ K,
                 leaving=leaving,
@@ -140,10 +176,6 @@ class Writer:
         )
         deltas.add(weight, change.dense())
         return change
-
-    def _stack(self, states: Sequence[SubjectState], layer: int) -> Columns:
-        layers = self._lm.layers
-        return stack(states, layer, d=layers.d, d_k=layers.d_k, device=self._lm.device)
 
 
 @contextmanager

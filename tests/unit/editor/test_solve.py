@@ -42,9 +42,8 @@ def night(
     K, V = coming
     gone = leaving or (torch.zeros(D_K, 0), torch.zeros(D, 0))
     left, right = solve.low_rank_update(
-        C,
-        weight,
-        live=live,
+        solve.Standing(C, weight, live),
+        held=torch.zeros(D_K, 0),
         coming=K,
         coming_residuals=V - W @ K,
         leaving=gone[0],
@@ -60,6 +59,28 @@ def test_equals_the_papers_formula(count: int) -> None:
     torch.testing.assert_close(
         night(C, W, (K, V), torch.zeros(D_K, 0)), one_batch(C, W, K, V, 2.0), rtol=1e-10, atol=1e-10
     )
+
+
+@pytest.mark.parametrize("coming", [1, 5, D_K - 1, D_K, 30])
+def test_standing_keys_serve_as_live_or_as_held(coming: int) -> None:
+    """The small system, the large one, and the plain inverse agree, whichever way a key stands."""
+    C, W, K, V = problem(coming + 6)
+    new, old, gone = slice(0, coming), slice(coming, coming + 4), slice(coming + 4, coming + 6)
+    R, lost = V[:, new] - W @ K[:, new], V[:, gone] - W @ K[:, gone]
+    wanted = (R @ K[:, new].T - lost @ K[:, gone].T) @ torch.linalg.inv(
+        solve.normal_matrix(C, 2.0, torch.cat([K[:, new], K[:, old]], dim=1))
+    )
+    nothing = torch.zeros(D_K, 0)
+    for live, held in ((K[:, old], nothing), (nothing, K[:, old])):
+        left, right = solve.low_rank_update(
+            solve.Standing(C, 2.0, live),
+            held=held,
+            coming=K[:, new],
+            coming_residuals=R,
+            leaving=K[:, gone],
+            leaving_residuals=lost,
+        )
+        torch.testing.assert_close(left @ right, wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_normal_equations_and_optimality() -> None:
