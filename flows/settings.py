@@ -15,6 +15,9 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from flows.errors import SettingsError
+from kb.errors import BadTermError
+from kb.model import entity_id
+from kb.trust import Trust
 
 EMBEDDED = "embedded"
 """The value of `endpoint` that means: the local store under the home folder."""
@@ -72,6 +75,30 @@ class Settings(BaseSettings):
         6, ge=0, le=100, description="edits tried to find the facts that fail a batch; 0 leaves all owed"
     )
     burst_share: float = Field(0.25, gt=0, le=1, description="a night changing more than this share waits")
+    burst_floor: int = Field(50, ge=0, description="so many changes of a relation are never too many")
+    burst_total: int = Field(10_000, ge=1, description="a night with more changes than this in all waits")
+    trust_min_sightings: int = Field(2, ge=1, description="pulls that must have seen a value")
+    trust_min_references: int = Field(
+        0, ge=0, description="facts with fewer references that name a source are held back"
+    )
+    trust_flip_hold_hours: int = Field(168, ge=0, description="hold of a value that went and came back")
+    trust_flip_memory_hours: int = Field(720, ge=0, description="how long a value that went is remembered")
+    trust_relabel_hold_hours: int = Field(1_440, ge=0, description="hold of a subject that reads differently")
+    trust_allow_subjects: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="items believed at once; never exempt from conflicts"
+    )
+    trust_block_subjects: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="items whose facts are never edited"
+    )
+    trust_block_relations: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="relations that are read and never edited"
+    )
+    trust_block_values: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="items that are never edited in as objects"
+    )
+    trust_bad_words: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="further words that no label may hold"
+    )
     approval_hours: float = Field(72.0, gt=0, description="a candidate undecided for so long is rejected")
     rebuild_nights: int = Field(
         0, ge=0, description="rebuild from the base after so many promoted checkpoints; 0: never"
@@ -87,12 +114,31 @@ class Settings(BaseSettings):
     crash_at: str | None = Field(None, description="kill this process at a named point (for tests)")
     gates: GateThresholds = Field(default_factory=GateThresholds)
 
-    @field_validator("relations", mode="before")
+    @field_validator(
+        "relations",
+        "trust_allow_subjects",
+        "trust_block_subjects",
+        "trust_block_relations",
+        "trust_block_values",
+        "trust_bad_words",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         return (
             [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         )
+
+    @field_validator(
+        "trust_allow_subjects", "trust_block_subjects", "trust_block_relations", "trust_block_values"
+    )
+    @classmethod
+    def _ids(cls, value: list[str]) -> list[str]:
+        try:
+            return [entity_id(one) for one in value]
+        except BadTermError as error:
+            # pydantic reports ValueErrors; a misspelt id in a block list must not pass for no id
+            raise ValueError(str(error)) from error
 
     @classmethod
     def read(cls, home: Path | None = None) -> Settings:
@@ -123,6 +169,25 @@ class Settings(BaseSettings):
     def resolved_model_name(self) -> str:
         """The model's name in the ledger: its last path component unless given."""
         return self.model_name or Path(self.model).name.lower()
+
+    @property
+    def trust(self) -> Trust:
+        """How much to believe; each relation's own hold stands in the relations file."""
+        return Trust(
+            min_sightings=self.trust_min_sightings,
+            flip_hold_hours=self.trust_flip_hold_hours,
+            flip_memory_hours=self.trust_flip_memory_hours,
+            relabel_hold_hours=self.trust_relabel_hold_hours,
+            min_references=self.trust_min_references,
+            burst_share=self.burst_share,
+            burst_floor=self.burst_floor,
+            burst_total=self.burst_total,
+            allow_subjects=frozenset(self.trust_allow_subjects),
+            block_subjects=frozenset(self.trust_block_subjects),
+            block_properties=frozenset(self.trust_block_relations),
+            block_values=frozenset(self.trust_block_values),
+            bad_words=frozenset(self.trust_bad_words),
+        )
 
     @property
     def is_embedded(self) -> bool:

@@ -219,8 +219,9 @@ def _labels_sound(change: Change, night: _Night) -> Change | None:
             Reason.SHARED_LABEL,
             f"another entity is called {texts[change.subject]!r} too; allow the subject",
         )
-    if trust.require_reference and "unreferenced" in new.flags:
-        return _quarantine(change, Reason.UNREFERENCED, "no reference; add one on Wikidata")
+    if new.references < trust.min_references:
+        why = f"{new.references} of {trust.min_references} references that name a source; add one on Wikidata"
+        return _quarantine(change, Reason.UNREFERENCED, why)
     renamed = old is not None and old.subject_label and old.subject_label != texts[change.subject]
     if renamed and old is not None:
         since = _earliest(change, night, count_modification=False)

@@ -177,8 +177,6 @@ class DocumentReader:
     def _statement(self, entity: str, prop: str, claim: Mapping[str, Any], revision: int) -> Statement:
         qualifiers = claim.get("qualifiers") or {}
         ids = self._properties
-        references = claim.get("references") or []
-        hashes = {one.get("hash") or index for index, one in enumerate(references)}
         return Statement(
             id=statement_id(claim["id"]),
             subject=entity,
@@ -188,9 +186,22 @@ class DocumentReader:
             start=self._bound(qualifiers, ids.start, earliest=True),
             end=self._bound(qualifiers, ids.end, earliest=False),
             point_in_time=self._latest(qualifiers, ids.point_in_time),
-            reference_count=len(hashes),
+            reference_count=self._sources(claim.get("references") or []),
             revision=revision,
         )
+
+    def _sources(self, references: Iterable[Mapping[str, Any]]) -> int:
+        """How many references name a source; the same one twice counts once."""
+        ids = self._properties
+        found = set()
+        for index, one in enumerate(references):
+            snaks = one.get("snaks") or {}
+            kinds = {prop: {snak["snaktype"] for snak in snaks.get(prop) or []} for prop in snaks}
+            named = any("value" in kinds.get(prop, ()) for prop in (ids.stated_in, ids.reference_url))
+            imported = kinds.get(ids.imported_from, set()) & {"value", "somevalue"}
+            if named and not imported:
+                found.add(one.get("hash") or index)
+        return len(found)
 
     def _value(self, snak: Mapping[str, Any]) -> Value:  # noqa: PLR0911  (one return a kind of value)
         if snak["snaktype"] == "somevalue":

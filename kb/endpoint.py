@@ -45,6 +45,7 @@ class Namespaces:
     psv: str = "http://www.wikidata.org/prop/statement/value/"
     pq: str = "http://www.wikidata.org/prop/qualifier/"
     pqv: str = "http://www.wikidata.org/prop/qualifier/value/"
+    pr: str = "http://www.wikidata.org/prop/reference/"
     wdno: str = "http://www.wikidata.org/prop/novalue/"
     wikibase: str = "http://wikiba.se/ontology#"
     schema: str = "http://schema.org/"
@@ -67,19 +68,28 @@ class Namespaces:
             psv=f"{root}/prop/statement/value/",
             pq=f"{root}/prop/qualifier/",
             pqv=f"{root}/prop/qualifier/value/",
+            pr=f"{root}/prop/reference/",
             wdno=f"{root}/prop/novalue/",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Properties:
-    """The property ids that carry meaning for us; a Wikibase of one's own numbers them otherwise."""
+    """The property ids that carry meaning for us; a Wikibase of one's own numbers them otherwise.
+
+    A reference names a source if it states one (``stated_in``) or gives a URL (``reference_url``), unless it
+    was imported from a Wikimedia project (``imported_from``): such a project is where the claim was copied
+    from, not who says so.
+    """
 
     instance_of: str = "P31"
     subclass_of: str = "P279"
     start: str = "P580"
     end: str = "P582"
     point_in_time: str = "P585"
+    stated_in: str = "P248"
+    reference_url: str = "P854"
+    imported_from: str = "P143"
 
     def __post_init__(self) -> None:
         for part in fields(self):

@@ -21,7 +21,7 @@ from kb.errors import (
 )
 from kb.labels import first_choices
 from kb.model import Label, Probe, Statement, entity_id, id_order
-from kb.rows import Skipped, StatementReader, entity_of, moment, probes
+from kb.rows import DERIVED_FROM, Skipped, StatementReader, entity_of, moment, probes
 from kb.sparql import Transport
 from kb.terms import Term
 
@@ -146,7 +146,7 @@ class SparqlFeed:
             ask,
             key=lambda one: (id_order(one.property), id_order(one.subject), one.id),
         )
-        return self._without_excluded(found)
+        return without_excluded(found, self._relations, self.instances)
 
     def labels(self, ids: Collection[str]) -> dict[str, Label]:
         """See `ChangeFeed.labels`."""
@@ -222,7 +222,6 @@ class SparqlFeed:
         plain = [
             terms.iri(names.wikibase + "rank"),
             terms.iri("http://www.w3.org/1999/02/22-rdf-syntax-ns#type"),
-            terms.iri("http://www.w3.org/ns/prov#wasDerivedFrom"),
             terms.entities(names.pq, qualifiers),
             terms.entities(names.ps, properties),
         ]
@@ -232,25 +231,18 @@ class SparqlFeed:
             items=self._items(batch),
             claims=terms.listed(terms.entities(names.p, properties)),
             predicates=terms.listed(*plain),
-            nodes=terms.listed(terms.entities(names.pqv, qualifiers), terms.entities(names.psv, properties)),
+            nodes=terms.listed(
+                terms.iri(DERIVED_FROM),
+                terms.entities(names.pqv, qualifiers),
+                terms.entities(names.psv, properties),
+            ),
+            references=terms.listed(
+                terms.entities(names.pr, (known.stated_in, known.reference_url, known.imported_from))
+            ),
         )
         reader = StatementReader(self.endpoint)
         found = reader.read(rows)
         self.skipped.extend(reader.skipped)
-        return found
-
-    def _without_excluded(self, found: list[Statement]) -> list[Statement]:
-        for prop, relation in self._relations.items():
-            if not relation.not_values:
-                continue
-            objects = {
-                one.value.canonical
-                for one in found
-                if one.property == prop and one.value.kind.value == "item"
-            }
-            if objects:
-                out = self.instances(objects, relation.not_values)
-                found = [one for one in found if one.property != prop or one.value.canonical not in out]
         return found
 
     def _windows(
@@ -347,6 +339,30 @@ class SparqlFeed:
                     for task in tasks:
                         task.cancel()  # after a failure the rest must not be sent
         return sorted((one for result in results for one in result), key=key)  # type: ignore[arg-type]
+
+
+def without_excluded(
+    found: list[Statement],
+    relations: Mapping[str, Relation],
+    instances: Callable[[Collection[str], Collection[str]], set[str]],
+) -> list[Statement]:
+    """Leave out the statements whose object is of a class that their relation does not want.
+
+    Args:
+        found: statements.
+        relations: consulted for ``not_values``.
+        instances: those of some items that belong to some classes.
+    """
+    for prop, relation in relations.items():
+        if not relation.not_values:
+            continue
+        objects = {
+            one.value.canonical for one in found if one.property == prop and one.value.kind.value == "item"
+        }
+        if objects:
+            out = instances(objects, relation.not_values)
+            found = [one for one in found if one.property != prop or one.value.canonical not in out]
+    return found
 
 
 def _halving(batch: Sequence[str], ask: Callable[[Sequence[str]], list[T]]) -> list[T]:

@@ -193,7 +193,7 @@ class Statement:
         start: start time qualifier (P580), or None without one. Of several, the earliest.
         end: end time qualifier (P582), or None without one. Of several, the latest.
         point_in_time: point in time qualifier (P585), of several the latest.
-        reference_count: number of references.
+        reference_count: number of references that name a source (`kb.endpoint.Properties`).
         revision: revision of the subject's item when the statement was read; 0 where the source does not say.
     """
 
@@ -315,6 +315,7 @@ class DesiredFact:
         sources: the statements behind it.
         valid_from: the latest start among them, as a cut ISO date.
         flags: things worth knowing, such as ``preferred-ended``.
+        references: references that name a source, of the statement that has most of them.
     """
 
     subject: str
@@ -324,6 +325,7 @@ class DesiredFact:
     sources: tuple[Source, ...]
     valid_from: str | None = None
     flags: tuple[str, ...] = ()
+    references: int = 0
 
 
 @dataclass(frozen=True, slots=True)

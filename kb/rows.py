@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _RDF_TYPE = "http://www.w3.org/1999/02/22-rdf-syntax-ns#type"
 _SAME_AS = "http://www.w3.org/2002/07/owl#sameAs"
-_DERIVED_FROM = "http://www.w3.org/ns/prov#wasDerivedFrom"
+DERIVED_FROM = "http://www.w3.org/ns/prov#wasDerivedFrom"
 _XSD = "http://www.w3.org/2001/XMLSchema#"
 _COMMONS = "http://commons.wikimedia.org/"
 _SKOLEM = "/.well-known/genid/"
@@ -75,6 +75,11 @@ def _whole(node: Node | None) -> int | None:
         return None
     text = node.text.removeprefix("+")
     return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _is_unknown(node: Node) -> bool:
+    """Whether a node stands for a value that is not known."""
+    return node.kind == "bnode" or (node.kind == "uri" and _SKOLEM in node.text[:200])
 
 
 def probes(rows: Iterable[Row], asked: Iterable[str], endpoint: Endpoint) -> list[Probe]:
@@ -139,7 +144,10 @@ class StatementReader:
             one = parts.setdefault(row["statement"].text, _Parts(item, row["claim"].text))
             predicate = row["predicate"].text
             if "node" in row:
-                one.nodes[predicate, row["node"].text][row["part"].text] = row["object"]
+                parts_of = one.nodes[predicate, row["node"].text]
+                part = row["part"].text
+                if part not in parts_of or _is_unknown(parts_of[part]):
+                    parts_of[part] = row["object"]
             else:
                 one.objects[predicate].add(row["object"])
         found = list(self._statements(parts, versions))
@@ -168,7 +176,7 @@ class StatementReader:
             start=self._bound(one, ids.start, earliest=True),
             end=self._bound(one, ids.end, earliest=False),
             point_in_time=self._latest(one, ids.point_in_time),
-            reference_count=len(one.objects[_DERIVED_FROM]),
+            reference_count=self._sources(one),
             revision=revision,
         )
 
@@ -186,6 +194,19 @@ class StatementReader:
             raise BadTermError(f"Ranks {sorted(ranks)} where one is expected.", value=one.claim)
         return known[ranks.pop()]
 
+    def _sources(self, one: _Parts) -> int:
+        """How many references name a source."""
+        names, known = self._names, self._properties
+        imported = names.pr + known.imported_from
+        return sum(
+            any(
+                part in full and not _is_unknown(full[part])
+                for part in (names.pr + known.stated_in, names.pr + known.reference_url)
+            )
+            for (predicate, _), full in one.nodes.items()
+            if predicate == DERIVED_FROM and imported not in full
+        )
+
     def _is_novalue(self, one: _Parts, prop: str) -> bool:
         return any(node.text == self._names.wdno + prop for node in one.objects[_RDF_TYPE])
 
@@ -198,7 +219,7 @@ class StatementReader:
         if len(objects) != 1:
             raise BadTermError(f"{len(objects)} main values where one is expected.", value=prop)
         (node,) = objects
-        if node.kind == "bnode" or _SKOLEM in node.text[:200]:
+        if _is_unknown(node):
             return Value.somevalue()
         if node.kind == "uri":
             item = entity_of(node, self._names.wd)

@@ -156,7 +156,8 @@ def _fact(
     subject: str, relation: Relation, value: Value, behind: Sequence[Statement], group_flags: set[str]
 ) -> DesiredFact:
     flags = set(group_flags)
-    if not any(one.reference_count for one in behind):
+    references = max(one.reference_count for one in behind)
+    if not references:
         flags.add("unreferenced")
     starts = [one.start.time for one in behind if one.start is not None and one.start.time is not None]
     latest = max(starts, key=lambda time: (time.earliest(), time.precision), default=None)
@@ -168,6 +169,7 @@ def _fact(
         sources=tuple((one.id, one.revision) for one in behind),
         valid_from=None if latest is None else latest.iso,
         flags=tuple(sorted(flags)),
+        references=references,
     )
 
 

@@ -117,7 +117,7 @@ class Trust:
         flip_memory_hours: how long a value that went is remembered.
         flip_hold_hours: hold of a value that stood before, went, and came back.
         relabel_hold_hours: hold of a change whose subject reads differently than when it was last edited.
-        require_reference: hold back facts without a reference.
+        min_references: hold back facts with fewer references that name a source.
         burst_share: share of a relation's facts that may change in one night.
         burst_floor: that many changes of a relation never count as a burst.
         burst_total: changes of all relations together.
@@ -134,7 +134,7 @@ class Trust:
     flip_hold_hours: int = 24 * 7
     flip_memory_hours: int = 24 * 30
     relabel_hold_hours: int = 24 * 60
-    require_reference: bool = False
+    min_references: int = 0
     burst_share: float = 0.25
     burst_floor: int = 50
     burst_total: int = 10_000

@@ -87,9 +87,9 @@ class TurtleWriter:
             yield from self._time(iri, names.pq, names.pqv, known.point_in_time, one.point_in_time)
         for index in range(one.reference_count):
             digest = hashlib.sha1(f"{one.id}/{index}".encode(), usedforsecurity=False).hexdigest()
-            yield self._line(
-                iri, "http://www.w3.org/ns/prov#wasDerivedFrom", terms.iri(f"{names.site}/reference/{digest}")
-            )
+            node = f"{names.site}/reference/{digest}"
+            yield self._line(iri, "http://www.w3.org/ns/prov#wasDerivedFrom", terms.iri(node))
+            yield self._line(node, names.pr + known.reference_url, terms.iri(f"{node}#source"))
 
     def _value(self, iri: str, one: Statement) -> Iterator[str]:
         names, value = self._names, one.value

@@ -95,7 +95,7 @@ class StatementRow:
         revision: Revision of the item it was read at.
         content_hash: Digest of all that a change of should count, without the revision.
         qualifiers: Start, end, point in time and the rest, as the caller's JSON.
-        reference_count: How many references stand behind it.
+        reference_count: How many references that name a source stand behind it.
         valid_from: Start of validity in Wikidata, as text, if stated.
         valid_to: End of validity in Wikidata, as text, if stated.
     """

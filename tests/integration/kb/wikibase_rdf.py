@@ -124,9 +124,11 @@ class Exporter:
             for snak in snaks:
                 self.snak(iri, snak, qualifier, "qualifier/")
         for reference in claim.get("references") or []:
-            self.add(
-                iri, "http://www.w3.org/ns/prov#wasDerivedFrom", f"<{SITE}/reference/{reference['hash']}>"
-            )
+            node = f"{SITE}/reference/{reference['hash']}"
+            self.add(iri, "http://www.w3.org/ns/prov#wasDerivedFrom", f"<{node}>")
+            for source, snaks in (reference.get("snaks") or {}).items():
+                for snak in snaks:
+                    self.snak(node, snak, source, "reference/")
 
     def snak(self, iri: str, snak: dict[str, Any], prop: str, where: str) -> None:
         if snak["snaktype"] == "novalue":

@@ -4,6 +4,7 @@ import pytest
 
 from flows.errors import SettingsError
 from flows.settings import Settings
+from kb.trust import Trust
 
 
 @pytest.fixture(autouse=True)
@@ -45,4 +46,37 @@ def test_the_home_has_its_own_file(tmp_path):
 def test_a_wrong_value_names_its_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("FACTSYNC_PREFECT_PORT", "many")
     with pytest.raises(SettingsError, match="FACTSYNC_PREFECT_PORT"):
+        Settings.read(tmp_path)
+
+
+def test_trust_is_the_default_unless_it_is_set(tmp_path):
+    assert Settings.read(tmp_path).trust == Trust()
+
+
+def test_trust_is_settings(tmp_path):
+    (tmp_path / "factsync.env").write_text(
+        "FACTSYNC_TRUST_BLOCK_SUBJECTS=q183, Q64\n"
+        "FACTSYNC_TRUST_ALLOW_SUBJECTS=Q142\n"
+        "FACTSYNC_TRUST_BLOCK_RELATIONS=P39\n"
+        "FACTSYNC_TRUST_BLOCK_VALUES=Q63641\n"
+        "FACTSYNC_TRUST_BAD_WORDS=bogus,hoax\n"
+        "FACTSYNC_TRUST_MIN_REFERENCES=1\n"
+        "FACTSYNC_TRUST_MIN_SIGHTINGS=3\n"
+        "FACTSYNC_BURST_TOTAL=500\n"
+    )
+    assert Settings.read(tmp_path).trust == Trust(
+        block_subjects=frozenset({"Q183", "Q64"}),
+        allow_subjects=frozenset({"Q142"}),
+        block_properties=frozenset({"P39"}),
+        block_values=frozenset({"Q63641"}),
+        bad_words=frozenset({"bogus", "hoax"}),
+        min_references=1,
+        min_sightings=3,
+        burst_total=500,
+    )
+
+
+def test_a_misspelt_id_in_a_block_list_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACTSYNC_TRUST_BLOCK_SUBJECTS", "Q183, Germany")
+    with pytest.raises(SettingsError, match="FACTSYNC_TRUST_BLOCK_SUBJECTS"):
         Settings.read(tmp_path)

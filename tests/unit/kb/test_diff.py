@@ -233,10 +233,14 @@ def test_a_person_can_let_go_what_waits_but_not_what_has_no_text():
     )
 
 
-def test_facts_without_a_reference_can_be_held_back():
+def test_facts_with_too_few_references_can_be_held_back():
     bare = statement(reference_count=0)
     assert only(bare).kind is ChangeKind.INSERT
-    assert only(bare, trust=Trust(require_reference=True)).held_back_for() is Reason.UNREFERENCED
+    assert only(bare, trust=Trust(min_references=1)).held_back_for() is Reason.UNREFERENCED
+    one = statement(reference_count=1)
+    assert only(one, trust=Trust(min_references=1)).held_back_for() is None
+    assert only(one, trust=Trust(min_references=2)).held_back_for() is Reason.UNREFERENCED
+    assert "1 of 2" in only(one, trust=Trust(min_references=2)).reason
 
 
 def test_multi_valued_slots_stand_alone():
