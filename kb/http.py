@@ -139,11 +139,22 @@ def _request(endpoint: Endpoint, query: str) -> urllib.request.Request:
 
 
 def exchange(endpoint: Endpoint, query: str) -> Reply:
-    """Post a query and read the whole reply, whatever its status.
+    """Post a query and read the whole reply, whatever its status; see `send`."""
+    return send(endpoint, _request(endpoint, query))
+
+
+def get(endpoint: Endpoint, url: str) -> Reply:
+    """Get a JSON document below an endpoint and read the whole reply, whatever its status; see `send`."""
+    headers = {"User-Agent": endpoint.agent, "Accept": "application/json", "Accept-Encoding": "gzip"}
+    return send(endpoint, urllib.request.Request(url, headers=headers))  # noqa: S310  Endpoint checked it
+
+
+def send(endpoint: Endpoint, request: urllib.request.Request) -> Reply:
+    """Send a request and read the whole reply, whatever its status.
 
     Args:
-        endpoint: where to.
-        query: SPARQL text.
+        endpoint: whose deadline, proxy and limits count.
+        request: what to send.
 
     Returns:
         Status, headers and unpacked body.
@@ -154,7 +165,6 @@ def exchange(endpoint: Endpoint, query: str) -> Reply:
         TruncatedReplyError: it broke within the body.
         ReplyTooLargeError: the body is longer than allowed.
     """
-    request = _request(endpoint, query)
     with _Deadline(endpoint.timeout_s) as deadline:
         received = bytearray()
         started = False

@@ -14,7 +14,8 @@ import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+from urllib.parse import urljoin, urlsplit
 
 from kb.budget import BanMemory, Clock, QueryBudget, VolatileBans, backoff_s
 from kb.errors import (
@@ -30,17 +31,22 @@ from kb.errors import (
     ThrottledError,
     TruncatedReplyError,
 )
-from kb.http import Reply, exchange
+from kb.http import Reply, exchange, get
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from kb.endpoint import Endpoint
+    from kb.errors import EndpointError
 
+T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _BANNED = re.compile(r"banned until\s+(\d{4}-\d\d-\d\dT[0-9:.]+(?:Z|[+-]\d\d:?\d\d)?)", re.IGNORECASE)
 _TIMEOUT_WORDS = ("TimeoutException", "QueryTimeoutException", "Query timeout", "query was cancelled")
 _JSON_TYPES = {"application/sparql-results+json", "application/json"}
+_REDIRECTS = {301, 302, 303, 307, 308}
+_MOST_REDIRECTS = 4
+_WORTH_ASKING_AGAIN = (EndpointDownError, ThrottledError, EndpointUnreachableError, NotSparqlReplyError)
 _DEFAULT_BAN = timedelta(hours=24)
 
 
@@ -94,19 +100,33 @@ class Transport:
             EndpointError: one of its kinds, after the attempts are spent. Timeouts and truncated replies are
                 raised at once: asking the same again rarely helps, asking for less does.
         """
+        return self._persist(lambda: self._ask(query, variables), _WORTH_ASKING_AGAIN)
+
+    def fetch(self, url: str) -> bytes | None:
+        """Get a JSON document below the endpoint's URL.
+
+        Args:
+            url: of the document. Redirects are followed within the endpoint's host.
+
+        Returns:
+            Its bytes; None if there is none (404, 410).
+
+        Raises:
+            EndpointError: one of its kinds, after the attempts are spent. Timeouts and truncated replies are
+                tried again too: there is no less to ask for.
+        """
+        again = (*_WORTH_ASKING_AGAIN, EndpointTimeoutError, TruncatedReplyError)
+        return self._persist(lambda: self._get(url), again)
+
+    def _persist(self, ask: Callable[[], T], again: tuple[type[EndpointError], ...]) -> T:
         attempt = 0
         while True:
             self._refuse_if_banned()
             try:
                 with self._slots:
                     self._wait_for_turn()
-                    return self._ask(query, variables)
-            except (
-                EndpointDownError,
-                ThrottledError,
-                EndpointUnreachableError,
-                NotSparqlReplyError,
-            ) as error:
+                    return ask()
+            except again as error:
                 attempt += 1
                 wait_s = getattr(error, "retry_after_s", None)
                 if wait_s is None:
@@ -148,6 +168,47 @@ class Transport:
             url=self.endpoint.url,
             until=until,
         )
+
+    def _get(self, url: str) -> bytes | None:
+        here = urlsplit(self.endpoint.url)
+        for _ in range(_MOST_REDIRECTS):
+            begun = self.clock.monotonic()
+            try:
+                reply = get(self.endpoint, url)
+            finally:
+                self._budget.spend(self.clock.monotonic() - begun)
+            if reply.status in {404, 410}:
+                return None
+            target = urljoin(url, reply.headers.get("Location") or url)
+            moved = reply.status in _REDIRECTS and target != url
+            if not moved or urlsplit(target)[:2] != here[:2]:
+                break
+            url = target
+        if reply.status not in {200, 204}:
+            self._raise_for(reply, url)
+        if not reply.body.strip():
+            raise TruncatedReplyError(
+                f"{url} answered with nothing; it may answer a moment later.",
+                url=self.endpoint.url,
+                received_bytes=0,
+            )
+        self._refuse_cut_or_foreign(reply)
+        return reply.body
+
+    def _refuse_cut_or_foreign(self, reply: Reply) -> None:
+        content_type = reply.headers.get_content_type()
+        if content_type not in _JSON_TYPES:
+            raise self._not_sparql(content_type, reply.body, f"content type {content_type}")
+        try:
+            json.loads(reply.body)
+        except UnicodeDecodeError as error:
+            raise self._not_sparql(content_type, reply.body, "bytes that are no UTF-8") from error
+        except (ValueError, RecursionError) as error:
+            raise TruncatedReplyError(
+                f"The reply of {self.endpoint.url} is no whole JSON ({len(reply.body)} bytes).",
+                url=self.endpoint.url,
+                received_bytes=len(reply.body),
+            ) from error
 
     def _ask(self, query: str, variables: Sequence[str]) -> list[Row]:
         begun = self.clock.monotonic()

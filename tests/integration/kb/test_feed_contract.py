@@ -15,11 +15,13 @@ import pytest
 from kb.document_feed import DocumentFeed
 from kb.documents import Document, DocumentReader, read_file
 from kb.endpoint import Endpoint, Layout
+from kb.entity_data import EntityDataFeed
 from kb.errors import BadEntityError, EmptySourceError
 from kb.feed import SparqlFeed
 from kb.model import Probe
 from kb.relations import Relations
 from kb.semantics import verdict
+from tests.integration.kb.entity_data_server import EntityDataServer
 from tests.integration.kb.rdflib_server import RdflibServer
 from tests.integration.kb.wikibase_rdf import Exporter
 
@@ -53,6 +55,30 @@ def snak(data, prop="P6", datatype=None):
     }
 
 
+URL = {"type": "string", "value": "http://www.example.org/source"}
+REFERENCES = (
+    (),
+    ({"P248": [item("Q36578")]},),
+    ({"P854": [URL]}, {"P248": [item("Q36578")], "P813": [time("+2020-01-02T00:00:00Z")]}),
+    ({"P143": [item("Q328")]},),
+    ({"P143": [item("Q328")], "P854": [URL]}, {"P813": [time("+2020-01-02T00:00:00Z")]}),
+    ({"P248": ["somevalue"]}, {"P854": ["somevalue", URL]}, {"P248": ["novalue"]}),
+    ({"P854": [URL]}, {"P854": [URL], "P143": ["novalue"]}, {"P143": ["somevalue"], "P854": [URL]}),
+    ({"P248": [item("Q36578"), item("Q37312")], "P854": [URL]}, {}),
+)
+"""References of all kinds; `NAMED` of each tuple name a source."""
+NAMED = (0, 1, 2, 0, 0, 1, 2, 1)
+
+
+def reference(number, snaks):
+    urls = {"P854": "url"}
+    return {
+        "hash": f"{number}{sorted(snaks)}{len(str(snaks))}".replace(" ", "").encode().hex(),
+        "snaks": {prop: [snak(one, prop, urls.get(prop)) for one in ones] for prop, ones in snaks.items()}
+        or [],
+    }
+
+
 def claim(entity, number, main, rank="normal", **qualifiers):
     return {
         "id": f"{entity}$0000-{number:04d}",
@@ -60,7 +86,7 @@ def claim(entity, number, main, rank="normal", **qualifiers):
         "type": "statement",
         "mainsnak": main,
         "qualifiers": {prop: [snak(one, prop) for one in ones] for prop, ones in qualifiers.items()},
-        "references": [{"hash": f"{number}{count}"} for count in range(number % 3)],
+        "references": [reference(number, kind) for kind in REFERENCES[number % len(REFERENCES)]],
     }
 
 
@@ -245,7 +271,7 @@ def from_documents(documents, redirects=()):
 REDIRECTS = [("Q900", "Q100")]
 
 
-@pytest.fixture(params=["munged", "dump", "documents", "small batches", "another engine"])
+@pytest.fixture(params=["munged", "dump", "documents", "entity data", "small batches", "another engine"])
 def feed(request, served):
     if request.param == "documents":
         yield from_documents(world(), REDIRECTS)
@@ -259,7 +285,13 @@ def feed(request, served):
         endpoint = replace(Endpoint.local(url), layout=Layout(layout))
         if request.param == "small batches":
             endpoint = replace(endpoint, probe_batch=1, statement_batch=1, page_rows=1, parallel=3)
-        yield SparqlFeed(endpoint, relations=relations())
+        live = SparqlFeed(endpoint, relations=relations())
+        if request.param != "entity data":
+            yield live
+            return
+        with EntityDataServer(world(), REDIRECTS) as server:
+            documents = replace(Endpoint.local(server.url), parallel=3)
+            yield EntityDataFeed(documents, live, relations=relations())
 
 
 IDS = ["Q100", "Q101", "Q102", "Q5", "Q404"]
@@ -283,7 +315,8 @@ def test_statements(feed):
     assert by_id["Q100$0000-0023"].value.canonical == "12.5 Q712226"
     assert by_id["Q100$0000-0024"].value.canonical == 'The "Free" \\ State\nof Ruritania@en'
     assert {one.revision for one in found} == {1000}
-    assert [one.reference_count for one in found if one.property == "P6"][:3] == [1, 2, 0]
+    heads = [one for one in found if one.property == "P6" and one.subject == "Q100"]
+    assert [one.reference_count for one in heads] == [NAMED[number % 8] for number in range(1, 9)]
     assert len(feed.skipped) == 2
 
 
