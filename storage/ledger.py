@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import insert, select, update
 
-from storage import head, ingest, lifecycle, plan, reading, recovery, review
+from storage import head, ingest, lifecycle, plan, reading, recovery, retention, review
 from storage.batching import batches
 from storage.database import insert_or_ignore, writing
 from storage.database import reading as read_transaction
@@ -377,6 +377,20 @@ class Ledger(LedgerReader):
                 .values(decision=decision, decided_by=by)
             )
         return changed.rowcount == 1
+
+    def prune(self, lease: Lease, *, before: datetime, dry_run: bool = False) -> retention.Pruned:
+        """Delete what is older than a moment and backs nothing, in one transaction; see `storage.retention`.
+
+        Args:
+            lease: The writer's lease.
+            before: What was measured, closed or decided before it may go. The file shrinks by `VACUUM`.
+            dry_run: Only count.
+
+        Returns:
+            How many rows went, or would go.
+        """
+        with self._step("prune", lease) as connection:
+            return retention.prune(connection, lease.model.id, before, dry_run=dry_run)
 
     # Checkpoints
 

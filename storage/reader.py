@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import select
 
-from storage import facts, plan, reading, review, shell
+from storage import facts, plan, reading, retention, review, shell
 from storage import migrate as migration
 from storage.crash import OnPoint, silent
 from storage.database import make_engine, parse_url, raise_os_error, sqlite_path
@@ -16,6 +16,7 @@ from storage.schema import SyncRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
     from types import TracebackType
 
     from sqlalchemy.engine import URL, Engine
@@ -241,6 +242,19 @@ class LedgerReader:
         """Say where a model stands."""
         with read_transaction(self.engine) as connection:
             return reading.status(connection, reading.model_named(connection, model.name))
+
+    def archive(self, target: Path) -> None:
+        """Copy a SQLite ledger into a new file, as one moment shows it; a writer may go on meanwhile.
+
+        Args:
+            target: The copy, which appears whole or not at all.
+
+        Raises:
+            LedgerUrlError: If this is no SQLite ledger (use pg_dump), or the file exists.
+            DiskFullError: If there is no room.
+            LedgerReadOnlyError: If it may not be written.
+        """
+        retention.archive(self.engine, target)
 
     def query(
         self,
