@@ -1,5 +1,6 @@
 """A real `factsync up` for the tests: its own home and port, a tiny model, and a trap for calls abroad."""
 
+import json
 import os
 import signal
 import socket
@@ -7,15 +8,25 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+from flows.settings import Settings
+from flows.workspace import opened_model
+from kb.store import LocalStore
+from storage.doctor import examine
+from tests.integration.flows.conftest import GATES, QUICK
 
 ROOT = Path(__file__).resolve().parents[3]
-READY_S = 180.0
-RUN_S = 180.0
+READY_S = 400.0
+RUN_S = 400.0
+HERE = {"127.0.0.1", "localhost", "::1", "0.0.0.0", "unix", "None"}
+"""Whom a process may call and not leave the machine."""
 
 
 def free_port():
@@ -49,6 +60,20 @@ class Trap:
         self._socket.close()
 
 
+def prepared(home, model, *, relations="P6,P35", **memit):
+    """A home with night one and gates that let everything through; returns its environment."""
+    home.mkdir(parents=True)
+    LocalStore(home / "store").load_night(1)
+    (home / "memit.json").write_text(json.dumps({**QUICK, **memit}))
+    return {
+        "FACTSYNC_HOME": str(home),
+        "FACTSYNC_MODEL": str(model),
+        "FACTSYNC_RELATIONS": relations,
+        "FACTSYNC_MOMENT_TOKENS": "1000",
+        **{f"FACTSYNC_GATE_{name}": str(bound) for name, bound in GATES.items()},
+    }
+
+
 @dataclass
 class Served:
     """A running `factsync up`."""
@@ -58,6 +83,7 @@ class Served:
     home: Path
     trap: Trap
     output: Path
+    model: str
 
     @property
     def client(self):
@@ -73,14 +99,67 @@ class Served:
     def wait(self, run, *, until=lambda state: state.is_final(), timeout_s=RUN_S):
         """Wait for a run's state."""
         deadline = time.monotonic() + timeout_s
-        with self.client as client:
-            while time.monotonic() < deadline:
+        found = None
+        while time.monotonic() < deadline:
+            # A server that was killed is away for a moment.
+            with suppress(httpx.HTTPError), self.client as client:
                 found = client.read_flow_run(run.id)
                 if until(found.state):
                     return found
-                time.sleep(0.5)
+            time.sleep(0.5)
         said = self.output.read_text() + (self.home / "prefect" / "worker.log").read_text()[-4000:]
-        raise AssertionError(f"{found.name} is still {found.state.name} after {timeout_s} s\n{said}")
+        raise AssertionError(f"{run.name} is still {found and found.state.name} after {timeout_s} s\n{said}")
+
+    def begun(self, run):
+        """Wait until a run edits: its checkpoint is open in the ledger. Returns the run's process id."""
+        started = self.wait(run, until=lambda state: state.is_running())
+        deadline = time.monotonic() + RUN_S
+        while self.status().open_checkpoint is None:
+            assert time.monotonic() < deadline, self.output.read_text()
+            time.sleep(0.05)
+        return int(str(started.infrastructure_pid).rpartition(":")[2])
+
+    @contextmanager
+    def opened(self):
+        """Its home, opened to look into the ledger."""
+        settings = Settings.read(self.home).model_copy(update={"model": self.model})
+        with opened_model(settings) as (ws, model):
+            yield ws, model
+
+    def status(self):
+        """Where its model stands, by the ledger."""
+        with self.opened() as (ws, model):
+            return ws.ledger.status(model)
+
+    def settled(self):
+        """Assert that the ledger holds together and nothing stands open; returns its status."""
+        with self.opened() as (ws, model):
+            found = examine(ws.ledger, model, ws.files).findings
+            # The files of a rejected checkpoint stay until the next run.
+            wrong = [one for one in found if one.check != "orphans"]
+            assert wrong == [], wrong
+            running = ws.ledger.query("SELECT run_id FROM sync_runs WHERE state = 'running'").rows
+            assert running == (), running
+            return ws.ledger.status(model)
+
+    def artifacts(self, run):
+        """A run's artifacts by their keys."""
+        with self.client as client:
+            one = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+            return {found.key: found for found in client.read_artifacts(flow_run_filter=one)}
+
+    def called(self):
+        """Whom its processes called or asked the address of, beside this machine itself."""
+        notes = (self.home / "calls.txt").read_text().splitlines()
+        assert any(note.startswith("socket.connect") for note in notes), "nothing is watched"
+        return {note for note in notes if note.split(" ", 1)[1] not in HERE}
+
+    def child(self, name):
+        """Process id of its `server` or `worker`."""
+        word = name.encode()
+        return next(
+            pid for pid in self.children() if word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        )
 
     def children(self):
         """Process ids of its server and worker."""
@@ -89,8 +168,8 @@ class Served:
 
 
 @contextmanager
-def serving(values, home, log):
-    """Run `factsync up` while the block lasts; it is ended by its own process id."""
+def serving(values, home, log, command="up"):
+    """Run `factsync up`, or `ui`, while the block lasts; it is ended by its own process id."""
     port = free_port()
     trap = Trap()
     environment = {
@@ -102,10 +181,12 @@ def serving(values, home, log):
         "HTTPS_PROXY": trap.url,
         "ALL_PROXY": trap.url,
         "NO_PROXY": "127.0.0.1,localhost",
+        "PYTHONPATH": str(Path(__file__).parent / "watched"),
+        "FACTSYNC_TEST_CALLS": str(home / "calls.txt"),
     }
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-c", "from flows.cli import main; main()", "up"],
+            [sys.executable, "-c", "from flows.cli import main; main()", command],
             cwd=ROOT,
             env=environment,
             stdout=out,
@@ -113,7 +194,7 @@ def serving(values, home, log):
             # In a background job Ctrl-C is ignored from birth.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
         )
-    served = Served(process, f"http://127.0.0.1:{port}", home, trap, log)
+    served = Served(process, f"http://127.0.0.1:{port}", home, trap, log, values["FACTSYNC_MODEL"])
     try:
         deadline = time.monotonic() + READY_S
         while "Ready:" not in log.read_text():

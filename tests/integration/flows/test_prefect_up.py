@@ -1,8 +1,7 @@
-"""`factsync up` as a person meets it: a real server, a real worker, a real browser."""
+"""`factsync up` as a person meets it: a real server and a real worker."""
 
 import json
 import os
-import shutil
 import signal
 import time
 import urllib.error
@@ -10,43 +9,22 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.states import Cancelling
 
 from flows import provision, serving
 from flows.settings import Settings
-from kb.store import LocalStore
-from tests.integration.flows.conftest import GATES, QUICK
+from tests.integration.flows.serving import prepared
 from tests.integration.flows.serving import serving as running
 
 # One `factsync up` for the module: start, deploy and a run's own start cost most of the time.
 pytestmark = pytest.mark.slow
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, tiny_model_folder):
     home = tmp_path_factory.mktemp("served") / "home"
-    values = {
-        "FACTSYNC_HOME": str(home),
-        "FACTSYNC_MODEL": str(tiny_model_folder),
-        "FACTSYNC_RELATIONS": "P6,P35",
-        "FACTSYNC_MOMENT_TOKENS": "1000",
-        **{f"FACTSYNC_GATE_{name}": str(bound) for name, bound in GATES.items()},
-    }
-    home.mkdir()
-    LocalStore(home / "store").load_night(1)
-    (home / "memit.json").write_text(json.dumps(QUICK))
-    with running(values, home, home / "up.log") as found:
+    with running(prepared(home, tiny_model_folder), home, home / "up.log") as found:
         yield found
-
-
-def artifacts_of(served, run):
-    with served.client as client:
-        found = client.read_artifacts(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
-    return {one.key: one for one in found}
 
 
 def test_the_next_nights_are_scheduled(served):
@@ -108,7 +86,7 @@ def test_a_candidate_is_made_read_and_promoted(served):
         served.start("backfill/backfill", relations=["P6 head of government"], limit=6, approval=True)
     )
     assert run.state.name == "Waits for approval", run.state.message
-    shown = artifacts_of(served, run)
+    shown = served.artifacts(run)
     assert {"changes", "recall", "gates", "checkpoint"} <= shown.keys()
     assert len(json.loads(shown["recall"].data)) == 6
     assert "factsync promote" in shown["checkpoint"].data
@@ -119,75 +97,10 @@ def test_a_candidate_is_made_read_and_promoted(served):
     assert (run.state.name, run.state.is_failed()) == ("Wrong input", True)
 
 
-@pytest.fixture
-def screens(tmp_path):
-    """Where pictures go; CI keeps those of the folder that `FACTSYNC_SCREENSHOTS` names."""
-    folder = Path(os.environ.get("FACTSYNC_SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
-def test_a_person_starts_a_backfill_in_the_browser(served, screens):
-    with served.client as client:
-        backfill = client.read_deployment_by_name("backfill/backfill")
-    abroad = []
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1700})
-        page.set_default_timeout(60_000)
-        page.on(
-            "request",
-            lambda request: abroad.append(request.url) if _leaves(request.url, served.url) else None,
-        )
-        page.goto(f"{served.url}/deployments/deployment/{backfill.id}/run")
-        field = page.get_by_role("button", name="No items selected")
-        field.wait_for()
-        field.press("ArrowDown")  # the list opens
-        page.get_by_role("option").filter(has_text="head of state").click()
-        page.get_by_text("batch_size").first.click()  # and closes
-        page.locator(".p-toggle__slider").first.click()  # dry_run is the first switch
-        expect(page.locator(".p-toggle input").first).to_be_checked()
-        page.screenshot(path=screens / "backfill-form.png", full_page=True)
-        page.get_by_role("button", name="Submit").click()
-        run = _newest(served, backfill.id)
-        page.goto(f"{served.url}/runs/flow-run/{run.id}")
-        page.get_by_text("Dry run", exact=True).first.wait_for(timeout=180_000)
-        page.get_by_text("Artifacts", exact=True).first.click()
-        page.get_by_text("What a run would do").first.wait_for()
-        page.screenshot(path=screens / "backfill-run.png", full_page=True)
-        browser.close()
-    assert abroad == []
-    assert run.parameters["relations"] == ["P35 head of state"]
-    assert run.parameters["dry_run"] is True
-
-
-def _newest(served, deployment):
-    """The run that was just submitted: the one that is not over yet."""
-    deadline = time.monotonic() + 30
-    with served.client as client:
-        while time.monotonic() < deadline:
-            for run in client.read_flow_runs():
-                if run.deployment_id == deployment and not run.state.is_final():
-                    return run
-            time.sleep(0.3)
-    raise AssertionError("no run was made")
-
-
-def _leaves(url, own):
-    return not url.startswith((own, own.replace("http", "ws"), "data:", "blob:"))
-
-
 def test_a_killed_run_and_a_killed_worker_leave_nothing_running(served):
     run = served.start("backfill/backfill", relations=["P35 head of state"], limit=6)
-    started = served.wait(run, until=lambda state: state.is_running())
-    os.kill(int(str(started.infrastructure_pid).rpartition(":")[2]), signal.SIGKILL)
-    assert served.wait(run).state.is_crashed()
-    run = served.start("backfill/backfill", relations=["P35 head of state"], limit=6)
-    started = served.wait(run, until=lambda state: state.is_running())
-    child = int(str(started.infrastructure_pid).rpartition(":")[2])
-    before = served.children()
-    worker = next(pid for pid in before if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    child = served.begun(run)
+    worker = served.child("worker")
     os.kill(worker, signal.SIGKILL)
     os.kill(child, signal.SIGKILL)
     ended = served.wait(run)
@@ -196,6 +109,19 @@ def test_a_killed_run_and_a_killed_worker_leave_nothing_running(served):
     again = served.wait(served.start("backfill/backfill", relations=["P35 head of state"], limit=6))
     assert again.state.name == "Promoted", again.state.message
     assert worker not in served.children()
+    served.settled()
+
+
+def test_server_and_worker_killed_at_once_come_back(served):
+    run = served.start("backfill/backfill", relations=["P35 head of state"], limit=2)
+    served.begun(run)
+    killed = [served.child("server"), served.child("worker")]
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    # The run needs neither: it writes the ledger, and says how it ended when the server is back.
+    assert served.wait(run).state.name == "Promoted"
+    assert not set(killed) & set(served.children())
+    served.settled()
 
 
 def test_a_cancelled_run_ends_and_the_ledger_is_settled(served):
@@ -209,6 +135,14 @@ def test_a_cancelled_run_ends_and_the_ledger_is_settled(served):
     assert time.monotonic() - began < 60
     again = served.wait(served.start("backfill/backfill", relations=["P6 head of government"], limit=2))
     assert again.state.name == "Promoted", again.state.message
+
+
+def test_the_interface_alone(tmp_path, tiny_model_folder):
+    home = tmp_path / "home"
+    with running(prepared(home, tiny_model_folder), home, tmp_path / "ui.log", command="ui") as found:
+        with urllib.request.urlopen(f"{found.url}/runs") as reply:
+            assert reply.status == 200
+        assert len(found.children()) == 1
 
 
 def test_nothing_called_abroad_and_the_end_takes_both_along(served):
