@@ -118,9 +118,10 @@ def test_server_and_worker_killed_at_once_come_back(served):
     killed = [served.child("server"), served.child("worker")]
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
-    # The run needs neither: it writes the ledger, and says how it ended when the server is back.
-    assert served.wait(run).state.name == "Promoted"
+    assert served.wait(run).state.is_crashed()
     assert not set(killed) & set(served.children())
+    again = served.wait(served.start("backfill/backfill", relations=["P35 head of state"], limit=2))
+    assert again.state.name == "Promoted", again.state.message
     served.settled()
 
 
