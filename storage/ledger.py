@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import insert, select, update
 
-from storage import head, ingest, lifecycle, plan, reading, recovery, retention, review
+from storage import head, ingest, lifecycle, plan, queue, reading, recovery, retention, review
 from storage.batching import batches
 from storage.database import insert_or_ignore, writing
 from storage.database import reading as read_transaction
@@ -352,7 +352,7 @@ class Ledger(LedgerReader):
             How many.
         """
         with self._step("retry", lease) as connection:
-            return plan.retry(connection, lease.model.id, request_ids, now=self._clock())
+            return queue.retry(connection, lease.model.id, request_ids, now=self._clock())
 
     def decide(self, lease: Lease, pending_id: int, decision: str, *, by: str) -> bool:
         """Approve or block something that is held back; the next plan sees the decision.

@@ -15,7 +15,8 @@ from sqlalchemy.orm import aliased
 from storage.batching import batches
 from storage.database import insert_or_ignore
 from storage.errors import CheckpointStateError, OpenCheckpointError, UnknownCheckpointError
-from storage.plan import ensure_facts, fact_ids, request_rows
+from storage.plan import ensure_facts, fact_ids
+from storage.queue import request_rows
 from storage.records import CheckpointIntent, CheckRow, EditRow, Json, Lease
 from storage.schema import (
     Checkpoint,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import select
 
-from storage import facts, plan, reading, retention, review, shell
+from storage import facts, queue, reading, retention, review, shell
 from storage import migrate as migration
 from storage.crash import OnPoint, silent
 from storage.database import make_engine, parse_url, raise_os_error, sqlite_path
@@ -171,12 +171,12 @@ class LedgerReader:
     def owed(self, model: Model, limit: int | None = None) -> list[EditRequestRow]:
         """Read the pending requests, oldest first."""
         with read_transaction(self.engine) as connection:
-            return plan.owed(connection, model.id, limit)
+            return queue.owed(connection, model.id, limit)
 
     def claimed(self, checkpoint: int) -> list[EditRequestRow]:
         """Read the requests that an open checkpoint (by key) carries, oldest first."""
         with read_transaction(self.engine) as connection:
-            return plan.claimed(connection, checkpoint)
+            return queue.claimed(connection, checkpoint)
 
     def pending(self, model: Model) -> list[PendingRow]:
         """Read what is held back."""

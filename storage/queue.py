@@ -1,0 +1,287 @@
+"""What is owed: the durable queue of edit requests.
+
+An edit request's identity is (fact, operation, value, templates, statements with revisions, digest of the
+checkpoint whose fact it replaces). The revisions are in it so that A→B→A is three wishes, not one; the
+replaced checkpoint is in it so that a statement that vanished and came back at its old revision is wished
+anew. No surrogate key is in it: a run that crashed and ran again wishes the same as one that never did.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Row, exists, insert, select, tuple_, update
+from sqlalchemy.orm import aliased
+
+from storage.batching import batches
+from storage.database import insert_or_ignore
+from storage.errors import UnknownStatementError
+from storage.facts import held_rows
+from storage.records import EditRequestRow, Pair, Source
+from storage.schema import EditRequest, Fact, RequestSource, Statement
+from storage.types import dump
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy.engine import Connection
+
+Scope = tuple[str, str, str]
+
+_REVIVED = ("superseded", "rolled_back", "applied")
+
+
+@dataclass(slots=True)
+class Work:
+    """One recording in progress."""
+
+    connection: Connection
+    model_id: int
+    run: int
+    now: datetime
+    reference_time: datetime
+    facts: dict[Scope, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def scope(row: Any) -> Scope:  # noqa: ANN401  any record with a scope
+    """The scope of a fact that a record speaks of."""
+    return row.subject, row.property, row.slot
+
+
+def write_requests(
+    plan: Work, requests: Sequence[EditRequestRow], change_ids: Mapping[int, int], pairs: Sequence[Pair]
+) -> None:
+    """Queue what is wished now; withdraw pending wishes of the reviewed groups that are wished no more."""
+    live = {
+        scope(row): row.checkpoint
+        for row in held_rows(plan.connection, plan.model_id, {request.subject for request in requests})
+    }
+    statements = _statement_keys(plan.connection, requests)
+    pending = _pending(plan, pairs)
+    keys = {scope(row): _identity(row, live.get(scope(row))) for row in requests}
+    for wished, (key, identity) in pending.items():
+        if keys.get(wished) != identity:
+            _supersede(plan, key)
+    known = _known(plan, keys.values())
+    for row in requests:
+        identity = keys[scope(row)]
+        found = known.get(identity)
+        if found is None:
+            change = change_ids.get(plan.facts[scope(row)])
+            _queue(plan, row, identity, change, [(statements[guid], guid, rev) for guid, rev in row.sources])
+        elif found.state in _REVIVED:
+            _revive(plan, found.id)
+        else:
+            plan.counts["known"] += 1
+
+
+def _identity(row: EditRequestRow, replaces: str | None) -> str:
+    said = [
+        *scope(row),
+        row.op,
+        row.value_kind,
+        row.value,
+        row.target,
+        row.template_digest or list(row.prompts),
+        sorted(list(source) for source in row.sources),
+        replaces,
+    ]
+    return hashlib.sha256(dump(said).encode()).hexdigest()
+
+
+def _pending(plan: Work, pairs: Sequence[Pair]) -> dict[Scope, tuple[int, str]]:
+    found = {}
+    for part in batches(pairs):
+        query = (
+            select(EditRequest.id, EditRequest.idem_key, Fact.subject, Fact.property, Fact.slot)
+            .join(Fact, Fact.id == EditRequest.fact_id)
+            .where(
+                EditRequest.model_id == plan.model_id,
+                EditRequest.state == "pending",
+                tuple_(Fact.subject, Fact.property).in_(part),
+            )
+        )
+        for row in plan.connection.execute(query):
+            found[row.subject, row.property, row.slot] = (row.id, row.idem_key)
+    return found
+
+
+def _supersede(plan: Work, key: int) -> None:
+    plan.counts["superseded"] += 1
+    plan.connection.execute(
+        update(EditRequest).where(EditRequest.id == key).values(state="superseded", updated_at=plan.now)
+    )
+
+
+def _known(plan: Work, identities: Iterable[str]) -> dict[str, Row[Any]]:
+    found: dict[str, Row[Any]] = {}
+    for part in batches(sorted(identities)):
+        query = select(EditRequest.id, EditRequest.idem_key, EditRequest.state).where(
+            EditRequest.model_id == plan.model_id, EditRequest.idem_key.in_(part)
+        )
+        found.update({row.idem_key: row for row in plan.connection.execute(query)})
+    return found
+
+
+def _revive(plan: Work, key: int) -> None:
+    plan.counts["queued"] += 1
+    plan.connection.execute(
+        update(EditRequest)
+        .where(EditRequest.id == key)
+        .values(state="pending", run_id=plan.run, checkpoint_id=None, updated_at=plan.now)
+    )
+
+
+def _queue(
+    plan: Work,
+    row: EditRequestRow,
+    identity: str,
+    change: int | None,
+    sources: Sequence[tuple[int, str, int]],
+) -> None:
+    plan.counts["queued"] += 1
+    key = plan.connection.execute(
+        insert(EditRequest)
+        .values(
+            model_id=plan.model_id,
+            fact_id=plan.facts[scope(row)],
+            run_id=plan.run,
+            change_id=change,
+            idem_key=identity,
+            op=row.op,
+            state="pending",
+            attempts=0,
+            subject_label=row.subject_label,
+            target=row.target,
+            prompts=list(row.prompts),
+            heldback=list(row.heldback),
+            value_kind=row.value_kind,
+            value=row.value,
+            old_value=row.old_value,
+            old_label=row.old_label,
+            valid_from=row.valid_from,
+            valid_to=row.valid_to,
+            template_digest=row.template_digest,
+            created_at=plan.now,
+            updated_at=plan.now,
+        )
+        .returning(EditRequest.id)
+    ).scalar_one()
+    if sources:
+        plan.connection.execute(
+            insert_or_ignore(plan.connection, RequestSource),
+            [
+                {"request_id": key, "statement_id": sid, "guid": guid, "revision": rev}
+                for sid, guid, rev in sources
+            ],
+        )
+
+
+def _statement_keys(connection: Connection, requests: Sequence[EditRequestRow]) -> dict[str, int]:
+    """Find the version of each source statement: the one that stands, or else the last that did."""
+    wanted = sorted({guid for row in requests for guid, _ in row.sources})
+    found: dict[str, int] = {}
+    # Two questions, because two partial indexes answer them.
+    for part in batches(wanted):
+        query = select(Statement.guid, Statement.id).where(Statement.guid.in_(part)).order_by(Statement.id)
+        closed = connection.execute(query.where(Statement.seen_to.is_not(None)))
+        found.update({row.guid: row.id for row in closed})
+        standing = connection.execute(query.where(Statement.seen_to.is_(None)))
+        found.update({row.guid: row.id for row in standing})
+    for guid in wanted:
+        if guid not in found:
+            raise UnknownStatementError(guid)
+    return found
+
+
+def request_rows(connection: Connection, rows: Sequence[Row[Any]]) -> list[EditRequestRow]:
+    """Read requests with their sources; the rows carry all columns of `edit_request` and the fact's scope."""
+    sources: dict[int, list[Source]] = {row.id: [] for row in rows}
+    for part in batches(sources):
+        query = select(RequestSource).where(RequestSource.request_id.in_(part)).order_by(RequestSource.guid)
+        for source in connection.execute(query):
+            sources[source.request_id].append((source.guid, source.revision))
+    return [
+        EditRequestRow(
+            subject=row.subject,
+            property=row.property,
+            slot=row.slot,
+            op=row.op,
+            subject_label=row.subject_label,
+            target=row.target,
+            prompts=tuple(row.prompts),
+            heldback=tuple(row.heldback),
+            value_kind=row.value_kind,
+            value=row.value,
+            old_value=row.old_value,
+            old_label=row.old_label,
+            valid_from=row.valid_from,
+            valid_to=row.valid_to,
+            template_digest=row.template_digest,
+            sources=tuple(sources[row.id]),
+            id=row.id,
+            state=row.state,
+            attempts=row.attempts,
+            created_at=row.created_at,
+        )
+        for row in rows
+    ]
+
+
+def owed(connection: Connection, model_id: int, limit: int | None) -> list[EditRequestRow]:
+    """Read the pending requests, oldest first."""
+    query = (
+        select(EditRequest, Fact.subject, Fact.property, Fact.slot)
+        .join(Fact, Fact.id == EditRequest.fact_id)
+        .where(EditRequest.model_id == model_id, EditRequest.state == "pending")
+        .order_by(EditRequest.id)
+        .limit(limit)
+    )
+    return request_rows(connection, list(connection.execute(query)))
+
+
+def claimed(connection: Connection, checkpoint: int) -> list[EditRequestRow]:
+    """Read the requests that an open checkpoint carries, oldest first."""
+    query = (
+        select(EditRequest, Fact.subject, Fact.property, Fact.slot)
+        .join(Fact, Fact.id == EditRequest.fact_id)
+        .where(EditRequest.checkpoint_id == checkpoint, EditRequest.state == "claimed")
+        .order_by(EditRequest.id)
+    )
+    return request_rows(connection, list(connection.execute(query)))
+
+
+def retry(
+    connection: Connection, model_id: int, request_ids: Collection[int] | None, *, now: datetime
+) -> int:
+    """Put failed requests back into the queue.
+
+    Args:
+        connection: A writing transaction.
+        model_id: The model.
+        request_ids: Which, or all.
+        now: The time.
+
+    Returns:
+        How many are pending again.
+    """
+    newer = aliased(EditRequest)
+    failed = (
+        EditRequest.model_id == model_id,
+        EditRequest.state == "failed",
+        ~exists().where(
+            newer.model_id == model_id, newer.fact_id == EditRequest.fact_id, newer.id > EditRequest.id
+        ),
+    )
+    statement = update(EditRequest).where(*failed).values(state="pending", checkpoint_id=None, updated_at=now)
+    if request_ids is None:
+        return connection.execute(statement).rowcount
+    return sum(
+        connection.execute(statement.where(EditRequest.id.in_(part))).rowcount
+        for part in batches(sorted(request_ids))
+    )
