@@ -31,7 +31,7 @@ _PR_SET_PDEATHSIG = 1
 
 _LOOPBACK = " ".join(f"{scheme}://{name}:*" for scheme in ("http", "ws") for name in (HOST, "localhost"))
 STAY_HERE = (
-    '<meta http-equiv="Content-Security-Policy" content="default-src \'self\' \'unsafe-inline\' '
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'self' 'unsafe-inline' "
     f"'unsafe-eval' data: blob: {_LOOPBACK}\">"
 )
 """What the interface's pages tell the browser: load from this machine, ask this machine, nobody else.

@@ -21,17 +21,33 @@ def prefect_server():
         yield
 
 
-@pytest.fixture
-def environment(tmp_path, tiny_model_folder, monkeypatch):
-    """The environment of a home of its own."""
-    values = {
-        "FACTSYNC_HOME": str(tmp_path / "home"),
-        "FACTSYNC_MODEL": str(tiny_model_folder),
+def environment_of(home, model):
+    """Return the environment of a home of its own."""
+    return {
+        "FACTSYNC_HOME": str(home),
+        "FACTSYNC_MODEL": str(model),
         "FACTSYNC_RELATIONS": RELATIONS,
         "FACTSYNC_MOMENT_TOKENS": "1000",
         "FACTSYNC_RETENTION_SAMPLE": "10",
         **{f"FACTSYNC_GATE_{name}": str(bound) for name, bound in GATES.items()},
     }
+
+
+def prepared():
+    """Load night one into the home of the environment; return its settings."""
+    from flows.settings import Settings
+    from kb.store import LocalStore
+
+    found = Settings.read()
+    LocalStore(found.store_dir).load_night(1)
+    found.memit_file.write_text(json.dumps(QUICK))
+    return found
+
+
+@pytest.fixture
+def environment(tmp_path, tiny_model_folder, monkeypatch):
+    """The environment of a home of its own."""
+    values = environment_of(tmp_path / "home", tiny_model_folder)
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     return values
@@ -40,13 +56,7 @@ def environment(tmp_path, tiny_model_folder, monkeypatch):
 @pytest.fixture
 def settings(environment):
     """Settings of that home, with night one loaded."""
-    from flows.settings import Settings
-    from kb.store import LocalStore
-
-    found = Settings.read()
-    LocalStore(found.store_dir).load_night(1)
-    found.memit_file.write_text(json.dumps(QUICK))
-    return found
+    return prepared()
 
 
 def open_gate(monkeypatch, name, bound):
