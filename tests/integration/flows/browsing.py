@@ -66,7 +66,7 @@ class Interface:
         """Submit the form; returns the run it made."""
         before = {run.id for run in self._runs()}
         self.page.get_by_role("button", name="Submit").click()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not (made := [run for run in self._runs() if run.id not in before]):
             assert time.monotonic() < deadline, "no run was made"
             time.sleep(0.3)

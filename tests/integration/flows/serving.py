@@ -16,6 +16,7 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
+from flows.errors import UnknownModelNameError
 from flows.settings import Settings
 from flows.workspace import opened_model
 from kb.store import LocalStore
@@ -114,7 +115,11 @@ class Served:
         """Wait until a run edits: its checkpoint is open in the ledger. Returns the run's process id."""
         started = self.wait(run, until=lambda state: state.is_running())
         deadline = time.monotonic() + RUN_S
-        while self.status().open_checkpoint is None:
+        # Before the first run has registered its model there is nothing to look at.
+        while True:
+            with suppress(UnknownModelNameError):
+                if self.status().open_checkpoint is not None:
+                    break
             assert time.monotonic() < deadline, self.output.read_text()
             time.sleep(0.05)
         return int(str(started.infrastructure_pid).rpartition(":")[2])

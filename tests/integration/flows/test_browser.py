@@ -75,6 +75,11 @@ def candidate(interface, screens, relation, name):
     return run
 
 
+def live_facts(served):
+    """How many facts are live; none before the first run made a ledger."""
+    return served.settled().live_facts if (served.home / "ledger.db").exists() else 0
+
+
 def read(interface, artifact, text, picture):
     """Open an artifact's page and find a text on it."""
     interface.page.goto(f"{interface.served.url}/artifacts/artifact/{artifact.id}")
@@ -107,7 +112,7 @@ def test_a_candidate_is_read_and_promoted(served, interface, screens):
 
 
 def test_a_candidate_is_turned_down_in_part(served, interface, screens):
-    live = served.status().live_facts if (served.home / "ledger.db").exists() else 0
+    live = live_facts(served)
     candidate(interface, screens, "head of state", "reject")
     before = served.status()
     with served.opened() as (ws, _):
@@ -136,7 +141,7 @@ def test_a_candidate_is_turned_down_in_part(served, interface, screens):
 
 
 def test_a_run_is_cancelled_while_it_edits(served, interface, screens):
-    before = served.settled()
+    live = live_facts(served)
     interface.form("backfill/backfill")
     interface.choose("relations", "head of government")
     interface.write("limit", 20)
@@ -151,7 +156,7 @@ def test_a_run_is_cancelled_while_it_edits(served, interface, screens):
     dialog.wait_for()
     interface.page.screenshot(path=screens / "cancel.png")
     began = time.monotonic()
-    dialog.get_by_role("button", name="Cancel", exact=False).last.click()
+    dialog.get_by_role("button", name="Confirm").click()
     ended = served.wait(run)
     assert time.monotonic() - began < CANCELLED_S
     assert ended.state.is_cancelled(), ended.state
@@ -164,5 +169,5 @@ def test_a_run_is_cancelled_while_it_edits(served, interface, screens):
     again = served.wait(served.start("backfill/backfill", relations=["P6 head of government"], limit=2))
     assert again.state.name == "Promoted", again.state.message
     found = served.settled()
-    assert found.live_facts >= before.live_facts + 2
+    assert found.live_facts >= live + 2
     assert found.open_checkpoint is None
