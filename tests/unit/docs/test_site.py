@@ -79,26 +79,55 @@ def test_every_name_of_a_failure_is_explained():
 
 def commands(text):
     """Commands of shell blocks, and those named inside a sentence."""
-    shown = "\n".join(re.findall(r"```(?:bash)?\n(.*?)```", text, re.DOTALL))
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    shown = "\n".join(block for language, block in blocks if language in {"bash", ""})
     named = "\n".join(re.findall(r"`(factsync [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)))
     for line in f"{shown}\n{named}".splitlines():
         for found in re.finditer(r"(?:^|[ /])factsync ((?:--home \S+ )?[a-z].*)", line.split("#")[0]):
             yield found.group(1).split()
 
 
+def loaded(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_recorded_run_is_shown_whole_and_asks_nobody():
+    recorder = loaded(ROOT / "benchmarks" / "record_terminal.py")
+    images = DOCS / "images"
+    start = (DOCS / "index.md").read_text()
+    header, *events = map(json.loads, (images / "terminal.cast").read_text().splitlines())
+    played = "".join(text for _, _, text in events)
+    assert (header["version"], header["width"]) == (2, recorder.COLUMNS)
+    for name, lines in recorder.SCENES:
+        picture = (images / f"{name}.svg").read_text()
+        assert f"](images/{name}.svg)" in start
+        assert "url(http" not in picture
+        for line in lines:
+            assert line.split("{")[0] in played
+            exists("the recorded run", line.split()[1:])
+
+
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
 def test_every_command_exists_with_its_options(page):
+    for words in commands(page.read_text()):
+        exists(page.name, words)
+
+
+def exists(where, words):
+    """Assert that a command is one of ours and takes the options given."""
     for family in FAMILIES:
         importlib.import_module(f"flows.cli.{family}")
     root = typer.main.get_command(app)
-    for words in commands(page.read_text()):
-        rest = words[2:] if words[0] == "--home" else words
-        command = root
-        while rest and rest[0] in getattr(command, "commands", {}):
-            command, rest = command.commands[rest[0]], rest[1:]
-        assert command is not root, (page.name, words)
-        options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
-        assert {word for word in rest if word.startswith("--")} <= options, (page.name, command.name, words)
+    rest = words[2:] if words[0] == "--home" else words
+    command = root
+    while rest and rest[0] in getattr(command, "commands", {}):
+        command, rest = command.commands[rest[0]], rest[1:]
+    assert command is not root, (where, words)
+    options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+    assert {word for word in rest if word.startswith("--")} <= options, (where, command.name, words)
 
 
 @pytest.mark.parametrize("name", ["docker.json", "kubernetes-gpu.json"])
@@ -139,8 +168,5 @@ def test_the_unit_runs_up():
 
 def test_the_example_automation_is_one():
     ast.parse((POOLS / "notify.py").read_text())
-    spec = importlib.util.spec_from_file_location("notify", POOLS / "notify.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = module.automation("8f3c7d9e-0d5e-4b5c-9d0e-2f4f3f8a1b2c")
+    made = loaded(POOLS / "notify.py").automation("8f3c7d9e-0d5e-4b5c-9d0e-2f4f3f8a1b2c")
     assert made.trigger.expect == {"factsync.rejected"}
