@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from flows.errors import SettingsError
+from kb.endpoint import Layout
 from kb.errors import BadTermError
 from kb.model import entity_id
 from kb.trust import Trust
@@ -56,6 +57,26 @@ class Settings(BaseSettings):
     device: str | None = Field(None, description="torch device; unset: cuda where there is one, else cpu")
     endpoint: str = Field(EMBEDDED, description="SPARQL endpoint URL, or `embedded`")
     endpoint_attempts: int = Field(5, ge=1, le=20, description="tries of one request before giving up")
+    endpoint_timeout_s: float = Field(70.0, gt=0, description="deadline of one request, to its last byte")
+    endpoint_parallel: int = Field(
+        1, ge=1, le=5, description="requests at once; Wikidata allows five a client"
+    )
+    endpoint_layout: Layout = Field(
+        Layout.MUNGED,
+        description="`munged` as in Wikidata's service, or `dump` as in QLever's and raw RDF dumps",
+    )
+    entity_data: str | None = Field(
+        None,
+        description="URL of a Special:EntityData to read statements from; `endpoint` finds what changed",
+    )
+    wikibase: str | None = Field(None, description="concept base URL of another Wikibase; unset: Wikidata")
+    wikibase_properties: dict[str, str] = Field(
+        default_factory=dict,
+        description='its property ids as JSON, such as {"start": "P5"}; unset: Wikidata\'s',
+    )
+    languages: Annotated[list[str], NoDecode] = Field(
+        default_factory=lambda: ["en", "mul", "en-*"], description="label chain; `en-*` is any English"
+    )
     contact: str | None = Field(
         None, description="e-mail or URL for the User-Agent; live services require it"
     )
@@ -116,6 +137,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "relations",
+        "languages",
         "trust_allow_subjects",
         "trust_block_subjects",
         "trust_block_relations",

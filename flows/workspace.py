@@ -12,12 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from flows.errors import SettingsError, UnknownModelNameError
-from kb.budget import BanFile
-from kb.endpoint import Endpoint
-from kb.feed import SparqlFeed
+from flows.source import opened_feed
 from kb.relations import Relations
-from kb.store import LocalStore
-from kb.trust import Trust
 from storage.checkpoints import CheckpointFiles
 from storage.crash import silent
 from storage.database import parse_url, sqlite_path
@@ -27,10 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from flows.settings import Settings
+    from kb.entity_data import EntityDataFeed
+    from kb.feed import SparqlFeed
+    from kb.trust import Trust
     from storage.crash import OnPoint
     from storage.records import Lease, Model
-
-USER_AGENT = "factsync/0.1 (https://github.com/factsync; {contact})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +82,7 @@ class Workspace:
     @property
     def trust(self) -> Trust:
         """How much to believe, from the settings."""
-        return Trust(burst_share=self.settings.burst_share)
+        return self.settings.trust
 
     def writer(self) -> contextlib.AbstractContextManager[Lease]:
         """The right to write the model, for one run."""
@@ -93,26 +90,9 @@ class Workspace:
             self.model_name, f"factsync on {socket.gethostname()}, process {os.getpid()}"
         )
 
-    @contextlib.contextmanager
-    def feed(self) -> Iterator[SparqlFeed]:
-        """A source of statements: the endpoint that is configured, or the local store while the block lasts.
-
-        Raises:
-            ContactMissingError: the endpoint is public and no contact is set.
-            StoreError: the local store is empty or does not start.
-        """
-        if self.settings.is_embedded:
-            with LocalStore(self.settings.store_dir).serve() as url:
-                yield SparqlFeed(Endpoint.local(url), relations=self.relations)
-            return
-        contact = self.settings.contact
-        endpoint = Endpoint(
-            self.settings.endpoint,
-            user_agent=USER_AGENT.format(contact=contact) if contact else "",
-            max_attempts=self.settings.endpoint_attempts,
-        )
-        bans = BanFile(self.settings.home / "bans.json")
-        yield SparqlFeed(endpoint, relations=self.relations, bans=bans)
+    def feed(self) -> contextlib.AbstractContextManager[SparqlFeed | EntityDataFeed]:
+        """A source of statements for one run: see `flows.source.opened_feed`."""
+        return opened_feed(self.settings, self.relations)
 
     def reference_time(self, lag: datetime, as_of: datetime | None) -> datetime:
         """The one moment that a run judges everything at.

@@ -164,10 +164,9 @@ def _rehearse(settings: Settings, pulls: Sequence[Pull], *, as_json: bool) -> No
     from kb.relations import Relations
     from kb.replay import PROPERTY, Rehearsal, play
     from kb.replay_store import NightServer
-    from kb.trust import Trust
 
     known = Relations.load(settings.relations_file).only((PROPERTY,))
-    rehearsal = Rehearsal(known, Trust(burst_share=settings.burst_share))
+    rehearsal = Rehearsal(known, settings.trust)
     with (
         tempfile.TemporaryDirectory(prefix="factsync-replay-") as scratch,
         NightServer(Path(scratch)) as server,

@@ -70,6 +70,16 @@ def test_two_nights(two_nights):
         assert {row.subject for row in ws.ledger.subject_states(model)} == {row.subject for row in live}
 
 
+def test_what_the_settings_do_not_trust_waits(settings, monkeypatch):
+    everything = dry_run(settings)
+    blocked = everything.edits[0].subject
+    monkeypatch.setenv("FACTSYNC_TRUST_BLOCK_SUBJECTS", blocked)
+    rest = dry_run(Settings.read())
+    assert {one.subject for one in everything.edits} - {one.subject for one in rest.edits} == {blocked}
+    monkeypatch.setenv("FACTSYNC_TRUST_MIN_REFERENCES", "1000")
+    assert dry_run(Settings.read()).edits == []
+
+
 def test_a_second_sync_changes_nothing(settings):
     first = sync()
     again = sync()

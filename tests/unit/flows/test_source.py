@@ -1,0 +1,81 @@
+"""What the settings say of a source is what is asked."""
+
+import json
+
+import pytest
+
+from flows.errors import SettingsError
+from flows.settings import Settings
+from flows.source import endpoint_of, opened_feed
+from kb.endpoint import Endpoint, Layout, Namespaces, Properties
+from kb.entity_data import EntityDataFeed
+from kb.errors import ContactMissingError
+from kb.feed import SparqlFeed
+from kb.relations import Relations
+
+WIKI = "https://wiki.example.net"
+
+
+def read(home, **values):
+    lines = [f"FACTSYNC_{name.upper()}={value}\n" for name, value in values.items()]
+    (home / "factsync.env").write_text("".join(lines))
+    return Settings.read(home)
+
+
+def test_a_public_endpoint_is_treated_as_the_class_says_unless_it_is_set(tmp_path):
+    url = "https://query.wikidata.org/sparql"
+    found = endpoint_of(read(tmp_path, endpoint=url, contact="ann@wiki.example.net"))
+    assert found == Endpoint(url, user_agent=found.user_agent)
+    assert "ann@wiki.example.net" in found.agent
+
+
+def test_another_wikibase_is_settings(tmp_path):
+    found = endpoint_of(
+        read(
+            tmp_path,
+            endpoint=f"{WIKI}/query",
+            endpoint_layout="dump",
+            endpoint_parallel=3,
+            endpoint_timeout_s=20,
+            wikibase=WIKI,
+            wikibase_properties=json.dumps({"start": "P5", "end": "P6"}),
+            languages="de, en",
+        )
+    )
+    assert found.namespaces == Namespaces.of(WIKI)
+    assert found.properties == Properties(start="P5", end="P6")
+    assert (found.layout, found.parallel, found.timeout_s) == (Layout.DUMP, 3, 20.0)
+    assert found.languages == ("de", "en")
+
+
+def test_documents_are_read_beside_the_index(tmp_path):
+    values = {"endpoint": f"{WIKI}/query", "contact": "ann@wiki.example.net"}
+    relations = Relations.load()
+    with opened_feed(read(tmp_path, **values), relations) as feed:
+        assert isinstance(feed, SparqlFeed)
+    documents = f"{WIKI}/wiki/Special:EntityData"
+    with opened_feed(read(tmp_path, **values, entity_data=documents), relations) as feed:
+        assert isinstance(feed, EntityDataFeed)
+        assert feed.endpoint.url == documents
+        assert feed.index.endpoint.url == f"{WIKI}/query"
+
+
+def test_nobody_asks_a_public_service_unnamed(tmp_path):
+    with pytest.raises(ContactMissingError), opened_feed(read(tmp_path, endpoint=WIKI), Relations.load()):
+        pass
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"endpoint": "query.wikidata.org"},
+        {"wikibase": "<nowhere>"},
+        {"wikibase_properties": '{"begin": "P5"}'},
+        {"wikibase_properties": '{"start": "five"}'},
+    ],
+    ids=str,
+)
+def test_what_is_no_source_is_named(tmp_path, values):
+    settings = read(tmp_path, **{"endpoint": f"{WIKI}/query", **values})
+    with pytest.raises(SettingsError, match="FACTSYNC_WIKIBASE_PROPERTIES"):
+        endpoint_of(settings)
