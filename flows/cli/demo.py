@@ -66,7 +66,7 @@ def _where(settings: Settings, done: list[Night], seconds: float) -> str:
     return "\n".join(
         (
             f"live checkpoint  {live}",
-            f"ledger           {settings.resolved_ledger_url}",
+            f"ledger           {show.ledger_url(settings)}",
             f"delta files      {settings.checkpoints_dir}",
             f"Prefect UI       factsync ui   (then http://{local_prefect.HOST}:{settings.prefect_port})",
             'try              factsync ask "The head of government of Germany is"',

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
+from rich.text import Text
 
 from flows.cli.main import AsJson, app
 from flows.settings import Settings
@@ -100,19 +102,28 @@ def _print_rows(found: QueryResult, *, as_json: bool) -> None:
         out.print(f"Only the first {len(found.rows)} rows are shown; raise --limit.")
 
 
-@app.command("settings", epilog="Example: factsync settings")
+@app.command("settings", epilog="Example: factsync settings | grep ENDPOINT")
 def settings_(context: typer.Context) -> None:
-    """List every setting: its variable, its value here, and what it means."""
+    """List every setting as a line of `<home>/factsync.env`: its meaning, its variable, its value here."""
     settings: Settings = context.obj
     from flows.cli import show
 
-    rows = [
-        (prefix + name.upper(), "" if (value := getattr(values, name)) is None else value, field.description)
-        for prefix, values in (("FACTSYNC_", settings), ("FACTSYNC_GATE_", settings.gates))
-        for name, field in type(values).model_fields.items()
-        if name != "gates"
-    ]
-    show.console().print(show.table(("variable", "value", "meaning"), rows))
+    out = show.console()
+    for prefix, values in (("FACTSYNC_", settings), ("FACTSYNC_GATE_", settings.gates)):
+        for name, field in type(values).model_fields.items():
+            if name == "gates":
+                continue
+            value = show.ledger_url(settings) if name == "ledger_url" else getattr(values, name)
+            unset = "# " if value is None else ""
+            out.print(Text(f"# {field.description}", style="dim"), soft_wrap=True)
+            out.print(Text(f"{unset}{prefix}{name.upper()}={_written(value)}"), soft_wrap=True)
+
+
+def _written(value: object) -> str:
+    """A setting's value as one writes it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "" if value is None else json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 @kb.command("load", epilog="Example: factsync kb load night1")

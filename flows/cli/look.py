@@ -36,7 +36,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
             "live",
             "the base model itself"
             if head is None
-            else f"checkpoint {str(head.digest)[:12]} of {head.decided_at}",
+            else f"checkpoint {str(head.digest)[:12]} of {head.decided_at:%Y-%m-%d %H:%M} UTC",
         ),
         ("live facts", str(found.live_facts)),
         ("owed", f"{found.owed} edits wait for the next run"),
@@ -49,7 +49,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
             "read up to",
             ", ".join(f"{source}: {at:%Y-%m-%d %H:%M} UTC" for source, at in found.cursors.items()) or "–",
         ),
-        ("ledger", settings.resolved_ledger_url),
+        ("ledger", show.ledger_url(settings)),
         ("checkpoints", str(settings.checkpoints_dir)),
     )
     for row in rows:

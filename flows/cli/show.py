@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from editor.recall import RecallResult
     from flows.night import Candidate
     from flows.planning import Plan
+    from flows.settings import Settings
     from flows.sync import Night
     from kb.trust import Change
 
@@ -65,6 +66,13 @@ def table(
         cells = ("–" if cell is None else cell for cell in row)
         made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in cells))
     return made
+
+
+def ledger_url(settings: Settings) -> str:
+    """The ledger's URL for people to read: without its password."""
+    from storage.database import parse_url
+
+    return parse_url(settings.resolved_ledger_url).render_as_string(hide_password=True)
 
 
 def answers(prompt: str, base: str, live: str) -> None:

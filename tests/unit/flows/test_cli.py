@@ -57,3 +57,19 @@ def test_completion_is_installed_and_completes(tmp_path):
     name = next(word for word in script.read_text().split() if word.endswith("=complete_bash")).split("=")[0]
     offered = factsync(tmp_path, **completing, **{name: "complete_bash"})
     assert offered.stdout.split() == ["--approve-burst", "--approval"]
+
+
+def test_settings_are_shown_as_they_are_written(tmp_path):
+    given = {
+        "FACTSYNC_HOME": str(tmp_path),
+        "FACTSYNC_RELATIONS": "P6,P35",
+        "FACTSYNC_WIKIBASE_PROPERTIES": '{"start": "P5"}',
+        "FACTSYNC_LEDGER_URL": "postgresql+psycopg://ann:secret@host/db",
+    }
+    shown = factsync(tmp_path, "settings", **given).stdout
+    assert "secret" not in shown
+    (tmp_path / "factsync.env").write_text(shown.replace("***", "secret"))
+    again = factsync(tmp_path, "settings", FACTSYNC_HOME=str(tmp_path))
+    assert again.stdout == shown, again.stderr
+    for line in ("FACTSYNC_RELATIONS=P6,P35", 'FACTSYNC_WIKIBASE_PROPERTIES={"start": "P5"}'):
+        assert line in shown
