@@ -22,6 +22,7 @@ from storage.head import walk
 from storage.recovery import known_digests
 from storage.schema import (
     LIVE_STATES,
+    OPEN_STATES,
     STORED_STATES,
     Checkpoint,
     Edit,
@@ -340,9 +341,7 @@ def _queue(at: _Examination) -> Iterator[Finding]:
     lost = select(EditRequest.id).where(
         mine,
         EditRequest.state == "claimed",
-        ~exists().where(
-            Checkpoint.id == EditRequest.checkpoint_id, Checkpoint.state.in_(("building", "candidate"))
-        ),
+        ~exists().where(Checkpoint.id == EditRequest.checkpoint_id, Checkpoint.state.in_(OPEN_STATES)),
     )
     if found := list(at.connection.scalars(lost)):
         yield Finding(
@@ -366,7 +365,7 @@ def _unfinished(at: _Examination) -> Iterator[Finding]:
     rows = at.connection.execute(
         select(Checkpoint.id, SyncRun.state)
         .join(SyncRun, SyncRun.id == Checkpoint.run_id)
-        .where(Checkpoint.model_id == at.model.id, Checkpoint.state.in_(("building", "candidate")))
+        .where(Checkpoint.model_id == at.model.id, Checkpoint.state.in_(OPEN_STATES))
     )
     stuck = [row.id for row in rows if row.state not in {"running", "candidate"}]
     if stuck:

@@ -13,9 +13,10 @@ from sqlalchemy.orm import aliased
 from storage.batching import batches
 from storage.database import insert_or_ignore
 from storage.errors import OpenCheckpointError, StaleLeaseError
-from storage.lifecycle import OPEN_STATES, expect, get, requeue
+from storage.lifecycle import expect, get, requeue
 from storage.schema import (
     LIVE_STATES,
+    OPEN_STATES,
     Checkpoint,
     Edit,
     EditRequest,

@@ -19,6 +19,7 @@ from storage.plan import ensure_facts, fact_ids
 from storage.queue import request_rows
 from storage.records import CheckpointIntent, CheckRow, EditRow, Json, Lease
 from storage.schema import (
+    OPEN_STATES,
     Checkpoint,
     Edit,
     EditRequest,
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
-
-OPEN_STATES = ("building", "candidate")
 
 
 def get(connection: Connection, checkpoint: int) -> Row[Any]:

@@ -15,6 +15,7 @@ from storage.records import CheckpointRow, EntityRow, HistoryRow, Model, RunRow,
 from storage.review import entity
 from storage.schema import (
     LIVE_STATES,
+    OPEN_STATES,
     Checkpoint,
     Edit,
     EditRequest,
@@ -282,7 +283,7 @@ def status(connection: Connection, model: Model) -> Status:
 
 def _head_and_open(connection: Connection, model: Model) -> tuple[CheckpointRow | None, CheckpointRow | None]:
     being_made = select(Checkpoint.id).where(
-        Checkpoint.model_id == model.id, Checkpoint.state.in_(("building", "candidate"))
+        Checkpoint.model_id == model.id, Checkpoint.state.in_(OPEN_STATES)
     )
     query = _checkpoint_query().where(Checkpoint.id.in_([model.head, being_made.scalar_subquery()]))
     found = [_checkpoint(row) for row in connection.execute(query)]

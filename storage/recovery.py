@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 from storage import lifecycle
 from storage.errors import CorruptCheckpointError, MissingCheckpointError
 from storage.records import Lease, Recovery
-from storage.schema import STORED_STATES, Checkpoint, SyncRun
+from storage.schema import OPEN_STATES, STORED_STATES, Checkpoint, SyncRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,7 @@ def settle(
     now: datetime,
     point: Callable[[str], None],
 ) -> Recovery:
-    """Settle rows: unfinished checkpoints, claims, runs. The files come after the commit (`remove_orphans`).
+    """Settle rows: unfinished checkpoints, claims, runs. Their files come after the commit.
 
     Args:
         connection: A writing transaction.
@@ -47,7 +47,7 @@ def settle(
     open_rows = connection.execute(
         select(Checkpoint.id, Checkpoint.state, Checkpoint.digest, SyncRun.state.label("run_state"))
         .join(SyncRun, SyncRun.id == Checkpoint.run_id)
-        .where(Checkpoint.model_id == lease.model.id, Checkpoint.state.in_(("building", "candidate")))
+        .where(Checkpoint.model_id == lease.model.id, Checkpoint.state.in_(OPEN_STATES))
     )
     for row in list(open_rows):
         if row.state == "candidate" and row.run_state == "candidate" and _whole(files, row.digest):

@@ -16,7 +16,7 @@ from sqlalchemy import delete, exists, func, select
 
 from storage.database import raise_os_error, sqlite_path, translated
 from storage.errors import LedgerUrlError
-from storage.schema import Change, Checkpoint, EditRequest, RecallCheck, RequestSource, Statement
+from storage.schema import OPEN_STATES, Change, Checkpoint, EditRequest, RecallCheck, RequestSource, Statement
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
 _BESIDE = ("paraphrase", "neighbourhood", "retention")
-_OPEN = ("building", "candidate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ def prune(connection: Connection, model_id: int, before: datetime, *, dry_run: b
         dry_run: Only count.
     """
     decided = select(Checkpoint.id).where(
-        Checkpoint.model_id == model_id, Checkpoint.decided_at < before, Checkpoint.state.not_in(_OPEN)
+        Checkpoint.model_id == model_id, Checkpoint.decided_at < before, Checkpoint.state.not_in(OPEN_STATES)
     )
     rests_on = exists().where(RequestSource.statement_id == Statement.id)
     led_to = exists().where(EditRequest.change_id == Change.id)

@@ -359,6 +359,9 @@ class RequestSource(Base):
     revision: Mapped[int] = mapped_column(Key)
 
 
+OPEN_STATES = ("building", "candidate")
+"""States of a checkpoint that waits for its decision; a model has one at most."""
+
 LIVE_STATES = ("promoted", "superseded")
 """States of the checkpoints on the head's lineage: the head itself, and its ancestors."""
 
