@@ -12,11 +12,10 @@ from sqlalchemy.orm import aliased
 
 from storage.batching import batches
 from storage.database import insert_or_ignore
-from storage.errors import OpenCheckpointError, StaleLeaseError
-from storage.lifecycle import expect, get, requeue
+from storage.errors import StaleLeaseError
+from storage.lifecycle import expect, get, refuse_open, requeue
 from storage.schema import (
     LIVE_STATES,
-    OPEN_STATES,
     Checkpoint,
     Edit,
     EditRequest,
@@ -109,13 +108,7 @@ def rollback(
     """
     if target is not None:
         expect(get(connection, target), "the head again", *LIVE_STATES, "rolled_back")
-    still_open = connection.execute(
-        select(Checkpoint.id, Checkpoint.state).where(
-            Checkpoint.model_id == lease.model.id, Checkpoint.state.in_(OPEN_STATES)
-        )
-    ).one_or_none()
-    if still_open is not None:
-        raise OpenCheckpointError(still_open.id, still_open.state)
+    refuse_open(connection, lease.model.id)
     head = connection.scalars(select(Model.head_checkpoint_id).where(Model.id == lease.model.id)).one()
     if head == target:
         return

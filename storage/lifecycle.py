@@ -59,6 +59,21 @@ def expect(row: Row[Any], step: str, *states: str) -> None:
         raise CheckpointStateError(row.id, row.state, step)
 
 
+def refuse_open(connection: Connection, model: int) -> None:
+    """Refuse a step that needs a model without an open checkpoint.
+
+    Raises:
+        OpenCheckpointError: If one is being built or waits for its decision.
+    """
+    row = connection.execute(
+        select(Checkpoint.id, Checkpoint.state).where(
+            Checkpoint.model_id == model, Checkpoint.state.in_(OPEN_STATES)
+        )
+    ).one_or_none()
+    if row is not None:
+        raise OpenCheckpointError(row.id, row.state)
+
+
 def begin(
     connection: Connection,
     lease: Lease,
@@ -78,13 +93,7 @@ def begin(
         CheckpointStateError: If a request is not pending.
     """
     model = lease.model.id
-    still_open = connection.execute(
-        select(Checkpoint.id, Checkpoint.state).where(
-            Checkpoint.model_id == model, Checkpoint.state.in_(OPEN_STATES)
-        )
-    ).one_or_none()
-    if still_open is not None:
-        raise OpenCheckpointError(still_open.id, still_open.state)
+    refuse_open(connection, model)
     parent = connection.execute(
         select(Checkpoint.id, Checkpoint.digest, Checkpoint.depth)
         .join(Model, Model.head_checkpoint_id == Checkpoint.id)
