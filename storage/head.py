@@ -27,12 +27,13 @@ from storage.schema import (
 from storage.types import Moment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
     from sqlalchemy.sql import Select
 
+    from storage.crash import OnPoint
     from storage.records import Lease
 
 
@@ -43,7 +44,7 @@ def promote(
     *,
     reason: str,
     now: datetime,
-    point: Callable[[str], None],
+    point: OnPoint,
 ) -> None:
     """Make a candidate the head.
 
@@ -98,7 +99,7 @@ def rollback(
     reason: str,
     review: bool,
     now: datetime,
-    point: Callable[[str], None],
+    point: OnPoint,
 ) -> None:
     """Move the head to a checkpoint that was live before, or to the base.
 
@@ -175,7 +176,7 @@ def _move_head(
     added: Sequence[int],
     removed: Sequence[int],
     now: datetime,
-    point: Callable[[str], None],
+    point: OnPoint,
 ) -> None:
     """Swap the head, set the states of the lineage, and record from when on which facts are held."""
     moved = connection.execute(

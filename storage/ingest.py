@@ -18,10 +18,12 @@ from storage.records import EntityRow, IngestReport, Pair, StatementRow
 from storage.types import Moment, dump
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
+
+    from storage.crash import OnPoint
 
 _INGEST_LOCK = 0x66616374_696E6765
 
@@ -266,7 +268,7 @@ def ingest(
     entities: Iterable[EntityRow],
     statements: Iterable[StatementRow],
     pulled_groups: Iterable[Pair],
-    point: Callable[[str], None],
+    point: OnPoint,
 ) -> IngestReport:
     """Store what was pulled; see the module and `Ledger.ingest`.
 
@@ -319,9 +321,7 @@ def _stage(
     return incoming
 
 
-def _merge(
-    connection: Connection, run: int, now: datetime, incoming: int, point: Callable[[str], None]
-) -> IngestReport:
+def _merge(connection: Connection, run: int, now: datetime, incoming: int, point: OnPoint) -> IngestReport:
     bound = {"now": now, "run": run}
     connection.execute(text(_FIND_CHANGED))
     connection.execute(text(_FIND_NEW), {"no": False})

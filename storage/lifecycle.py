@@ -31,10 +31,12 @@ from storage.schema import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
+
+    from storage.crash import OnPoint
 
 
 def get(connection: Connection, checkpoint: int) -> Row[Any]:
@@ -84,7 +86,7 @@ def begin(
     settings: Json,
     from_base: bool,
     now: datetime,
-    point: Callable[[str], None],
+    point: OnPoint,
 ) -> CheckpointIntent:
     """Write down what is about to be made: the checkpoint, its claims and its planned edits.
 
@@ -180,7 +182,7 @@ def record_candidate(
     edits: Sequence[EditRow],
     checks: Sequence[CheckRow],
     subjects: Collection[str] | None,
-    point: Callable[[str], None],
+    point: OnPoint,
     now: datetime,
 ) -> None:
     """Write down that the files exist, and what was measured.

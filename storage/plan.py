@@ -26,10 +26,12 @@ from storage.schema import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
+
+    from storage.crash import OnPoint
 
 _FLIP_MEMORY = timedelta(days=30)
 _WAITING = ("conflict", "quarantine")
@@ -45,7 +47,7 @@ def record_plan(
     changes: Sequence[ChangeRow],
     requests: Sequence[EditRequestRow],
     reviewed: Iterable[Pair],
-    point: Callable[[str], None],
+    point: OnPoint,
 ) -> PlanReport:
     """Record a plan, or a part of one; see the module and `Ledger.record_plan`.
 

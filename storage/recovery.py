@@ -12,12 +12,12 @@ from storage.records import Lease, Recovery
 from storage.schema import OPEN_STATES, STORED_STATES, Checkpoint, SyncRun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
 
     from storage.checkpoints import CheckpointFiles
+    from storage.crash import OnPoint
 
 
 def settle(
@@ -26,7 +26,7 @@ def settle(
     files: CheckpointFiles,
     *,
     now: datetime,
-    point: Callable[[str], None],
+    point: OnPoint,
 ) -> Recovery:
     """Settle rows: unfinished checkpoints, claims, runs. Their files come after the commit.
 
