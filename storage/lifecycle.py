@@ -15,7 +15,6 @@ from sqlalchemy.orm import aliased
 from storage.batching import batches
 from storage.database import insert_or_ignore
 from storage.errors import CheckpointStateError, OpenCheckpointError, UnknownCheckpointError
-from storage.plan import ensure_facts, fact_ids
 from storage.queue import request_rows
 from storage.records import CheckpointIntent, CheckRow, EditRow, Json, Lease
 from storage.schema import (
@@ -29,6 +28,7 @@ from storage.schema import (
     RecallSummary,
     SubjectState,
 )
+from storage.scopes import ensure_facts, fact_ids
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

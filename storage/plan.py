@@ -14,7 +14,8 @@ from sqlalchemy import Row, delete, insert, select, tuple_, update
 
 from storage.batching import batches
 from storage.database import insert_or_ignore
-from storage.queue import Scope, Work, scope, write_requests
+from storage.queue import write_requests
+from storage.recording import Recording
 from storage.records import ChangeRow, EditRequestRow, Pair, PlanReport
 from storage.schema import (
     Change,
@@ -24,6 +25,7 @@ from storage.schema import (
     Review,
     SyncRun,
 )
+from storage.scopes import ensure_facts, scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -55,7 +57,7 @@ def record_plan(
         UnknownStatementError: If a request rests on a statement that was never ingested.
     """
     reference_time = connection.scalars(select(SyncRun.reference_time).where(SyncRun.id == run)).one()
-    plan = Work(connection, model_id, run, now, reference_time)
+    plan = Recording(connection, model_id, run, now, reference_time)
     spoken_of = [*map(scope, changes), *map(scope, requests)]
     pairs = sorted({*reviewed, *((subject, prop) for subject, prop, _ in spoken_of)})
     scopes = {*(scope(row) for row in changes if row.kind != "unchanged"), *map(scope, requests)}
@@ -82,28 +84,7 @@ def record_plan(
     )
 
 
-def ensure_facts(connection: Connection, scopes: Iterable[Scope]) -> dict[Scope, int]:
-    """Give every scope its fact, and the facts' keys."""
-    ordered = sorted(scopes)
-    if ordered:
-        connection.execute(
-            insert_or_ignore(connection, Fact),
-            [{"subject": subject, "property": prop, "slot": slot} for subject, prop, slot in ordered],
-        )
-    return fact_ids(connection, ordered)
-
-
-def fact_ids(connection: Connection, scopes: Iterable[Scope]) -> dict[Scope, int]:
-    """Find the keys of the facts that exist among these scopes."""
-    found = {}
-    for part in batches(scopes, 200):
-        query = select(Fact).where(tuple_(Fact.subject, Fact.property, Fact.slot).in_(part))
-        for row in connection.execute(query):
-            found[row.subject, row.property, row.slot] = row.id
-    return found
-
-
-def _write_changes(plan: Work, changes: Sequence[ChangeRow]) -> dict[int, int]:
+def _write_changes(plan: Recording, changes: Sequence[ChangeRow]) -> dict[int, int]:
     """Write the changes that are not `unchanged`.
 
     Returns:
@@ -139,7 +120,7 @@ def _write_changes(plan: Work, changes: Sequence[ChangeRow]) -> dict[int, int]:
     return found
 
 
-def _write_desired(plan: Work, changes: Sequence[ChangeRow]) -> None:
+def _write_desired(plan: Recording, changes: Sequence[ChangeRow]) -> None:
     """Close and open desired facts; what is held back is not desired yet, what conflicts stays as it was."""
     wanted = {
         plan.facts[scope(row)]: row
@@ -188,7 +169,7 @@ def _write_desired(plan: Work, changes: Sequence[ChangeRow]) -> None:
         plan.connection.execute(insert(DesiredFact), opening)
 
 
-def _write_held_back(plan: Work, changes: Sequence[ChangeRow], pairs: Sequence[Pair]) -> None:
+def _write_held_back(plan: Recording, changes: Sequence[ChangeRow], pairs: Sequence[Pair]) -> None:
     """Open, count again or resolve what waits in the reviewed groups."""
     waiting = {plan.facts[scope(row)]: row for row in changes if row.kind in _WAITING}
     edited = {plan.facts[scope(row)]: row for row in changes if row.kind in _EDITING}
@@ -207,7 +188,7 @@ def _write_held_back(plan: Work, changes: Sequence[ChangeRow], pairs: Sequence[P
         _open(plan, fact, row, previous=_came_and_went(plan, fact))
 
 
-def _came_and_went(plan: Work, fact: int) -> list[str]:
+def _came_and_went(plan: Recording, fact: int) -> list[str]:
     """Values that waited for a fact lately, and those they meant to replace: one that returns is a flip."""
     rows = plan.connection.execute(
         select(HeldBack.value, HeldBack.old_value).where(
@@ -221,7 +202,7 @@ def _came_and_went(plan: Work, fact: int) -> list[str]:
     return sorted({row.value or "" for row in rows} | {row.old_value for row in rows if row.old_value})
 
 
-def _open_rows(plan: Work, pairs: Sequence[Pair]) -> dict[int, Row[Any]]:
+def _open_rows(plan: Recording, pairs: Sequence[Pair]) -> dict[int, Row[Any]]:
     found = {}
     for part in batches(pairs):
         query = (
@@ -237,7 +218,7 @@ def _open_rows(plan: Work, pairs: Sequence[Pair]) -> dict[int, Row[Any]]:
     return found
 
 
-def _resolve(plan: Work, key: int, resolution: str) -> None:
+def _resolve(plan: Recording, key: int, resolution: str) -> None:
     plan.counts["released"] += 1
     plan.connection.execute(
         update(HeldBack)
@@ -246,7 +227,7 @@ def _resolve(plan: Work, key: int, resolution: str) -> None:
     )
 
 
-def _count_again(plan: Work, known: Row[Any], row: ChangeRow) -> None:
+def _count_again(plan: Recording, known: Row[Any], row: ChangeRow) -> None:
     # The reference time makes a pull: the same night run twice is one sighting.
     later = plan.reference_time > known.last_seen_at
     plan.connection.execute(
@@ -264,7 +245,7 @@ def _count_again(plan: Work, known: Row[Any], row: ChangeRow) -> None:
     )
 
 
-def _open(plan: Work, fact: int, row: ChangeRow, *, previous: list[str]) -> None:
+def _open(plan: Recording, fact: int, row: ChangeRow, *, previous: list[str]) -> None:
     plan.counts["held_back"] += 1
     plan.connection.execute(
         insert(HeldBack).values(

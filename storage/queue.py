@@ -9,8 +9,6 @@ anew. No surrogate key is in it: a run that crashed and ran again wishes the sam
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, exists, insert, select, tuple_, update
@@ -22,6 +20,7 @@ from storage.errors import UnknownStatementError
 from storage.facts import held_rows
 from storage.records import EditRequestRow, Pair, Source
 from storage.schema import EditRequest, Fact, RequestSource, Statement
+from storage.scopes import Scope, scope
 from storage.types import dump
 
 if TYPE_CHECKING:
@@ -30,31 +29,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-Scope = tuple[str, str, str]
+    from storage.recording import Recording
 
 _REVIVED = ("superseded", "rolled_back", "applied")
 
 
-@dataclass(slots=True)
-class Work:
-    """One recording in progress."""
-
-    connection: Connection
-    model_id: int
-    run: int
-    now: datetime
-    reference_time: datetime
-    facts: dict[Scope, int] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
-
-
-def scope(row: Any) -> Scope:  # noqa: ANN401  any record with a scope
-    """The scope of a fact that a record speaks of."""
-    return row.subject, row.property, row.slot
-
-
 def write_requests(
-    plan: Work, requests: Sequence[EditRequestRow], change_ids: Mapping[int, int], pairs: Sequence[Pair]
+    plan: Recording, requests: Sequence[EditRequestRow], change_ids: Mapping[int, int], pairs: Sequence[Pair]
 ) -> None:
     """Queue what is wished now; withdraw pending wishes of the reviewed groups that are wished no more."""
     live = {
@@ -94,7 +75,7 @@ def _identity(row: EditRequestRow, replaces: str | None) -> str:
     return hashlib.sha256(dump(said).encode()).hexdigest()
 
 
-def _pending(plan: Work, pairs: Sequence[Pair]) -> dict[Scope, tuple[int, str]]:
+def _pending(plan: Recording, pairs: Sequence[Pair]) -> dict[Scope, tuple[int, str]]:
     found = {}
     for part in batches(pairs):
         query = (
@@ -111,14 +92,14 @@ def _pending(plan: Work, pairs: Sequence[Pair]) -> dict[Scope, tuple[int, str]]:
     return found
 
 
-def _supersede(plan: Work, key: int) -> None:
+def _supersede(plan: Recording, key: int) -> None:
     plan.counts["superseded"] += 1
     plan.connection.execute(
         update(EditRequest).where(EditRequest.id == key).values(state="superseded", updated_at=plan.now)
     )
 
 
-def _known(plan: Work, identities: Iterable[str]) -> dict[str, Row[Any]]:
+def _known(plan: Recording, identities: Iterable[str]) -> dict[str, Row[Any]]:
     found: dict[str, Row[Any]] = {}
     for part in batches(sorted(identities)):
         query = select(EditRequest.id, EditRequest.idem_key, EditRequest.state).where(
@@ -128,7 +109,7 @@ def _known(plan: Work, identities: Iterable[str]) -> dict[str, Row[Any]]:
     return found
 
 
-def _revive(plan: Work, key: int) -> None:
+def _revive(plan: Recording, key: int) -> None:
     plan.counts["queued"] += 1
     plan.connection.execute(
         update(EditRequest)
@@ -138,7 +119,7 @@ def _revive(plan: Work, key: int) -> None:
 
 
 def _queue(
-    plan: Work,
+    plan: Recording,
     row: EditRequestRow,
     identity: str,
     change: int | None,

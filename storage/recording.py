@@ -1,0 +1,37 @@
+"""A plan on its way into the ledger: what the modules that record it share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy.engine import Connection
+
+    from storage.scopes import Scope
+
+
+@dataclass(slots=True)
+class Recording:
+    """One recording in progress.
+
+    Attributes:
+        connection: Its transaction.
+        model_id: The model.
+        run: The run that planned.
+        now: The time.
+        reference_time: The run's reference time: what makes a pull.
+        facts: Keys of the facts it speaks of.
+        counts: What it did so far, for the report.
+    """
+
+    connection: Connection
+    model_id: int
+    run: int
+    now: datetime
+    reference_time: datetime
+    facts: dict[Scope, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
