@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import insert, select, update
 
-from storage import head, ingest, lifecycle, plan, queue, reading, recovery, retention, review
+from storage import head, held_back, ingest, lifecycle, plan, queue, reading, recovery, retention, review
 from storage.batching import batches
 from storage.database import insert_or_ignore, writing
 from storage.database import reading as read_transaction
@@ -40,7 +40,7 @@ from storage.records import (
     Recovery,
     StatementRow,
 )
-from storage.schema import Entity, HeldBack, SyncRun
+from storage.schema import Entity, SyncRun
 from storage.schema import Model as ModelTable
 
 if TYPE_CHECKING:
@@ -367,16 +367,7 @@ class Ledger(LedgerReader):
             False if nothing of that id waits.
         """
         with self._step("decide", lease) as connection:
-            changed = connection.execute(
-                update(HeldBack)
-                .where(
-                    HeldBack.id == pending_id,
-                    HeldBack.model_id == lease.model.id,
-                    HeldBack.resolved_at.is_(None),
-                )
-                .values(decision=decision, decided_by=by)
-            )
-        return changed.rowcount == 1
+            return held_back.decide(connection, lease.model.id, pending_id, decision, by=by)
 
     def prune(self, lease: Lease, *, before: datetime, dry_run: bool = False) -> retention.Pruned:
         """Delete what is older than a moment and backs nothing, in one transaction; see `storage.retention`.

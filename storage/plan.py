@@ -7,21 +7,19 @@ Recording the same batch twice changes nothing.
 from __future__ import annotations
 
 from collections import Counter
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, delete, insert, select, tuple_, update
 
 from storage.batching import batches
 from storage.database import insert_or_ignore
+from storage.held_back import write_held_back
 from storage.queue import write_requests
-from storage.recording import Recording
+from storage.recording import EDITING, Recording
 from storage.records import ChangeRow, EditRequestRow, Pair, PlanReport
 from storage.schema import (
     Change,
     DesiredFact,
-    Fact,
-    HeldBack,
     Review,
     SyncRun,
 )
@@ -34,10 +32,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from storage.crash import OnPoint
-
-_FLIP_MEMORY = timedelta(days=30)
-_WAITING = ("conflict", "quarantine")
-_EDITING = ("insert", "replace", "retract", "suppress", "vacate")
 
 
 def record_plan(
@@ -64,7 +58,7 @@ def record_plan(
     plan.facts = ensure_facts(connection, scopes)
     change_ids = _write_changes(plan, changes)
     _write_desired(plan, changes)
-    _write_held_back(plan, changes, pairs)
+    write_held_back(plan, changes, pairs)
     point("record_plan.changes")
     write_requests(plan, requests, change_ids, pairs)
     point("record_plan.requests")
@@ -125,7 +119,7 @@ def _write_desired(plan: Recording, changes: Sequence[ChangeRow]) -> None:
     wanted = {
         plan.facts[scope(row)]: row
         for row in changes
-        if row.kind in {*_EDITING, "relabel"} and scope(row) in plan.facts
+        if row.kind in {*EDITING, "relabel"} and scope(row) in plan.facts
     }
     current: dict[int, Row[Any]] = {}
     for part in batches(sorted(wanted)):
@@ -167,104 +161,3 @@ def _write_desired(plan: Recording, changes: Sequence[ChangeRow]) -> None:
         )
     if opening:
         plan.connection.execute(insert(DesiredFact), opening)
-
-
-def _write_held_back(plan: Recording, changes: Sequence[ChangeRow], pairs: Sequence[Pair]) -> None:
-    """Open, count again or resolve what waits in the reviewed groups."""
-    waiting = {plan.facts[scope(row)]: row for row in changes if row.kind in _WAITING}
-    edited = {plan.facts[scope(row)]: row for row in changes if row.kind in _EDITING}
-    opened = _open_rows(plan, pairs)
-    for fact, known in opened.items():
-        row = waiting.pop(fact, None)
-        if row is None:
-            released = fact in edited and edited[fact].new_value == known.value
-            _resolve(plan, known.id, "released" if released else "withdrawn")
-        elif row.new_value == known.value and row.kind == known.kind:
-            _count_again(plan, known, row)
-        else:
-            _resolve(plan, known.id, "replaced")
-            _open(plan, fact, row, previous=[*known.previous_values, known.value or ""])
-    for fact, row in waiting.items():
-        _open(plan, fact, row, previous=_came_and_went(plan, fact))
-
-
-def _came_and_went(plan: Recording, fact: int) -> list[str]:
-    """Values that waited for a fact lately, and those they meant to replace: one that returns is a flip."""
-    rows = plan.connection.execute(
-        select(HeldBack.value, HeldBack.old_value).where(
-            HeldBack.model_id == plan.model_id,
-            HeldBack.fact_id == fact,
-            HeldBack.kind == "quarantine",
-            HeldBack.resolved_at.is_not(None),
-            HeldBack.last_seen_at >= plan.reference_time - _FLIP_MEMORY,
-        )
-    ).all()
-    return sorted({row.value or "" for row in rows} | {row.old_value for row in rows if row.old_value})
-
-
-def _open_rows(plan: Recording, pairs: Sequence[Pair]) -> dict[int, Row[Any]]:
-    found = {}
-    for part in batches(pairs):
-        query = (
-            select(HeldBack)
-            .join(Fact, Fact.id == HeldBack.fact_id)
-            .where(
-                HeldBack.model_id == plan.model_id,
-                HeldBack.resolved_at.is_(None),
-                tuple_(Fact.subject, Fact.property).in_(part),
-            )
-        )
-        found.update({row.fact_id: row for row in plan.connection.execute(query)})
-    return found
-
-
-def _resolve(plan: Recording, key: int, resolution: str) -> None:
-    plan.counts["released"] += 1
-    plan.connection.execute(
-        update(HeldBack)
-        .where(HeldBack.id == key)
-        .values(resolved_at=plan.now, resolution=resolution, last_run_id=plan.run)
-    )
-
-
-def _count_again(plan: Recording, known: Row[Any], row: ChangeRow) -> None:
-    # The reference time makes a pull: the same night run twice is one sighting.
-    later = plan.reference_time > known.last_seen_at
-    plan.connection.execute(
-        update(HeldBack)
-        .where(HeldBack.id == known.id)
-        .values(
-            sightings=known.sightings + (1 if later else 0),
-            last_seen_at=max(plan.reference_time, known.last_seen_at),
-            reason=row.reason,
-            label=row.new_label,
-            releases_at=row.releases_at,
-            sources=[list(source) for source in row.sources],
-            last_run_id=plan.run,
-        )
-    )
-
-
-def _open(plan: Recording, fact: int, row: ChangeRow, *, previous: list[str]) -> None:
-    plan.counts["held_back"] += 1
-    plan.connection.execute(
-        insert(HeldBack).values(
-            model_id=plan.model_id,
-            fact_id=fact,
-            kind=row.kind,
-            reason=row.reason,
-            value_kind=row.new_value_kind,
-            value=row.new_value,
-            label=row.new_label,
-            old_value=row.old_value,
-            old_label=row.old_label,
-            sources=[list(source) for source in row.sources],
-            first_seen_at=plan.reference_time,
-            last_seen_at=plan.reference_time,
-            sightings=1,
-            previous_values=previous,
-            releases_at=row.releases_at,
-            first_run_id=plan.run,
-            last_run_id=plan.run,
-        )
-    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import select
 
-from storage import facts, queue, reading, retention, review, shell
+from storage import facts, held_back, queue, reading, retention, review, shell
 from storage import migrate as migration
 from storage.crash import OnPoint, silent
 from storage.database import make_engine, parse_url, raise_os_error, sqlite_path
@@ -181,7 +181,7 @@ class LedgerReader:
     def pending(self, model: Model) -> list[PendingRow]:
         """Read what is held back."""
         with read_transaction(self.engine) as connection:
-            return list(review.pending_rows(connection, model.id, None))
+            return list(held_back.pending_rows(connection, model.id, None))
 
     def head(self, model: Model) -> CheckpointRow | None:
         """Read the live checkpoint, None while the base itself is live."""

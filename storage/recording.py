@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from storage.scopes import Scope
 
 
+EDITING = ("insert", "replace", "retract", "suppress", "vacate")
+"""Kinds of change after which the model should hold something else than before."""
+
+WAITING = ("conflict", "quarantine")
+"""Kinds of change that are held back."""
+
+
 @dataclass(slots=True)
 class Recording:
     """One recording in progress.

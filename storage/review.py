@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, and_, literal, select, tuple_, union
+from sqlalchemy import Row, literal, select, tuple_, union
 
 from storage.batching import batches
 from storage.database import insert_or_ignore, reading
 from storage.facts import held_rows
-from storage.records import EntityRow, Group, Pair, PendingRow, StatementRow
+from storage.held_back import pending_rows
+from storage.records import EntityRow, Group, Pair, StatementRow
 from storage.schema import Entity, Fact, HeldBack, Review, Statement
 from storage.types import Moment
 
@@ -149,39 +150,6 @@ def _statement(row: Row[Any]) -> StatementRow:
         valid_from=row.valid_from,
         valid_to=row.valid_to,
     )
-
-
-def pending_rows(
-    connection: Connection, model_id: int, subjects: Iterable[str] | None
-) -> Iterator[PendingRow]:
-    """Read what is held back, for some subjects or for all."""
-    query = (
-        select(HeldBack, Fact.subject, Fact.property, Fact.slot)
-        .join(Fact, and_(Fact.id == HeldBack.fact_id))
-        .where(HeldBack.model_id == model_id, HeldBack.resolved_at.is_(None))
-        .order_by(Fact.subject, Fact.property, Fact.slot)
-    )
-    parts = [None] if subjects is None else list(batches(sorted(subjects)))
-    for part in parts:
-        rows = connection.execute(query if part is None else query.where(Fact.subject.in_(part)))
-        for row in rows:
-            yield PendingRow(
-                id=row.id,
-                subject=row.subject,
-                property=row.property,
-                slot=row.slot,
-                kind=row.kind,
-                reason=row.reason,
-                value_kind=row.value_kind,
-                value=row.value,
-                label=row.label,
-                first_seen_at=row.first_seen_at,
-                last_seen_at=row.last_seen_at,
-                sightings=row.sightings,
-                previous_values=tuple(row.previous_values),
-                releases_at=row.releases_at,
-                decision=row.decision,
-            )
 
 
 def entity_rows(connection: Connection, ids: Iterable[str]) -> dict[str, EntityRow]:

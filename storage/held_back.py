@@ -1,0 +1,171 @@
+"""What waits: for its hold window, for a second sighting, for a person.
+
+A plan opens it, counts it again at every pull that still says so, and resolves it; a person may decide.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Row, insert, select, tuple_, update
+
+from storage.batching import batches
+from storage.recording import EDITING, WAITING
+from storage.records import PendingRow
+from storage.schema import Fact, HeldBack
+from storage.scopes import scope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from sqlalchemy.engine import Connection
+
+    from storage.recording import Recording
+    from storage.records import ChangeRow, Pair
+
+_FLIP_MEMORY = timedelta(days=30)
+
+
+def write_held_back(plan: Recording, changes: Sequence[ChangeRow], pairs: Sequence[Pair]) -> None:
+    """Open, count again or resolve what waits in the reviewed groups."""
+    waiting = {plan.facts[scope(row)]: row for row in changes if row.kind in WAITING}
+    edited = {plan.facts[scope(row)]: row for row in changes if row.kind in EDITING}
+    opened = _open_rows(plan, pairs)
+    for fact, known in opened.items():
+        row = waiting.pop(fact, None)
+        if row is None:
+            released = fact in edited and edited[fact].new_value == known.value
+            _resolve(plan, known.id, "released" if released else "withdrawn")
+        elif row.new_value == known.value and row.kind == known.kind:
+            _count_again(plan, known, row)
+        else:
+            _resolve(plan, known.id, "replaced")
+            _open(plan, fact, row, previous=[*known.previous_values, known.value or ""])
+    for fact, row in waiting.items():
+        _open(plan, fact, row, previous=_came_and_went(plan, fact))
+
+
+def _came_and_went(plan: Recording, fact: int) -> list[str]:
+    """Values that waited for a fact lately, and those they meant to replace: one that returns is a flip."""
+    rows = plan.connection.execute(
+        select(HeldBack.value, HeldBack.old_value).where(
+            HeldBack.model_id == plan.model_id,
+            HeldBack.fact_id == fact,
+            HeldBack.kind == "quarantine",
+            HeldBack.resolved_at.is_not(None),
+            HeldBack.last_seen_at >= plan.reference_time - _FLIP_MEMORY,
+        )
+    ).all()
+    return sorted({row.value or "" for row in rows} | {row.old_value for row in rows if row.old_value})
+
+
+def _open_rows(plan: Recording, pairs: Sequence[Pair]) -> dict[int, Row[Any]]:
+    found = {}
+    for part in batches(pairs):
+        query = (
+            select(HeldBack)
+            .join(Fact, Fact.id == HeldBack.fact_id)
+            .where(
+                HeldBack.model_id == plan.model_id,
+                HeldBack.resolved_at.is_(None),
+                tuple_(Fact.subject, Fact.property).in_(part),
+            )
+        )
+        found.update({row.fact_id: row for row in plan.connection.execute(query)})
+    return found
+
+
+def _resolve(plan: Recording, key: int, resolution: str) -> None:
+    plan.counts["released"] += 1
+    plan.connection.execute(
+        update(HeldBack)
+        .where(HeldBack.id == key)
+        .values(resolved_at=plan.now, resolution=resolution, last_run_id=plan.run)
+    )
+
+
+def _count_again(plan: Recording, known: Row[Any], row: ChangeRow) -> None:
+    # The reference time makes a pull: the same night run twice is one sighting.
+    later = plan.reference_time > known.last_seen_at
+    plan.connection.execute(
+        update(HeldBack)
+        .where(HeldBack.id == known.id)
+        .values(
+            sightings=known.sightings + (1 if later else 0),
+            last_seen_at=max(plan.reference_time, known.last_seen_at),
+            reason=row.reason,
+            label=row.new_label,
+            releases_at=row.releases_at,
+            sources=[list(source) for source in row.sources],
+            last_run_id=plan.run,
+        )
+    )
+
+
+def _open(plan: Recording, fact: int, row: ChangeRow, *, previous: list[str]) -> None:
+    plan.counts["held_back"] += 1
+    plan.connection.execute(
+        insert(HeldBack).values(
+            model_id=plan.model_id,
+            fact_id=fact,
+            kind=row.kind,
+            reason=row.reason,
+            value_kind=row.new_value_kind,
+            value=row.new_value,
+            label=row.new_label,
+            old_value=row.old_value,
+            old_label=row.old_label,
+            sources=[list(source) for source in row.sources],
+            first_seen_at=plan.reference_time,
+            last_seen_at=plan.reference_time,
+            sightings=1,
+            previous_values=previous,
+            releases_at=row.releases_at,
+            first_run_id=plan.run,
+            last_run_id=plan.run,
+        )
+    )
+
+
+def decide(connection: Connection, model_id: int, pending_id: int, decision: str, *, by: str) -> bool:
+    """Write down a person's decision about something that waits; see `Ledger.decide`."""
+    changed = connection.execute(
+        update(HeldBack)
+        .where(HeldBack.id == pending_id, HeldBack.model_id == model_id, HeldBack.resolved_at.is_(None))
+        .values(decision=decision, decided_by=by)
+    )
+    return changed.rowcount == 1
+
+
+def pending_rows(
+    connection: Connection, model_id: int, subjects: Iterable[str] | None
+) -> Iterator[PendingRow]:
+    """Read what is held back, for some subjects or for all."""
+    query = (
+        select(HeldBack, Fact.subject, Fact.property, Fact.slot)
+        .join(Fact, Fact.id == HeldBack.fact_id)
+        .where(HeldBack.model_id == model_id, HeldBack.resolved_at.is_(None))
+        .order_by(Fact.subject, Fact.property, Fact.slot)
+    )
+    parts = [None] if subjects is None else list(batches(sorted(subjects)))
+    for part in parts:
+        rows = connection.execute(query if part is None else query.where(Fact.subject.in_(part)))
+        for row in rows:
+            yield PendingRow(
+                id=row.id,
+                subject=row.subject,
+                property=row.property,
+                slot=row.slot,
+                kind=row.kind,
+                reason=row.reason,
+                value_kind=row.value_kind,
+                value=row.value,
+                label=row.label,
+                first_seen_at=row.first_seen_at,
+                last_seen_at=row.last_seen_at,
+                sightings=row.sightings,
+                previous_values=tuple(row.previous_values),
+                releases_at=row.releases_at,
+                decision=row.decision,
+            )
