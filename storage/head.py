@@ -13,7 +13,8 @@ from sqlalchemy.orm import aliased
 from storage.batching import batches
 from storage.database import insert_or_ignore
 from storage.errors import StaleLeaseError
-from storage.lifecycle import expect, get, refuse_open, requeue
+from storage.lifecycle import expect, get, refuse_open
+from storage.queue import requeue
 from storage.schema import (
     LIVE_STATES,
     Checkpoint,

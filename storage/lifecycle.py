@@ -9,13 +9,12 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, and_, bindparam, case, exists, func, insert, select, update
-from sqlalchemy.orm import aliased
+from sqlalchemy import Row, and_, bindparam, case, func, insert, select, update
 
 from storage.batching import batches
 from storage.database import insert_or_ignore
 from storage.errors import CheckpointStateError, OpenCheckpointError, UnknownCheckpointError
-from storage.queue import request_rows
+from storage.queue import claim, request_rows, requeue
 from storage.records import CheckpointIntent, CheckRow, EditRow, Json, Lease
 from storage.schema import (
     OPEN_STATES,
@@ -120,7 +119,7 @@ def begin(
         )
         .returning(Checkpoint.id)
     ).scalar_one()
-    rows = _claim(connection, model, checkpoint, request_ids, now)
+    rows = claim(connection, model, checkpoint, request_ids, now)
     point("begin_checkpoint.claimed")
     if rows:
         connection.execute(
@@ -143,30 +142,6 @@ def begin(
         parent.digest if parent else None,
         tuple(replace(row, state="claimed") for row in request_rows(connection, rows)),
     )
-
-
-def _claim(
-    connection: Connection, model: int, checkpoint: int, request_ids: Collection[int], now: datetime
-) -> list[Row[Any]]:
-    rows: list[Row[Any]] = []
-    for part in batches(sorted(request_ids)):
-        mine = and_(EditRequest.model_id == model, EditRequest.id.in_(part))
-        query = select(EditRequest, Fact.subject, Fact.property, Fact.slot).join(
-            Fact, Fact.id == EditRequest.fact_id
-        )
-        found: list[Row[Any]] = list(
-            connection.execute(query.where(mine, EditRequest.state == "pending").order_by(EditRequest.id))
-        )
-        if len(found) != len(part):
-            missing = sorted(set(part) - {row.id for row in found})
-            raise CheckpointStateError(
-                checkpoint, f"asking for requests {missing} that are not pending", "begun"
-            )
-        connection.execute(
-            update(EditRequest).where(mine).values(state="claimed", checkpoint_id=checkpoint, updated_at=now)
-        )
-        rows.extend(found)
-    return rows
 
 
 def record_candidate(
@@ -316,28 +291,6 @@ def _summary(checkpoint: int, prop: str, probe: str, found: Sequence[CheckRow]) 
         "passed": sum(row.passed for row in found),
         "mean_p_new": sum(measured) / len(measured) if measured else None,
     }
-
-
-def requeue(connection: Connection, checkpoint: int, *, now: datetime, attempt: int) -> int:
-    """Give a checkpoint's claims back to the queue; a claim that a newer wish overtook gives way to it.
-
-    Returns:
-        How many requests are pending again.
-    """
-    newer = aliased(EditRequest)
-    claimed = and_(EditRequest.checkpoint_id == checkpoint, EditRequest.state == "claimed")
-    overtaken = exists().where(
-        newer.model_id == EditRequest.model_id, newer.fact_id == EditRequest.fact_id, newer.state == "pending"
-    )
-    connection.execute(
-        update(EditRequest).where(claimed, overtaken).values(state="superseded", updated_at=now)
-    )
-    done = connection.execute(
-        update(EditRequest)
-        .where(claimed)
-        .values(state="pending", checkpoint_id=None, attempts=EditRequest.attempts + attempt, updated_at=now)
-    )
-    return done.rowcount
 
 
 def reject(

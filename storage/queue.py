@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, exists, insert, select, tuple_, update
+from sqlalchemy import Row, and_, exists, insert, select, tuple_, update
 from sqlalchemy.orm import aliased
 
 from storage.batching import batches
 from storage.database import insert_or_ignore
-from storage.errors import UnknownStatementError
+from storage.errors import CheckpointStateError, UnknownStatementError
 from storage.facts import held_rows
 from storage.records import EditRequestRow, Pair, Source
 from storage.schema import EditRequest, Fact, RequestSource, Statement
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
+    from sqlalchemy.sql import Select
 
     from storage.recording import Recording
 
@@ -180,8 +181,17 @@ def _statement_keys(connection: Connection, requests: Sequence[EditRequestRow]) 
     return found
 
 
+def _with_scope() -> Select[Any]:
+    """All columns of `edit_request` and the fact's scope, oldest first."""
+    return (
+        select(EditRequest, Fact.subject, Fact.property, Fact.slot)
+        .join(Fact, Fact.id == EditRequest.fact_id)
+        .order_by(EditRequest.id)
+    )
+
+
 def request_rows(connection: Connection, rows: Sequence[Row[Any]]) -> list[EditRequestRow]:
-    """Read requests with their sources; the rows carry all columns of `edit_request` and the fact's scope."""
+    """Read requests with their sources; the rows carry the fact's scope too."""
     sources: dict[int, list[Source]] = {row.id: [] for row in rows}
     for part in batches(sources):
         query = select(RequestSource).where(RequestSource.request_id.in_(part)).order_by(RequestSource.guid)
@@ -216,25 +226,61 @@ def request_rows(connection: Connection, rows: Sequence[Row[Any]]) -> list[EditR
 
 def owed(connection: Connection, model_id: int, limit: int | None) -> list[EditRequestRow]:
     """Read the pending requests, oldest first."""
-    query = (
-        select(EditRequest, Fact.subject, Fact.property, Fact.slot)
-        .join(Fact, Fact.id == EditRequest.fact_id)
-        .where(EditRequest.model_id == model_id, EditRequest.state == "pending")
-        .order_by(EditRequest.id)
-        .limit(limit)
-    )
+    query = _with_scope().where(EditRequest.model_id == model_id, EditRequest.state == "pending").limit(limit)
     return request_rows(connection, list(connection.execute(query)))
 
 
 def claimed(connection: Connection, checkpoint: int) -> list[EditRequestRow]:
     """Read the requests that an open checkpoint carries, oldest first."""
-    query = (
-        select(EditRequest, Fact.subject, Fact.property, Fact.slot)
-        .join(Fact, Fact.id == EditRequest.fact_id)
-        .where(EditRequest.checkpoint_id == checkpoint, EditRequest.state == "claimed")
-        .order_by(EditRequest.id)
-    )
+    query = _with_scope().where(EditRequest.checkpoint_id == checkpoint, EditRequest.state == "claimed")
     return request_rows(connection, list(connection.execute(query)))
+
+
+def claim(
+    connection: Connection, model: int, checkpoint: int, request_ids: Collection[int], now: datetime
+) -> list[Row[Any]]:
+    """Claim pending requests for a checkpoint; gives them as `request_rows` reads them, oldest first.
+
+    Raises:
+        CheckpointStateError: If a request is not pending.
+    """
+    rows: list[Row[Any]] = []
+    for part in batches(sorted(request_ids)):
+        mine = and_(EditRequest.model_id == model, EditRequest.id.in_(part))
+        query = _with_scope().where(mine, EditRequest.state == "pending")
+        found = list(connection.execute(query))
+        if len(found) != len(part):
+            missing = sorted(set(part) - {row.id for row in found})
+            raise CheckpointStateError(
+                checkpoint, f"asking for requests {missing} that are not pending", "begun"
+            )
+        connection.execute(
+            update(EditRequest).where(mine).values(state="claimed", checkpoint_id=checkpoint, updated_at=now)
+        )
+        rows.extend(found)
+    return rows
+
+
+def requeue(connection: Connection, checkpoint: int, *, now: datetime, attempt: int) -> int:
+    """Give a checkpoint's claims back to the queue; a claim that a newer wish overtook gives way to it.
+
+    Returns:
+        How many requests are pending again.
+    """
+    newer = aliased(EditRequest)
+    carried = and_(EditRequest.checkpoint_id == checkpoint, EditRequest.state == "claimed")
+    overtaken = exists().where(
+        newer.model_id == EditRequest.model_id, newer.fact_id == EditRequest.fact_id, newer.state == "pending"
+    )
+    connection.execute(
+        update(EditRequest).where(carried, overtaken).values(state="superseded", updated_at=now)
+    )
+    done = connection.execute(
+        update(EditRequest)
+        .where(carried)
+        .values(state="pending", checkpoint_id=None, attempts=EditRequest.attempts + attempt, updated_at=now)
+    )
+    return done.rowcount
 
 
 def retry(
