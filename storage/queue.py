@@ -9,6 +9,7 @@ anew. No surrogate key is in it: a run that crashed and ran again wishes the sam
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, and_, exists, insert, select, tuple_, update
@@ -192,11 +193,7 @@ def _with_scope() -> Select[Any]:
 
 def request_rows(connection: Connection, rows: Sequence[Row[Any]]) -> list[EditRequestRow]:
     """Read requests with their sources; the rows carry the fact's scope too."""
-    sources: dict[int, list[Source]] = {row.id: [] for row in rows}
-    for part in batches(sources):
-        query = select(RequestSource).where(RequestSource.request_id.in_(part)).order_by(RequestSource.guid)
-        for source in connection.execute(query):
-            sources[source.request_id].append((source.guid, source.revision))
+    behind = sources(connection, (row.id for row in rows))
     return [
         EditRequestRow(
             subject=row.subject,
@@ -214,7 +211,7 @@ def request_rows(connection: Connection, rows: Sequence[Row[Any]]) -> list[EditR
             valid_from=row.valid_from,
             valid_to=row.valid_to,
             template_digest=row.template_digest,
-            sources=tuple(sources[row.id]),
+            sources=tuple(behind[row.id]),
             id=row.id,
             state=row.state,
             attempts=row.attempts,
@@ -222,6 +219,16 @@ def request_rows(connection: Connection, rows: Sequence[Row[Any]]) -> list[EditR
         )
         for row in rows
     ]
+
+
+def sources(connection: Connection, requests: Iterable[int]) -> dict[int, list[Source]]:
+    """Read the statements behind edit requests, with their revisions, by request."""
+    found: dict[int, list[Source]] = defaultdict(list)
+    for part in batches(sorted(set(requests))):
+        query = select(RequestSource).where(RequestSource.request_id.in_(part)).order_by(RequestSource.guid)
+        for row in connection.execute(query):
+            found[row.request_id].append((row.guid, row.revision))
+    return found
 
 
 def owed(connection: Connection, model_id: int, limit: int | None) -> list[EditRequestRow]:

@@ -225,7 +225,7 @@ class LedgerReader:
     def sources(self, requests: Iterable[int]) -> dict[int, tuple[Source, ...]]:
         """Read the statements behind edit requests, with the revisions they were read at."""
         with read_transaction(self.engine) as connection:
-            found = reading.sources(connection, list(requests))
+            found = queue.sources(connection, requests)
         return {request: tuple(rows) for request, rows in found.items()}
 
     def subject_states(self, model: Model) -> list[SubjectStateRow]:

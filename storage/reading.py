@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, and_, func, select
@@ -11,7 +10,8 @@ from sqlalchemy.orm import aliased
 from storage.batching import batches
 from storage.errors import UnknownCheckpointError, UnknownModelError
 from storage.head import walk
-from storage.records import CheckpointRow, EntityRow, HistoryRow, Model, RunRow, Source, Status
+from storage.queue import sources
+from storage.records import CheckpointRow, EntityRow, HistoryRow, Model, RunRow, Status
 from storage.review import entity
 from storage.schema import (
     LIVE_STATES,
@@ -24,7 +24,6 @@ from storage.schema import (
     HeadMove,
     HeldBack,
     Holding,
-    RequestSource,
     Review,
     SourceCursor,
     Statement,
@@ -33,7 +32,7 @@ from storage.schema import (
 from storage.schema import Model as ModelTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
@@ -217,16 +216,6 @@ def history(connection: Connection, model_id: int, subject: str) -> list[History
         )
         for row in rows
     ]
-
-
-def sources(connection: Connection, requests: Sequence[int]) -> dict[int, list[Source]]:
-    """Read the statements behind edit requests, with their revisions, by request."""
-    found: dict[int, list[Source]] = defaultdict(list)
-    for part in batches(sorted(set(requests))):
-        query = select(RequestSource).where(RequestSource.request_id.in_(part)).order_by(RequestSource.guid)
-        for row in connection.execute(query):
-            found[row.request_id].append((row.guid, row.revision))
-    return found
 
 
 def _run(row: Row[Any]) -> RunRow:
