@@ -5,15 +5,15 @@ Each step is one transaction. Promotion is in `head`.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, and_, bindparam, case, func, insert, select, update
+from sqlalchemy import Row, and_, case, insert, select, update
 
 from storage.batching import batches
 from storage.database import insert_or_ignore
 from storage.errors import CheckpointStateError, OpenCheckpointError, UnknownCheckpointError
+from storage.outcomes import planned_edits, write_checks, write_edits
 from storage.queue import claim, request_rows, requeue
 from storage.records import CheckpointIntent, CheckRow, EditRow, Json, Lease
 from storage.schema import (
@@ -21,16 +21,12 @@ from storage.schema import (
     Checkpoint,
     Edit,
     EditRequest,
-    Fact,
     Model,
-    RecallCheck,
-    RecallSummary,
     SubjectState,
 )
-from storage.scopes import ensure_facts, fact_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
@@ -167,11 +163,11 @@ def record_candidate(
     """
     row = get(connection, checkpoint)
     expect(row, "recorded as candidate", "building")
-    facts = _scopes(connection, checkpoint)
-    _write_edits(connection, checkpoint, facts, edits)
+    planned = planned_edits(connection, checkpoint)
+    write_edits(connection, checkpoint, planned, edits)
     point("record_candidate.edits")
-    _write_checks(connection, checkpoint, checks)
-    stated = {subject for subject, _, _ in facts} if subjects is None else set(subjects)
+    write_checks(connection, checkpoint, checks)
+    stated = {subject for subject, _, _ in planned} if subjects is None else set(subjects)
     if stated:
         connection.execute(
             insert_or_ignore(connection, SubjectState),
@@ -190,107 +186,6 @@ def record_candidate(
             decided_at=now,
         )
     )
-
-
-def _scopes(connection: Connection, checkpoint: int) -> dict[tuple[str, str, str], int]:
-    query = (
-        select(Fact.subject, Fact.property, Fact.slot, Edit.id)
-        .join(Edit, Edit.fact_id == Fact.id)
-        .where(Edit.checkpoint_id == checkpoint)
-    )
-    return {(row.subject, row.property, row.slot): row.id for row in connection.execute(query)}
-
-
-_MEASURES = (
-    "p_new_before",
-    "p_old_before",
-    "p_new_after",
-    "p_old_after",
-    "rank_old_before",
-    "rank_old_after",
-    "success",
-    "exact",
-    "greedy",
-    "error",
-)
-
-
-def _write_edits(
-    connection: Connection,
-    checkpoint: int,
-    planned: Mapping[tuple[str, str, str], int],
-    edits: Sequence[EditRow],
-) -> None:
-    rows = []
-    for edit in edits:
-        key = planned.get((edit.subject, edit.property, edit.slot))
-        if key is None:
-            raise CheckpointStateError(
-                checkpoint,
-                f"not planned to edit {edit.subject} {edit.property} {edit.slot}".rstrip(),
-                "recorded",
-            )
-        rows.append(
-            {"key": key, "status": edit.status, "said": edit.prompt or None}
-            | {name: getattr(edit, name) for name in _MEASURES}
-        )
-    if rows:
-        connection.execute(
-            update(Edit)
-            .where(Edit.id == bindparam("key"))
-            .values(
-                status=bindparam("status"),
-                prompt=func.coalesce(bindparam("said"), Edit.prompt),
-                **{name: bindparam(name) for name in _MEASURES},
-            ),
-            rows,
-        )
-
-
-def _write_checks(connection: Connection, checkpoint: int, checks: Sequence[CheckRow]) -> None:
-    scopes = {(row.subject, row.property or "", row.slot) for row in checks if row.subject is not None}
-    facts = fact_ids(connection, sorted(scopes))
-    missing = scopes - facts.keys()
-    if missing:
-        facts |= ensure_facts(connection, missing)
-    rows = [
-        {
-            "checkpoint_id": checkpoint,
-            "fact_id": None if row.subject is None else facts[row.subject, row.property or "", row.slot],
-            "probe": row.probe,
-            "idx": row.index,
-            "prompt": row.prompt,
-            "expected": row.expected,
-            "got": row.got,
-            "p_new": row.p_new,
-            "p_old": row.p_old,
-            "rank_old": row.rank_old,
-            "passed": row.passed,
-        }
-        for row in checks
-    ]
-    if not rows:
-        return
-    connection.execute(insert(RecallCheck), rows)
-    sums: dict[tuple[str, str], list[CheckRow]] = defaultdict(list)
-    for row in checks:
-        sums[row.property or "", row.probe].append(row)
-    connection.execute(
-        insert(RecallSummary),
-        [_summary(checkpoint, prop, probe, found) for (prop, probe), found in sorted(sums.items())],
-    )
-
-
-def _summary(checkpoint: int, prop: str, probe: str, found: Sequence[CheckRow]) -> dict[str, Any]:
-    measured = [row.p_new for row in found if row.p_new is not None]
-    return {
-        "checkpoint_id": checkpoint,
-        "property": prop,
-        "probe": probe,
-        "checks": len(found),
-        "passed": sum(row.passed for row in found),
-        "mean_p_new": sum(measured) / len(measured) if measured else None,
-    }
 
 
 def reject(
