@@ -1,24 +1,30 @@
 """Keys and states of many texts: only blocks up to the last edited one, only tokens up to the subject.
 
-After a block was written, the next measurement starts at the block above it from kept states, so five edited
-layers cost one pass over the blocks below them plus 5 + 4 + 3 + 2 + 1 blocks, not five whole models.
+What texts have in common runs once: those that open alike ("The head of government of") share its keys and
+values. After a block was written, the next measurement starts at the block above it from kept states, so five
+edited layers cost one pass over the blocks below them plus 5 + 4 + 3 + 2 + 1 blocks, not five whole models.
 """
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import DynamicCache
 
 from editor import activations
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
 
     from editor.model import LanguageModel
+
+_FORWARD_TOKENS = 32
+"""What one more forward costs, in tokens: texts are parted only where they share more than that."""
 
 
 class KeyReader:
@@ -41,16 +47,14 @@ class KeyReader:
     ) -> None:
         self._lm = lm
         self._last = layers[-1]
-        self._order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        self._order: list[int] = []
         self._batches: list[_Batch] = []
-        group: list[int] = []
-        for i in self._order:
-            if group and (len(group) + 1) * len(texts[i]) > batch_tokens:
-                self._batches.append(_Batch(lm, [texts[j] for j in group]))
-                group = []
-            group.append(i)
-        if group:
-            self._batches.append(_Batch(lm, [texts[j] for j in group]))
+        ordered = sorted((tuple(text), i) for i, text in enumerate(texts))
+        for head, alike in openings(ordered):
+            tails = sorted((text[head:], i) for text, i in alike)
+            for group in _batches(sorted(tails, key=lambda item: len(item[0])), batch_tokens):
+                self._batches.append(_Batch(lm, alike[0][0][:head], [tail for tail, _ in group]))
+                self._order += [i for _, i in group]
 
     @torch.no_grad()
     def read(self, layer: int) -> tuple[Float[Tensor, "n d_k"], Float[Tensor, "n d"]]:
@@ -73,28 +77,105 @@ class KeyReader:
         return torch.cat(keys)[back], torch.cat(states)[back]
 
 
+Text = tuple[tuple[int, ...], int]
+"""Token ids, and the place in the caller's order."""
+
+
+def openings(texts: Sequence[Text]) -> list[tuple[int, Sequence[Text]]]:
+    """Part sorted texts by what they open with, where running it once saves more than a forward costs.
+
+    Args:
+        texts: token ids and places, in lexical order.
+
+    Returns:
+        For each part, the number of tokens that its texts share and that run once, and the texts.
+    """
+    return _parted(texts)[1] if texts else []
+
+
+def _parted(texts: Sequence[Text]) -> tuple[int, list[tuple[int, Sequence[Text]]]]:
+    """Return the cheapest way to run sorted texts, in tokens, and the parts."""
+    first, final = texts[0][0], texts[-1][0]  # sorted: what these two share, all do
+    shared = next((at for at, (a, b) in enumerate(zip(first, final, strict=False)) if a != b), len(first))
+    head = min(shared, min(len(text) for text, _ in texts) - 1)  # each has a last token of its own
+    together = _FORWARD_TOKENS + head + sum(len(text) - head for text, _ in texts)
+    if head < shared:
+        return together, [(head, texts)]
+    parted = [_parted(list(part)) for _, part in groupby(texts, key=lambda item: item[0][head])]
+    apart = sum(cost for cost, _ in parted)
+    if len(parted) == 1 or together <= apart:
+        return together, [(head, texts)]
+    return apart, [part for _, parts in parted for part in parts]
+
+
+def _batches(tails: Sequence[Text], batch_tokens: int) -> Iterator[Sequence[Text]]:
+    """Cut tails, the shortest first, into batches that hold no more than so many tokens when padded."""
+    start = 0
+    for stop in range(1, len(tails) + 1):
+        if stop == len(tails) or (stop - start + 1) * len(tails[stop][0]) > batch_tokens:
+            yield tails[start:stop]
+            start = stop
+
+
 class _Batch:
-    def __init__(self, lm: LanguageModel, texts: Sequence[Sequence[int]]) -> None:
-        self._ids, self._mask, self._positions = activations.padded(texts, lm.device)
-        self._ends = torch.tensor([len(text) - 1 for text in texts], device=lm.device)
-        self._rows = torch.arange(len(texts), device=lm.device)
-        self._start = 0
-        self._input: Tensor | None = None
+    """Texts with one opening.
+
+    Args:
+        lm: the model.
+        head: the opening; may be empty.
+        tails: what follows in each text.
+    """
+
+    def __init__(self, lm: LanguageModel, head: Sequence[int], tails: Sequence[Sequence[int]]) -> None:
+        ids, mask, positions = activations.padded(tails, lm.device)
+        opening = torch.ones(len(tails), len(head), dtype=mask.dtype, device=lm.device)
+        self._tails = _Run(ids, torch.cat([opening, mask], dim=1), positions + len(head))
+        self._head = _Run(*activations.padded([head], lm.device)) if head else None
+        self._ends = torch.tensor([len(tail) - 1 for tail in tails], device=lm.device)
+        self._rows = torch.arange(len(tails), device=lm.device)
 
     def read(self, lm: LanguageModel, layer: int, last: int) -> tuple[Tensor, Tensor]:
-        wanted = sorted({last, *([layer - 1] if layer > self._start else [])})
+        cache = None
+        if self._head is not None:
+            cache = DynamicCache()
+            start = self._head.start
+            self._head.to(lm, layer, last, cache)
+            stored = {
+                one: tuple(part.expand(len(self._rows), -1, -1, -1) for part in (own.keys, own.values))
+                for one, own in enumerate(cache.layers)
+                if start <= one <= last
+            }
+            cache = activations.cache_of(lm, stored, batch=len(self._rows), length=self._head.ids.shape[1])
+        key, state = self._tails.to(lm, layer, last, cache)
+        key = key.reshape(*self._tails.ids.shape, -1)
+        return key[self._rows, self._ends], state[self._rows, self._ends]
+
+
+class _Run:
+    """Rows that run up to the last edited block, again and again from higher blocks."""
+
+    def __init__(self, ids: Tensor, mask: Tensor, positions: Tensor) -> None:
+        self.ids, self._mask, self._positions = ids, mask, positions
+        self.start = 0
+        self._input: Tensor | None = None
+
+    def to(
+        self, lm: LanguageModel, layer: int, last: int, cache: DynamicCache | None
+    ) -> tuple[Tensor, Tensor]:
+        """Run to the last block; returns keys at `layer` and states at `last` of all tokens."""
+        wanted = sorted({last, *([layer - 1] if layer > self.start else [])})
         with activations.record(lm, keys=[layer], states=wanted) as (keys, states):
             activations.run(
                 lm,
-                self._ids,
+                self.ids,
                 self._mask,
                 self._positions,
-                start=self._start,
+                start=self.start,
                 states=self._input,
                 stop_after=last,
+                cache=cache,
             )
-        if layer > self._start:
+        if layer > self.start:
             # Blocks below `layer` are final: the next measurement starts here.
-            self._input, self._start = states[layer - 1], layer
-        key = keys[layer].reshape(*self._ids.shape, -1)
-        return key[self._rows, self._ends], states[last][self._rows, self._ends]
+            self._input, self.start = states[layer - 1], layer
+        return keys[layer], states[last]

@@ -1,0 +1,166 @@
+"""What the steps beside the target states cost: keys and residuals, second moments, memory.
+
+    python -m benchmarks.editor_costs MODEL_FOLDER keys [--edits 4]
+    python -m benchmarks.editor_costs MODEL_FOLDER moments TEXT [--tokens 15000]
+    python -m benchmarks.editor_costs MODEL_FOLDER memory [--edits 500]
+
+`keys` counts floating-point operations, which no other process disturbs. The published code asks the whole
+model, to its logits, for the keys of six contexts and for the state of one, anew at each edited layer.
+`moments` beside one whole pass a layer over the same text. `memory` edits facts of five prompts each in two
+passes of two steps and prints the process's peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.editor_speed import PREFIXES, TEMPLATES, facts
+from editor import activations, memit
+from editor.keys import KeyReader
+from editor.model import LanguageModel
+from editor.moments import Moments
+from editor.presets import preset_for
+from editor.requests import plan
+from flows.process import keep_freed_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from editor.requests import EditRequest
+
+
+def operations(work: Callable[[], object]) -> int:
+    """Count the floating-point operations of matrix products and attention."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+@torch.no_grad()
+def whole_model(lm: LanguageModel, texts: Sequence[Sequence[int]]) -> None:
+    """Run texts one at a time to their logits."""
+    for text in texts:
+        lm.model(input_ids=torch.tensor([list(text)]))
+
+
+def keys(lm: LanguageModel, *, edits: int) -> dict[str, object]:
+    """Compare the operations of keys and residuals, over all edited layers."""
+    one = facts(edits)
+    several = [
+        replace(fact, prompts=(TEMPLATES[number % len(TEMPLATES)],)) for number, fact in enumerate(one)
+    ]
+    return {
+        "edits": edits,
+        "facts of one template": _operations_of(lm, one),
+        "a template each": _operations_of(lm, several),
+    }
+
+
+def _operations_of(lm: LanguageModel, asked: Sequence[EditRequest]) -> dict[str, float]:
+    layers = preset_for(lm).layers
+    units = plan(lm, asked, prefixes=PREFIXES, kl_template=None)
+    columns = [column for unit in units for column in unit.columns]
+    # The same contexts, to the end of the prompt as the published code runs them.
+    prompts = [row.ids[: row.first + 1] for unit in units for row in unit.rows]
+    bare = [unit.rows[0].ids[: unit.rows[0].first + 1] for unit in units]
+
+    def published() -> None:
+        for _ in layers:
+            whole_model(lm, prompts)
+            whole_model(lm, bare)
+
+    def ours() -> None:
+        reader = KeyReader(lm, columns, layers)
+        for layer in layers:
+            reader.read(layer)
+
+    theirs, found = operations(published), operations(ours)
+    return {
+        "published_gflop_per_edit": round(theirs / len(asked) / 1e9, 2),
+        "ours_gflop_per_edit": round(found / len(asked) / 1e9, 3),
+        "times_fewer": round(theirs / found, 1),
+    }
+
+
+def moments(lm: LanguageModel, texts: Sequence[str], *, tokens: int) -> dict[str, object]:
+    """Compare one streamed pass for all layers with a whole pass a layer."""
+    layers = preset_for(lm).layers
+
+    def timed(work: Callable[[], object]) -> dict[str, float]:
+        start, start_cpu = time.monotonic(), time.process_time()
+        work()
+        return {
+            "s": round(time.monotonic() - start, 1),
+            "cpu_s": round(time.process_time() - start_cpu, 1),
+        }
+
+    @torch.no_grad()
+    def plain() -> None:
+        ids = [row for text in texts for row in lm.tokenizer(text)["input_ids"]][:tokens]
+        rows = [ids[start : start + 1000] for start in range(0, len(ids), 1000)]
+        for layer in layers:
+            total = torch.zeros(lm.layers.d_k, lm.layers.d_k)
+            for row in rows:
+                with activations.record(lm, keys=[layer]) as (found, _):
+                    lm.model(input_ids=torch.tensor([row]))
+                k = found[layer].reshape(-1, lm.layers.d_k)
+                total += k.T @ k
+
+    return {
+        "tokens": tokens,
+        "layers": len(layers),
+        "ours": timed(lambda: Moments.compute(lm, texts, layers, tokens=tokens)),
+        "a_whole_pass_a_layer": timed(plain),
+    }
+
+
+def memory(lm: LanguageModel, *, edits: int) -> dict[str, object]:
+    """Edit, and say how large the process became."""
+    settings = preset_for(lm)
+    noise = torch.randn(2 * lm.layers.d_k, lm.layers.d_k)
+    known = Moments.compute(lm, ["The committee met again."], settings.layers, tokens=10)
+    for layer in settings.layers:  # of full rank, as real ones are
+        known.matrices[layer] += noise.T @ noise / len(noise)
+    loaded = peak_gib()
+    memit.edit(lm, facts(edits, TEMPLATES), settings=replace(settings, steps=2, passes=2), moments=known)
+    return {"edits": edits, "peak_gib_loaded": loaded, "peak_gib": peak_gib()}
+
+
+def peak_gib() -> float:
+    """Return the most memory that this process ever held."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2, 2)
+
+
+def main() -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("what", choices=("keys", "moments", "memory"))
+    parser.add_argument("text", nargs="?", type=Path)
+    parser.add_argument("--edits", type=int)
+    parser.add_argument("--tokens", type=int, default=15_000)
+    asked = parser.parse_args()
+    keep_freed_memory()
+    lm = LanguageModel.load(asked.model)
+    if asked.what == "keys":
+        result = keys(lm, edits=asked.edits or 4)
+    elif asked.what == "memory":
+        result = memory(lm, edits=asked.edits or 40)
+    else:
+        result = moments(lm, asked.text.read_text().split("\n\n"), tokens=asked.tokens)
+    print(json.dumps({"threads": torch.get_num_threads(), **result}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
