@@ -15,7 +15,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import delete, insert, select, text
+from sqlalchemy import delete, insert, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from storage.database import make_engine, writing
@@ -140,6 +140,11 @@ def create_views(connection: Connection) -> None:
         connection.exec_driver_sql(statement)
     connection.execute(delete(LedgerMeta).where(LedgerMeta.name == _VIEWS))
     connection.execute(insert(LedgerMeta).values(name=_VIEWS, value=_views_digest()))
+
+
+def missing_views(connection: Connection) -> list[str]:
+    """List the public views that the database lacks, by name."""
+    return sorted(set(views()) - set(inspect(connection).get_view_names()))
 
 
 def views_current(connection: Connection) -> bool:
