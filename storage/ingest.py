@@ -10,16 +10,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, text
+from sqlalchemy import bindparam, text, update
 
 from storage import ingest_sql as sql
 from storage import staging
+from storage.batching import batches
+from storage.database import insert_or_ignore
 from storage.errors import CursorPastLagError
 from storage.records import EntityRow, IngestReport, Pair, StatementRow
+from storage.schema import Entity
 from storage.types import Moment, dump
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
@@ -118,6 +121,20 @@ def _merge(connection: Connection, run: int, now: datetime, incoming: int, point
         stale=stale,
         touched=touched,
     )
+
+
+def track(connection: Connection, subjects: Sequence[str]) -> int:
+    """Follow items from now on; gives how many were not followed before."""
+    added = 0
+    for part in batches(subjects):
+        connection.execute(
+            insert_or_ignore(connection, Entity),
+            [{"id": subject, "deleted": False, "tracked": False} for subject in part],
+        )
+        added += connection.execute(
+            update(Entity).where(Entity.id.in_(part), ~Entity.tracked).values(tracked=True)
+        ).rowcount
+    return added
 
 
 def _typed(statement: str) -> Any:  # noqa: ANN401  a text clause whose moments are bound as moments

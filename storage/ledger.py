@@ -13,35 +13,15 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sqlalchemy import insert, select, update
-
-from storage import head, held_back, ingest, lifecycle, plan, queue, reading, recovery, retention, review
-from storage.batching import batches
-from storage.database import insert_or_ignore, writing
+from storage import head, held_back, ingest, lifecycle, plan, queue, recovery, retention, runs
 from storage.database import reading as read_transaction
-from storage.errors import LedgerError, LockHeldError, ModelMismatchError, StaleLeaseError, UnknownModelError
+from storage.database import writing
+from storage.errors import LedgerError
 from storage.lock import exclusive
 from storage.reader import LedgerReader
-from storage.records import (
-    ChangeRow,
-    CheckpointIntent,
-    CheckRow,
-    EditRequestRow,
-    EditRow,
-    EntityRow,
-    IngestReport,
-    Json,
-    Lease,
-    Model,
-    Pair,
-    PlanReport,
-    Recovery,
-    StatementRow,
-)
-from storage.schema import Entity, SyncRun
-from storage.schema import Model as ModelTable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -50,6 +30,22 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from storage.checkpoints import CheckpointFiles
+    from storage.records import (
+        ChangeRow,
+        CheckpointIntent,
+        CheckRow,
+        EditRequestRow,
+        EditRow,
+        EntityRow,
+        IngestReport,
+        Json,
+        Lease,
+        Model,
+        Pair,
+        PlanReport,
+        Recovery,
+        StatementRow,
+    )
 
 logger = logging.getLogger(__name__)
 
@@ -62,20 +58,10 @@ class Ledger(LedgerReader):
         """One writing transaction: fenced, with a point on each side of its commit."""
         with writing(self.engine) as connection:
             if lease is not None:
-                self._fence(connection, lease)
+                runs.fence(connection, lease)
             yield connection
             self._point(f"{name}.before_commit")
         self._point(f"{name}.after_commit")
-
-    @staticmethod
-    def _fence(connection: Connection, lease: Lease) -> None:
-        query = select(ModelTable.lock_epoch).where(ModelTable.id == lease.model.id)
-        # Not a full row lock: rows of other tables that name this model may still be inserted beside us.
-        epoch = connection.scalars(query.with_for_update(key_share=True)).one_or_none()
-        if epoch is None:
-            raise UnknownModelError(lease.model.name)
-        if epoch != lease.epoch:
-            raise StaleLeaseError(lease.model.name, lease.epoch, epoch)
 
     # Models and the writer
 
@@ -94,19 +80,7 @@ class Ledger(LedgerReader):
             ModelMismatchError: If the name stands for another base.
         """
         with self._step("ensure_model", None) as connection:
-            now = self._clock()
-            known = {model.name for model in reading.models(connection)}
-            connection.execute(
-                insert_or_ignore(connection, ModelTable).values(
-                    name=name, base_ref=base_ref, base_digest=base_digest, lock_epoch=0, created_at=now
-                )
-            )
-            model = reading.model_named(connection, name)
-            if model.base_digest != base_digest:
-                raise ModelMismatchError(name, model.base_digest, base_digest)
-            if name not in known:
-                review.mark_all(connection, model.id, now)
-        return model
+            return runs.ensure_model(connection, name, base_ref, base_digest, self._clock())
 
     @contextmanager
     def writer(self, model_name: str, holder: str) -> Iterator[Lease]:
@@ -127,27 +101,13 @@ class Ledger(LedgerReader):
         with exclusive(self.engine, model.id, model.name) as free:
             if not free:
                 with read_transaction(self.engine) as connection:
-                    row = connection.execute(select(ModelTable).where(ModelTable.id == model.id)).one()
-                raise LockHeldError(model_name, row.holder or "another process", row.held_since)
+                    raise runs.lock_held(connection, model)
             with self._step("writer", None) as connection:
-                epoch = connection.scalars(
-                    update(ModelTable)
-                    .where(ModelTable.id == model.id)
-                    .values(lock_epoch=ModelTable.lock_epoch + 1, holder=holder, held_since=self._clock())
-                    .returning(ModelTable.lock_epoch)
-                ).one()
-                model = reading.model_named(connection, model_name)
-            yield Lease(model, epoch, holder)
-            self._release(model.id, epoch)
-
-    def _release(self, model_id: int, epoch: int) -> None:
-        # Only a courtesy to readers: the lock itself goes with the block, whatever happens here.
-        with suppress(LedgerError), writing(self.engine) as connection:
-            connection.execute(
-                update(ModelTable)
-                .where(ModelTable.id == model_id, ModelTable.lock_epoch == epoch)
-                .values(holder=None, held_since=None)
-            )
+                lease = runs.take(connection, model, holder, self._clock())
+            yield lease
+            # Only a courtesy to readers: the lock itself goes with the block, whatever happens here.
+            with suppress(LedgerError), writing(self.engine) as connection:
+                runs.give_back(connection, lease)
 
     def recover(self, lease: Lease, files: CheckpointFiles) -> Recovery:
         """Settle what a crash left; call it first thing after taking the lease.
@@ -166,14 +126,7 @@ class Ledger(LedgerReader):
         for name in orphans:
             files.delete(name)
             self._point("recover.orphans")
-        found = Recovery(
-            settled.abandoned,
-            settled.rejected,
-            settled.kept,
-            settled.requeued,
-            settled.crashed_runs,
-            tuple(orphans),
-        )
+        found = replace(settled, orphans=tuple(orphans))
         if found:
             logger.warning("Settled what an earlier run had left: %s", found)
         return found
@@ -202,22 +155,15 @@ class Ledger(LedgerReader):
             The run's key.
         """
         with self._step("begin_run", lease) as connection:
-            run: int = connection.execute(
-                insert(SyncRun)
-                .values(
-                    model_id=lease.model.id,
-                    kind=kind,
-                    flow_run_id=flow_run_id,
-                    reference_time=reference_time,
-                    params=dict(params or {}),
-                    state="running",
-                    epoch=lease.epoch,
-                    counters={},
-                    started_at=self._clock(),
-                )
-                .returning(SyncRun.id)
-            ).scalar_one()
-        return run
+            return runs.begin(
+                connection,
+                lease,
+                kind,
+                reference_time=reference_time,
+                flow_run_id=flow_run_id,
+                params=params,
+                now=self._clock(),
+            )
 
     def finish_run(
         self, lease: Lease, run: int, state: str, *, counters: Json | None = None, error: str | None = None
@@ -233,11 +179,7 @@ class Ledger(LedgerReader):
             error: What went wrong.
         """
         with self._step("finish_run", lease) as connection:
-            connection.execute(
-                update(SyncRun)
-                .where(SyncRun.id == run, SyncRun.model_id == lease.model.id)
-                .values(state=state, counters=dict(counters or {}), error=error, finished_at=self._clock())
-            )
+            runs.finish(connection, lease, run, state, counters=counters, error=error, now=self._clock())
 
     # What was read
 
@@ -248,17 +190,8 @@ class Ledger(LedgerReader):
             How many were not followed before.
         """
         wanted = sorted(set(subjects))
-        added = 0
         with self._step("track", lease) as connection:
-            for part in batches(wanted):
-                connection.execute(
-                    insert_or_ignore(connection, Entity),
-                    [{"id": subject, "deleted": False, "tracked": False} for subject in part],
-                )
-                added += connection.execute(
-                    update(Entity).where(Entity.id.in_(part), ~Entity.tracked).values(tracked=True)
-                ).rowcount
-        return added
+            return ingest.track(connection, wanted)
 
     def ingest(
         self,
