@@ -30,10 +30,13 @@ from sqlalchemy import text
 from storage import staging
 from storage.database import writing
 from storage.ledger import Ledger
-from storage.records import IngestReport, Lease, Pair, StatementRow
+from storage.records.pulled import IngestReport, StatementRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from storage.records import Pair
+    from storage.records.runs import Lease
 
 MIX = 2_654_435_761
 START = datetime(2026, 1, 1, tzinfo=UTC)

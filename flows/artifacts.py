@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from flows.workspace import Workspace
     from kb.relations import Relations
     from kb.trust import Change
-    from storage.records import Model
+    from storage.records.runs import Model
 
 P = ParamSpec("P")
 

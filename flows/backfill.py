@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from flows.planning import Plan
     from flows.pulling import Pulled, Seen
     from kb.feed import ChangeFeed
-    from storage.records import EditRequestRow, Lease
+    from storage.records.planned import EditRequestRow
+    from storage.records.runs import Lease
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from flows.night import Candidate
     from flows.workspace import Workspace
-    from storage.records import EditRequestRow, Lease
+    from storage.records.planned import EditRequestRow
+    from storage.records.runs import Lease
 
 SUCCEEDED, REJECTED, CANDIDATE = "succeeded", "rejected", "candidate"
 

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from storage.records import CheckpointRow, HeldRow, Model, Source
+    from storage.records import Source
+    from storage.records.checkpoints import CheckpointRow
+    from storage.records.facts import HeldRow
+    from storage.records.runs import Model
 
 FACTS_FILE = "facts.jsonl"
 

@@ -12,7 +12,7 @@ from editor import recall
 from editor.requests import EditRequest, render
 from flows.editing import fact_id, from_held, scope, with_rivals
 from flows.gates import Metrics
-from storage.records import CheckRow
+from storage.records.checkpoints import CheckRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from editor.model import LanguageModel
     from editor.recall import PromptRecall, RecallResult
     from flows.neighbours import Neighbour
-    from storage.records import HeldRow
+    from storage.records.facts import HeldRow
 
     Progress = Callable[[str, int, int], None]
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flows.workspace import Workspace
-    from storage.records import CheckpointRow, Model
+    from storage.records.checkpoints import CheckpointRow
+    from storage.records.runs import Model
 
 _EDITS = """
 SELECT subject, subject_label, property, slot, operation, new_target, checkpoint_id

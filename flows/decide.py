@@ -22,7 +22,8 @@ from flows.workspace import opened_model
 
 if TYPE_CHECKING:
     from flows.workspace import Workspace
-    from storage.records import CheckpointRow, Lease, Model
+    from storage.records.checkpoints import CheckpointRow
+    from storage.records.runs import Lease, Model
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from flows.workspace import Workspace
-    from storage.records import Model
+    from storage.records.runs import Model
 
 MOST_RELATIONS = 10
 MOST_COHORTS = 10

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from flows import night, translate
 from flows.workspace import Workspace
 from storage.database import parse_url, sqlite_path
-from storage.records import Model
+from storage.records.runs import Model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from flows.pulling import Pulled, Seen
     from flows.settings import Settings
     from kb.feed import ChangeFeed
-    from storage.records import EntityRow, Group, StatementRow
+    from storage.records.planned import Group
+    from storage.records.pulled import EntityRow, StatementRow
 
 
 def dry_run(settings: Settings, as_of: datetime | None = None) -> Plan:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from editor.state import SubjectState
     from storage.checkpoints import CheckpointFiles
-    from storage.records import EditRequestRow, HeldRow, SubjectStateRow
+    from storage.records.facts import HeldRow, SubjectStateRow
+    from storage.records.planned import EditRequestRow
 
 RETRACT = "retract"
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from editor.model import LanguageModel
     from flows.workspace import Workspace
-    from storage.records import HeldRow, Model, Source
+    from storage.records import Source
+    from storage.records.facts import HeldRow
+    from storage.records.runs import Model
 
 
 @dataclass(frozen=True, slots=True)

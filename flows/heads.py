@@ -9,7 +9,8 @@ from flows.errors import NothingLiveError
 
 if TYPE_CHECKING:
     from flows.workspace import Workspace
-    from storage.records import CheckpointRow, Lease
+    from storage.records.checkpoints import CheckpointRow
+    from storage.records.runs import Lease
 
 BASE = "base"
 """Names the model without edits."""

@@ -14,7 +14,8 @@ from kb.semantics import resolve
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from storage.records import Group, Pair
+    from storage.records import Pair
+    from storage.records.planned import Group
 
 Scope = tuple[str, str, str]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flows.workspace import Workspace
     from kb.relations import Relations
     from storage.checkpoints import CheckpointFiles
-    from storage.records import CheckpointRow
+    from storage.records.checkpoints import CheckpointRow
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from editor import state as states
 from flows import checking, editing, merging, models, neighbours, planning, pulling, translate
 from flows.editing import RETRACT, fact_id
 from flows.gates import judge
-from storage.records import EditRow
+from storage.records.checkpoints import EditRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from flows.pulling import Pulled, Seen
     from flows.workspace import Workspace
     from kb.feed import ChangeFeed
-    from storage.records import CheckpointIntent, Group, HeldRow, IngestReport, Lease, Model, PlanReport
+    from storage.records.checkpoints import CheckpointIntent
+    from storage.records.facts import HeldRow
+    from storage.records.planned import Group, PlanReport
+    from storage.records.pulled import IngestReport
+    from storage.records.runs import Lease, Model
 
     Progress = Callable[[str, int, int], None]
 

@@ -15,7 +15,7 @@ from kb.model import Label, Value, ValueKind
 from kb.render import reading
 from kb.semantics import verdict
 from kb.trust import Change, ChangeKind, Held, Pending, Reason, Trust
-from storage.records import ChangeRow, EditRequestRow
+from storage.records.planned import ChangeRow, EditRequestRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from flows.merging import Scope
     from kb.diff import BurstVerdict
     from kb.relations import Relation, Relations
-    from storage.records import Group, HeldRow, Pair, PendingRow
+    from storage.records import Pair
+    from storage.records.facts import HeldRow
+    from storage.records.planned import Group, PendingRow
 
 SUBJECT_SLOT = "{subject}"
 EDITOR_SLOT = "{}"

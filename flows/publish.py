@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from editor.delta import Delta
     from editor.model import LanguageModel
     from flows.workspace import Workspace
-    from storage.records import CheckpointRow, HeldRow, Model
+    from storage.records.checkpoints import CheckpointRow
+    from storage.records.facts import HeldRow
+    from storage.records.runs import Model
 
 LIVED = frozenset({"promoted", "superseded", "rolled_back"})
 """States of a checkpoint that is or was live: only then the ledger knows which facts it holds."""

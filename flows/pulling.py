@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kb.feed import ChangeFeed
     from kb.model import Label, Probe, Statement
     from kb.relations import Relations
-    from storage.records import EntityRow
+    from storage.records.pulled import EntityRow
 
 BEGINNING = datetime(2012, 10, 29, tzinfo=UTC)
 """Wikidata's first day: discovery without a cursor begins here."""

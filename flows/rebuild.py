@@ -24,7 +24,7 @@ from flows.workspace import Workspace
 
 if TYPE_CHECKING:
     from flows.night import Candidate
-    from storage.records import Lease
+    from storage.records.runs import Lease
 
 log = logging.getLogger(__name__)
 

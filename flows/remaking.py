@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from flows.settings import Settings
     from flows.workspace import Workspace
-    from storage.records import CheckpointRow, Lease
+    from storage.records.checkpoints import CheckpointRow
+    from storage.records.runs import Lease
 
     Progress = Callable[[str, int, int], None]
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from flows.night import Candidate
     from flows.planning import Plan
     from flows.rebuild import Rebuild
-    from storage.records import IngestReport, Lease, PlanReport
+    from storage.records.planned import PlanReport
+    from storage.records.pulled import IngestReport
+    from storage.records.runs import Lease
 
 log = logging.getLogger(__name__)
 

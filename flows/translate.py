@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from kb.model import Label, Statement
-from storage.records import EntityRow, StatementRow
+from storage.records.pulled import EntityRow, StatementRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

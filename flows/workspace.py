@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kb.feed import SparqlFeed
     from kb.trust import Trust
     from storage.crash import OnPoint
-    from storage.records import Lease, Model
+    from storage.records.runs import Lease, Model
 
 
 @dataclass(frozen=True, slots=True)

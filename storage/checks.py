@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from storage.checkpoints import CheckpointFiles
-    from storage.records import Model
+    from storage.records.runs import Model
 
 _SHOWN = 5
 

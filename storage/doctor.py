@@ -21,7 +21,7 @@ from storage.schema import Checkpoint
 if TYPE_CHECKING:
     from storage.checkpoints import CheckpointFiles
     from storage.ledger import Ledger
-    from storage.records import Lease, Model
+    from storage.records.runs import Lease, Model
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from sqlalchemy import Row, and_, exists, func, or_, select
 from sqlalchemy.orm import aliased
 
 from storage.batching import batches
-from storage.records import HeldRow, SubjectStateRow
+from storage.records.facts import HeldRow, SubjectStateRow
 from storage.schema import LIVE_STATES, Checkpoint, Edit, EditRequest, Fact, Holding, SubjectState
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy.sql import Select
 
     from storage.crash import OnPoint
-    from storage.records import Lease
+    from storage.records.runs import Lease
 
 
 def promote(

@@ -12,7 +12,7 @@ from sqlalchemy import Row, insert, select, tuple_, update
 
 from storage.batching import batches
 from storage.recording import EDITING, WAITING
-from storage.records import PendingRow
+from storage.records.planned import PendingRow
 from storage.schema import Fact, HeldBack
 from storage.scopes import scope
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from storage.recording import Recording
-    from storage.records import ChangeRow, Pair
+    from storage.records import Pair
+    from storage.records.planned import ChangeRow
 
 _FLIP_MEMORY = timedelta(days=30)
 

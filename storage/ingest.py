@@ -17,7 +17,7 @@ from storage import staging
 from storage.batching import batches
 from storage.database import insert_or_ignore
 from storage.errors import CursorPastLagError
-from storage.records import EntityRow, IngestReport, Pair, StatementRow
+from storage.records.pulled import EntityRow, IngestReport, StatementRow
 from storage.schema import Entity
 from storage.types import Moment, dump
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from storage.crash import OnPoint
+    from storage.records import Pair
 
 _INGEST_LOCK = 0x66616374_696E6765
 

@@ -30,22 +30,11 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from storage.checkpoints import CheckpointFiles
-    from storage.records import (
-        ChangeRow,
-        CheckpointIntent,
-        CheckRow,
-        EditRequestRow,
-        EditRow,
-        EntityRow,
-        IngestReport,
-        Json,
-        Lease,
-        Model,
-        Pair,
-        PlanReport,
-        Recovery,
-        StatementRow,
-    )
+    from storage.records import Json, Pair
+    from storage.records.checkpoints import CheckpointIntent, CheckRow, EditRow
+    from storage.records.planned import ChangeRow, EditRequestRow, PlanReport
+    from storage.records.pulled import EntityRow, IngestReport, StatementRow
+    from storage.records.runs import Lease, Model, Recovery
 
 logger = logging.getLogger(__name__)
 

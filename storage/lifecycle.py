@@ -15,7 +15,7 @@ from storage.database import insert_or_ignore
 from storage.errors import CheckpointStateError, OpenCheckpointError, UnknownCheckpointError
 from storage.outcomes import planned_edits, write_checks, write_edits
 from storage.queue import claim, request_rows, requeue
-from storage.records import CheckpointIntent, CheckRow, EditRow, Json, Lease
+from storage.records.checkpoints import CheckpointIntent, CheckRow, EditRow
 from storage.schema import (
     OPEN_STATES,
     Checkpoint,
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from storage.crash import OnPoint
+    from storage.records import Json
+    from storage.records.runs import Lease
 
 
 def get(connection: Connection, checkpoint: int) -> Row[Any]:

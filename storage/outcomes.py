@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from storage.records import CheckRow, EditRow
+    from storage.records.checkpoints import CheckRow, EditRow
 
 _MEASURES = (
     "p_new_before",

@@ -16,7 +16,7 @@ from storage.database import insert_or_ignore
 from storage.held_back import write_held_back
 from storage.queue import write_requests
 from storage.recording import EDITING, Recording
-from storage.records import ChangeRow, EditRequestRow, Pair, PlanReport
+from storage.records.planned import ChangeRow, EditRequestRow, PlanReport
 from storage.schema import (
     Change,
     DesiredFact,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from storage.crash import OnPoint
+    from storage.records import Pair
 
 
 def record_plan(

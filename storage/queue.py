@@ -19,7 +19,7 @@ from storage.batching import batches
 from storage.database import insert_or_ignore
 from storage.errors import CheckpointStateError, UnknownStatementError
 from storage.facts import held_rows
-from storage.records import EditRequestRow, Pair, Source
+from storage.records.planned import EditRequestRow
 from storage.schema import EditRequest, Fact, RequestSource, Statement
 from storage.scopes import Scope, scope
 from storage.types import dump
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.sql import Select
 
     from storage.recording import Recording
+    from storage.records import Pair, Source
 
 _REVIVED = ("superseded", "rolled_back", "applied")
 

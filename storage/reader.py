@@ -21,21 +21,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import URL, Engine
 
-    from storage.records import (
-        CheckpointRow,
-        EditRequestRow,
-        EntityRow,
-        Group,
-        HeldRow,
-        HistoryRow,
-        Model,
-        Pair,
-        PendingRow,
-        QueryResult,
-        Source,
-        Status,
-        SubjectStateRow,
-    )
+    from storage.records import Pair, Source
+    from storage.records.checkpoints import CheckpointRow
+    from storage.records.facts import HeldRow, HistoryRow, SubjectStateRow
+    from storage.records.planned import EditRequestRow, Group, PendingRow
+    from storage.records.pulled import EntityRow
+    from storage.records.runs import Model, Status
+    from storage.shell import QueryResult
 
 
 def _utc_now() -> datetime:

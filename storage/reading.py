@@ -11,7 +11,9 @@ from storage.batching import batches
 from storage.errors import UnknownCheckpointError, UnknownModelError
 from storage.head import walk
 from storage.queue import sources
-from storage.records import CheckpointRow, EntityRow, HistoryRow, Model, RunRow, Status
+from storage.records.checkpoints import CheckpointRow
+from storage.records.facts import HistoryRow
+from storage.records.runs import Model, RunRow, Status
 from storage.review import entity
 from storage.schema import (
     LIVE_STATES,
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
     from sqlalchemy.sql import Select
     from sqlalchemy.sql.selectable import ScalarSelect
+
+    from storage.records.pulled import EntityRow
 
 _parent = aliased(Checkpoint, name="parent")
 

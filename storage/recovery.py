@@ -8,7 +8,7 @@ from sqlalchemy import select, update
 
 from storage import lifecycle
 from storage.errors import CorruptCheckpointError, MissingCheckpointError
-from storage.records import Lease, Recovery
+from storage.records.runs import Lease, Recovery
 from storage.schema import OPEN_STATES, STORED_STATES, Checkpoint, SyncRun
 
 if TYPE_CHECKING:

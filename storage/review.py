@@ -14,7 +14,8 @@ from storage.batching import batches
 from storage.database import insert_or_ignore, reading
 from storage.facts import held_rows
 from storage.held_back import pending_rows
-from storage.records import EntityRow, Group, Pair, StatementRow
+from storage.records.planned import Group
+from storage.records.pulled import EntityRow, StatementRow
 from storage.schema import Entity, Fact, HeldBack, Review, Statement
 from storage.types import Moment
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy.engine import Connection, Engine
+
+    from storage.records import Pair
 
 
 def groups_to_review(engine: Engine, model_id: int, page_size: int) -> Iterator[Group]:

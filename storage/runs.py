@@ -9,7 +9,7 @@ from sqlalchemy import insert, select, update
 from storage import reading, review
 from storage.database import insert_or_ignore
 from storage.errors import LockHeldError, ModelMismatchError, StaleLeaseError, UnknownModelError
-from storage.records import Json, Lease, Model
+from storage.records.runs import Lease, Model
 from storage.schema import Model as ModelTable
 from storage.schema import SyncRun
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
+
+    from storage.records import Json
 
 
 def ensure_model(connection: Connection, name: str, base_ref: str, base_digest: str, now: datetime) -> Model:

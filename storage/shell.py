@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
@@ -9,12 +10,26 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from storage.database import make_reader, translate
 from storage.errors import QueryRefusedError, TransientLedgerError
-from storage.records import QueryResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy.engine import URL
+
+
+@dataclass(frozen=True, slots=True)
+class QueryResult:
+    """Rows of a read-only query.
+
+    Attributes:
+        columns: Names of the columns.
+        rows: The rows.
+        truncated: True if there were more rows than asked for.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    truncated: bool
 
 
 def query(

@@ -17,7 +17,7 @@ from flows.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from storage.records import QueryResult
+    from storage.shell import QueryResult
 
 kb = typer.Typer(help="The embedded knowledge base.", no_args_is_help=True)
 app.add_typer(kb, name="kb")

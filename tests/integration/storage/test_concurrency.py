@@ -15,7 +15,7 @@ from sqlalchemy import text
 from storage.database import writing
 from storage.errors import LockHeldError, StaleLeaseError
 from storage.ledger import Ledger
-from storage.records import Lease
+from storage.records.runs import Lease
 from tests.unit.storage import steps
 
 if TYPE_CHECKING:

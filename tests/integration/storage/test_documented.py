@@ -19,7 +19,8 @@ import yaml
 
 from storage import migrate
 from storage.errors import QueryRefusedError
-from storage.records import ChangeRow, CheckRow
+from storage.records.checkpoints import CheckRow
+from storage.records.planned import ChangeRow
 from tests.unit.storage import steps
 
 if TYPE_CHECKING:

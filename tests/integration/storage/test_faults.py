@@ -24,7 +24,7 @@ from storage.errors import (
     TransientLedgerError,
 )
 from storage.ledger import Ledger
-from storage.records import EntityRow
+from storage.records.pulled import EntityRow
 from tests.integration.storage.killing import in_child
 from tests.unit.storage import steps
 

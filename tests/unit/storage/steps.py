@@ -11,22 +11,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from storage.records import (
-    ChangeRow,
-    CheckRow,
-    EditRequestRow,
-    EditRow,
-    EntityRow,
-    Group,
-    Lease,
-    StatementRow,
-)
+from storage.records.checkpoints import CheckRow, EditRow
+from storage.records.planned import ChangeRow, EditRequestRow, Group
+from storage.records.pulled import EntityRow, StatementRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from storage.checkpoints import CheckpointFiles
     from storage.ledger import Ledger
+    from storage.records.runs import Lease
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SOURCE = "wikidata"

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 
 from storage.errors import CursorPastLagError
 from storage.ledger import Ledger
-from storage.records import EntityRow, IngestReport, Lease, StatementRow
+from storage.records.pulled import EntityRow, IngestReport, StatementRow
 from tests.unit.storage import steps
 from tests.unit.storage.steps import night, statement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    from storage.records.runs import Lease
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event
 
 from storage.errors import CheckpointStateError, UnknownStatementError
-from storage.records import ChangeRow, EditRequestRow, PlanReport
+from storage.records.planned import ChangeRow, EditRequestRow, PlanReport
 from tests.unit.storage import steps
 from tests.unit.storage.steps import night, statement
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from storage.checkpoints import CheckpointFiles
     from storage.ledger import Ledger
-    from storage.records import Lease
+    from storage.records.runs import Lease
 
 
 class Desk:

@@ -9,7 +9,7 @@ import pytest
 
 from storage.errors import CheckpointStateError, UnknownCheckpointError, UnknownModelError
 from storage.ledger import Ledger
-from storage.records import EditRow
+from storage.records.checkpoints import EditRow
 from tests.unit.storage import steps
 from tests.unit.storage.steps import night
 
