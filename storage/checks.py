@@ -16,20 +16,19 @@ from storage.errors import CorruptCheckpointError, MissingCheckpointError
 from storage.facts import live_query
 from storage.head import walk
 from storage.recovery import known_digests
-from storage.schema import (
+from storage.schema.checkpoints import (
     LIVE_STATES,
     OPEN_STATES,
     STORED_STATES,
     Checkpoint,
     Edit,
-    EditRequest,
-    Fact,
     Holding,
     RecallCheck,
-    SourceCursor,
     SubjectState,
-    SyncRun,
 )
+from storage.schema.planned import EditRequest, Fact
+from storage.schema.pulled import SourceCursor
+from storage.schema.runs import SyncRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -16,7 +16,7 @@ from sqlalchemy import update
 from storage import migrate
 from storage.checks import CHECKS, Examination, Finding, live_counts
 from storage.database import reading, writing
-from storage.schema import Checkpoint
+from storage.schema.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
     from storage.checkpoints import CheckpointFiles

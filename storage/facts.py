@@ -9,7 +9,8 @@ from sqlalchemy.orm import aliased
 
 from storage.batching import batches
 from storage.records.facts import HeldRow, SubjectStateRow
-from storage.schema import LIVE_STATES, Checkpoint, Edit, EditRequest, Fact, Holding, SubjectState
+from storage.schema.checkpoints import LIVE_STATES, Checkpoint, Edit, Holding, SubjectState
+from storage.schema.planned import EditRequest, Fact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -15,16 +15,10 @@ from storage.database import insert_or_ignore
 from storage.errors import StaleLeaseError
 from storage.lifecycle import expect, get, refuse_open
 from storage.queue import requeue
-from storage.schema import (
-    LIVE_STATES,
-    Checkpoint,
-    Edit,
-    EditRequest,
-    Fact,
-    HeadMove,
-    Model,
-    Review,
-)
+from storage.schema.checkpoints import LIVE_STATES, Checkpoint, Edit, HeadMove
+from storage.schema.planned import EditRequest, Fact
+from storage.schema.pulled import Review
+from storage.schema.runs import Model
 from storage.types import Moment
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from sqlalchemy import Row, insert, select, tuple_, update
 from storage.batching import batches
 from storage.recording import EDITING, WAITING
 from storage.records.planned import PendingRow
-from storage.schema import Fact, HeldBack
+from storage.schema.planned import Fact, HeldBack
 from storage.scopes import scope
 
 if TYPE_CHECKING:

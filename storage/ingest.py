@@ -18,7 +18,7 @@ from storage.batching import batches
 from storage.database import insert_or_ignore
 from storage.errors import CursorPastLagError
 from storage.records.pulled import EntityRow, IngestReport, StatementRow
-from storage.schema import Entity
+from storage.schema.pulled import Entity
 from storage.types import Moment, dump
 
 if TYPE_CHECKING:

@@ -16,14 +16,9 @@ from storage.errors import CheckpointStateError, OpenCheckpointError, UnknownChe
 from storage.outcomes import planned_edits, write_checks, write_edits
 from storage.queue import claim, request_rows, requeue
 from storage.records.checkpoints import CheckpointIntent, CheckRow, EditRow
-from storage.schema import (
-    OPEN_STATES,
-    Checkpoint,
-    Edit,
-    EditRequest,
-    Model,
-    SubjectState,
-)
+from storage.schema.checkpoints import OPEN_STATES, Checkpoint, Edit, SubjectState
+from storage.schema.planned import EditRequest
+from storage.schema.runs import Model
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -23,7 +23,7 @@ from storage.errors import LedgerError, LedgerNewerThanCodeError, LedgerOutdated
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Connection
-from storage.schema import LedgerMeta
+from storage.schema.runs import LedgerMeta
 
 logger = logging.getLogger(__name__)
 

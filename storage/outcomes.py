@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, func, insert, select, update
 
 from storage.errors import CheckpointStateError
-from storage.schema import Edit, Fact, RecallCheck, RecallSummary
+from storage.schema.checkpoints import Edit, RecallCheck, RecallSummary
+from storage.schema.planned import Fact
 from storage.scopes import Scope, ensure_facts, fact_ids, scope
 
 if TYPE_CHECKING:

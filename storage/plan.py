@@ -17,12 +17,9 @@ from storage.held_back import write_held_back
 from storage.queue import write_requests
 from storage.recording import EDITING, Recording
 from storage.records.planned import ChangeRow, EditRequestRow, PlanReport
-from storage.schema import (
-    Change,
-    DesiredFact,
-    Review,
-    SyncRun,
-)
+from storage.schema.planned import Change, DesiredFact
+from storage.schema.pulled import Review
+from storage.schema.runs import SyncRun
 from storage.scopes import ensure_facts, scope
 
 if TYPE_CHECKING:

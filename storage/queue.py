@@ -20,7 +20,8 @@ from storage.database import insert_or_ignore
 from storage.errors import CheckpointStateError, UnknownStatementError
 from storage.facts import held_rows
 from storage.records.planned import EditRequestRow
-from storage.schema import EditRequest, Fact, RequestSource, Statement
+from storage.schema.planned import EditRequest, Fact, RequestSource
+from storage.schema.pulled import Statement
 from storage.scopes import Scope, scope
 from storage.types import dump
 

@@ -12,7 +12,7 @@ from storage import migrate as migration
 from storage.crash import OnPoint, silent
 from storage.database import make_engine, parse_url, raise_os_error, sqlite_path
 from storage.database import reading as read_transaction
-from storage.schema import SyncRun
+from storage.schema.runs import SyncRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -15,23 +15,11 @@ from storage.records.checkpoints import CheckpointRow
 from storage.records.facts import HistoryRow
 from storage.records.runs import Model, RunRow, Status
 from storage.review import entity
-from storage.schema import (
-    LIVE_STATES,
-    OPEN_STATES,
-    Checkpoint,
-    Edit,
-    EditRequest,
-    Entity,
-    Fact,
-    HeadMove,
-    HeldBack,
-    Holding,
-    Review,
-    SourceCursor,
-    Statement,
-    SyncRun,
-)
-from storage.schema import Model as ModelTable
+from storage.schema.checkpoints import LIVE_STATES, OPEN_STATES, Checkpoint, Edit, HeadMove, Holding
+from storage.schema.planned import EditRequest, Fact, HeldBack
+from storage.schema.pulled import Entity, Review, SourceCursor, Statement
+from storage.schema.runs import Model as ModelTable
+from storage.schema.runs import SyncRun
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

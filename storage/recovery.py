@@ -9,7 +9,8 @@ from sqlalchemy import select, update
 from storage import lifecycle
 from storage.errors import CorruptCheckpointError, MissingCheckpointError
 from storage.records.runs import Lease, Recovery
-from storage.schema import OPEN_STATES, STORED_STATES, Checkpoint, SyncRun
+from storage.schema.checkpoints import OPEN_STATES, STORED_STATES, Checkpoint
+from storage.schema.runs import SyncRun
 
 if TYPE_CHECKING:
     from datetime import datetime

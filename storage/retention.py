@@ -16,7 +16,9 @@ from sqlalchemy import delete, exists, func, select
 
 from storage.database import raise_os_error, sqlite_path, translated
 from storage.errors import LedgerUrlError
-from storage.schema import OPEN_STATES, Change, Checkpoint, EditRequest, RecallCheck, RequestSource, Statement
+from storage.schema.checkpoints import OPEN_STATES, Checkpoint, RecallCheck
+from storage.schema.planned import Change, EditRequest, RequestSource
+from storage.schema.pulled import Statement
 
 if TYPE_CHECKING:
     from datetime import datetime

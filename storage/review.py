@@ -16,7 +16,8 @@ from storage.facts import held_rows
 from storage.held_back import pending_rows
 from storage.records.planned import Group
 from storage.records.pulled import EntityRow, StatementRow
-from storage.schema import Entity, Fact, HeldBack, Review, Statement
+from storage.schema.planned import Fact, HeldBack
+from storage.schema.pulled import Entity, Review, Statement
 from storage.types import Moment
 
 if TYPE_CHECKING:

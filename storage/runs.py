@@ -10,8 +10,8 @@ from storage import reading, review
 from storage.database import insert_or_ignore
 from storage.errors import LockHeldError, ModelMismatchError, StaleLeaseError, UnknownModelError
 from storage.records.runs import Lease, Model
-from storage.schema import Model as ModelTable
-from storage.schema import SyncRun
+from storage.schema.runs import Model as ModelTable
+from storage.schema.runs import SyncRun
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -8,7 +8,7 @@ from sqlalchemy import select, tuple_
 
 from storage.batching import batches
 from storage.database import insert_or_ignore
-from storage.schema import Fact
+from storage.schema.planned import Fact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from storage.schema import Base
+from storage.schema.base import Base
 
 connection = context.config.attributes["connection"]
 context.configure(

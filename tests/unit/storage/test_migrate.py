@@ -16,7 +16,7 @@ from storage import migrate
 from storage.database import make_engine, parse_url, reading, writing
 from storage.errors import LedgerNewerThanCodeError, LedgerOutdatedError, LedgerUrlError, MigrationError
 from storage.ledger import Ledger
-from storage.schema import Base
+from storage.schema.base import Base
 from tests.unit.storage import steps
 
 if TYPE_CHECKING:
