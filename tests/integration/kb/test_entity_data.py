@@ -26,7 +26,8 @@ from kb.errors import (
 )
 from kb.model import Probe
 from tests.integration.kb.entity_data_server import EntityDataServer, Handler
-from tests.integration.kb.test_feed_contract import needs_entities, real_documents, world
+from tests.integration.kb.real_entities import needs_entities, real_documents
+from tests.integration.kb.world import world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
