@@ -16,6 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 JSON_TYPE = "application/sparql-results+json"
+BAN = (
+    b"You have been banned until 2026-09-02T02:00:00.000Z, please respect throttling and retry-after headers."
+)
 Fault = Callable[["Handler", bytes], None]
 
 
