@@ -57,6 +57,10 @@ class Chunk:
     guarded: Int[Tensor, " guarded"]
     guard: Float[Tensor, "guarded vocab"] | None
 
+    def store_as(self, dtype: torch.dtype) -> None:
+        """Hold the keys and values of earlier tokens in another precision."""
+        self.stored = {layer: (k.to(dtype), v.to(dtype)) for layer, (k, v) in self.stored.items()}
+
     def keep(self, rows: Bool[Tensor, " rows"]) -> Chunk:
         """Return the chunk without the other rows."""
         kept = rows.nonzero().squeeze(1)

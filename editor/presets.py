@@ -45,7 +45,8 @@ class MemitSettings:
         passes: how often at most a subject that does not say its targets after the write gets a new target
             state on the weights as written; 1 is the paper.
         history: carry the keys of live edits in the solve.
-        precision: of the target-state forwards; "auto" takes bfloat16 where the processor is faster with it.
+        precision: of the target-state forwards after the first (`editor.targets.EXACT_STEPS`); "auto" takes
+            bfloat16 where the processor is faster with it.
         batch_tokens: most tokens of one forward, halved when memory runs out; 0 takes 512 on a CPU, where
             small batches pad less and stay in the cache, and 16384 on a GPU.
         max_target_tokens: longest target that is accepted.

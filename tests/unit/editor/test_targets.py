@@ -119,14 +119,17 @@ def test_lbfgs_lowers_the_same_loss_and_a_cost_shortens_the_shift(
 
 
 def test_bfloat16_gives_nearly_the_same_and_is_undone(lm: LanguageModel, settings: MemitSettings) -> None:
-    """Weights come back as the same float32 tensors; the shift points the same way."""
+    """Weights come back as the same float32 tensors; the shift points the same way.
+
+    With the first step in bfloat16 too, the angle is more than five times as wide and the bound is missed.
+    """
     units = plan(lm, requests_of(3))
-    settings = replace(settings, steps=3)
+    settings = replace(settings, steps=2)
     before = {name: (p.data_ptr(), p.dtype) for name, p in lm.model.named_parameters()}
     exact = solve_for(lm, units, settings)
     rough = solve_for(lm, units, replace(settings, precision="bfloat16"))
     assert {name: (p.data_ptr(), p.dtype) for name, p in lm.model.named_parameters()} == before
-    assert torch.nn.functional.cosine_similarity(exact.shifts, rough.shifts, dim=1).min() > 0.8
+    assert torch.nn.functional.cosine_similarity(exact.shifts, rough.shifts, dim=1).min() > 1 - 2e-5
 
 
 def test_memory_is_halved_until_it_fits(
