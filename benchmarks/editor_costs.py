@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.editor_speed import PREFIXES, TEMPLATES, facts
+from benchmarks.editor_speed import PREFIXES, TEMPLATES, Clock, facts
 from editor import activations, memit
 from editor.keys import KeyReader
 from editor.model import LanguageModel
@@ -96,12 +95,9 @@ def moments(lm: LanguageModel, texts: Sequence[str], *, tokens: int) -> dict[str
     layers = preset_for(lm).layers
 
     def timed(work: Callable[[], object]) -> dict[str, float]:
-        start, start_cpu = time.monotonic(), time.process_time()
+        start = Clock()
         work()
-        return {
-            "s": round(time.monotonic() - start, 1),
-            "cpu_s": round(time.process_time() - start_cpu, 1),
-        }
+        return start.since().shown()
 
     @torch.no_grad()
     def plain() -> None:
