@@ -26,7 +26,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -m "not slow"
 
-# What .ci/run runs: style, types, contracts, then every test.
+# Style, types, contracts, then every test, the slow ones too.
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

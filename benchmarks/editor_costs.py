@@ -152,7 +152,7 @@ def main() -> None:
     if asked.what == "keys":
         result = keys(lm, edits=asked.edits or 4)
     elif asked.what == "memory":
-        result = memory(lm, edits=asked.edits or 40)
+        result = memory(lm, edits=asked.edits or 500)
     else:
         result = moments(lm, asked.text.read_text().split("\n\n"), tokens=asked.tokens)
     print(json.dumps({"threads": torch.get_num_threads(), **result}, indent=1))
