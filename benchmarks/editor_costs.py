@@ -1,6 +1,6 @@
 """What the steps beside the target states cost: keys and residuals, second moments, memory.
 
-    python -m benchmarks.editor_costs MODEL_FOLDER keys [--edits 4]
+    python -m benchmarks.editor_costs MODEL_FOLDER keys [--edits 50]
     python -m benchmarks.editor_costs MODEL_FOLDER moments TEXT [--tokens 15000]
     python -m benchmarks.editor_costs MODEL_FOLDER memory [--edits 500]
 
@@ -72,17 +72,16 @@ def _operations_of(lm: LanguageModel, asked: Sequence[EditRequest]) -> dict[str,
     prompts = [row.ids[: row.first + 1] for unit in units for row in unit.rows]
     bare = [unit.rows[0].ids[: unit.rows[0].first + 1] for unit in units]
 
-    def published() -> None:
-        for _ in layers:
-            whole_model(lm, prompts)
-            whole_model(lm, bare)
+    def published_a_layer() -> None:
+        whole_model(lm, prompts)
+        whole_model(lm, bare)
 
     def ours() -> None:
         reader = KeyReader(lm, columns, layers)
         for layer in layers:
             reader.read(layer)
 
-    theirs, found = operations(published), operations(ours)
+    theirs, found = len(layers) * operations(published_a_layer), operations(ours)
     return {
         "published_gflop_per_edit": round(theirs / len(asked) / 1e9, 2),
         "ours_gflop_per_edit": round(found / len(asked) / 1e9, 3),
@@ -150,7 +149,7 @@ def main() -> None:
     keep_freed_memory()
     lm = LanguageModel.load(asked.model)
     if asked.what == "keys":
-        result = keys(lm, edits=asked.edits or 4)
+        result = keys(lm, edits=asked.edits or 50)
     elif asked.what == "memory":
         result = memory(lm, edits=asked.edits or 500)
     else:
