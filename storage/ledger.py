@@ -93,10 +93,12 @@ class Ledger(LedgerReader):
                     raise runs.lock_held(connection, model)
             with self._step("writer", None) as connection:
                 lease = runs.take(connection, model, holder, self._clock())
-            yield lease
-            # Only a courtesy to readers: the lock itself goes with the block, whatever happens here.
-            with suppress(LedgerError), writing(self.engine) as connection:
-                runs.give_back(connection, lease)
+            try:
+                yield lease
+            finally:
+                # Only a courtesy to readers: the lock itself goes with the block, whatever happens here.
+                with suppress(LedgerError), writing(self.engine) as connection:
+                    runs.give_back(connection, lease)
 
     def recover(self, lease: Lease, files: CheckpointFiles) -> Recovery:
         """Settle what a crash left; call it first thing after taking the lease.

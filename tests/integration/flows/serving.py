@@ -136,6 +136,13 @@ class Served:
         with self.opened() as (ws, model):
             return ws.ledger.status(model)
 
+    def released(self):
+        """Wait until nobody holds the model: a run that ends gives it back last."""
+        deadline = time.monotonic() + 30
+        while (holder := self.status().holder) is not None:
+            assert time.monotonic() < deadline, f"{holder} still holds the model"
+            time.sleep(0.1)
+
     def settled(self):
         """Assert that the ledger holds together and nothing stands open; returns its status."""
         with self.opened() as (ws, model):

@@ -50,10 +50,11 @@ def test_the_second_writer_is_told_who_the_first_is(ledger: Ledger) -> None:
         assert lease.epoch == 2
 
 
-def test_an_exception_frees_the_lock_and_names_the_last_holder(ledger: Ledger) -> None:
-    ledger.ensure_model(steps.MODEL, "local", steps.BASE)
+def test_an_exception_frees_the_lock_and_leaves_no_holder(ledger: Ledger) -> None:
+    model = ledger.ensure_model(steps.MODEL, "local", steps.BASE)
     with pytest.raises(RuntimeError), ledger.writer(steps.MODEL, holder="unlucky"):
         raise RuntimeError
+    assert ledger.status(model).holder is None
     with ledger.writer(steps.MODEL, holder="next") as lease:
         assert lease.epoch == 2
 
