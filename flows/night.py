@@ -196,7 +196,7 @@ def decide(
     return planning.make_plan(
         groups,
         ws.relations,
-        ws.trust,
+        ws.settings.trust,
         at,
         held_per_relation=held,
         redirects=redirects(ws),

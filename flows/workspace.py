@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from flows.settings import Settings
     from kb.entity_data import EntityDataFeed
     from kb.feed import SparqlFeed
-    from kb.trust import Trust
     from storage.crash import OnPoint
     from storage.records.runs import Lease, Model
 
@@ -78,11 +77,6 @@ class Workspace:
     def source(self) -> str:
         """The name of the read cursor: one an endpoint."""
         return self.settings.endpoint
-
-    @property
-    def trust(self) -> Trust:
-        """How much to believe, from the settings."""
-        return self.settings.trust
 
     def writer(self) -> contextlib.AbstractContextManager[Lease]:
         """The right to write the model, for one run."""
