@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from sqlalchemy import Row, Select
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.orm import InstrumentedAttribute
 
 T = TypeVar("T")
 
@@ -19,3 +23,17 @@ def batches(items: Iterable[T], size: int = IDS_A_QUERY) -> Iterator[tuple[T, ..
     iterator = iter(items)
     while part := tuple(islice(iterator, size)):
         yield part
+
+
+def selected(
+    connection: Connection,
+    query: Select[Any],
+    column: InstrumentedAttribute[str],
+    wanted: Iterable[str] | None,
+) -> Iterator[Row[Any]]:
+    """Run a query for some values of a column, in parts and their order, or for all when `wanted` is None."""
+    if wanted is None:
+        yield from connection.execute(query)
+        return
+    for part in batches(sorted(wanted)):
+        yield from connection.execute(query.where(column.in_(part)))

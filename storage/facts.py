@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Row, and_, exists, func, or_, select
 from sqlalchemy.orm import aliased
 
-from storage.batching import batches
+from storage.batching import selected
 from storage.records.facts import HeldRow, SubjectStateRow
 from storage.schema.checkpoints import LIVE_STATES, Checkpoint, Edit, Holding, SubjectState
 from storage.schema.planned import EditRequest, Fact
@@ -93,10 +93,8 @@ def held_rows(
     """
     query = live_query(model_id) if at is None else held_at_query(model_id, at)
     query = query.order_by(Fact.subject, Fact.property, Fact.slot)
-    parts = [None] if subjects is None else list(batches(sorted(subjects)))
-    for part in parts:
-        for row in connection.execute(query if part is None else query.where(Fact.subject.in_(part))):
-            yield _held(row)
+    for row in selected(connection, query, Fact.subject, subjects):
+        yield _held(row)
 
 
 def _held(row: Row[Any]) -> HeldRow:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, insert, select, tuple_, update
 
-from storage.batching import batches
+from storage.batching import batches, selected
 from storage.recording import EDITING, WAITING
 from storage.records.planned import PendingRow
 from storage.schema.planned import Fact, HeldBack
@@ -149,24 +149,21 @@ def pending_rows(
         .where(HeldBack.model_id == model_id, HeldBack.resolved_at.is_(None))
         .order_by(Fact.subject, Fact.property, Fact.slot)
     )
-    parts = [None] if subjects is None else list(batches(sorted(subjects)))
-    for part in parts:
-        rows = connection.execute(query if part is None else query.where(Fact.subject.in_(part)))
-        for row in rows:
-            yield PendingRow(
-                id=row.id,
-                subject=row.subject,
-                property=row.property,
-                slot=row.slot,
-                kind=row.kind,
-                reason=row.reason,
-                value_kind=row.value_kind,
-                value=row.value,
-                label=row.label,
-                first_seen_at=row.first_seen_at,
-                last_seen_at=row.last_seen_at,
-                sightings=row.sightings,
-                previous_values=tuple(row.previous_values),
-                releases_at=row.releases_at,
-                decision=row.decision,
-            )
+    for row in selected(connection, query, Fact.subject, subjects):
+        yield PendingRow(
+            id=row.id,
+            subject=row.subject,
+            property=row.property,
+            slot=row.slot,
+            kind=row.kind,
+            reason=row.reason,
+            value_kind=row.value_kind,
+            value=row.value,
+            label=row.label,
+            first_seen_at=row.first_seen_at,
+            last_seen_at=row.last_seen_at,
+            sightings=row.sightings,
+            previous_values=tuple(row.previous_values),
+            releases_at=row.releases_at,
+            decision=row.decision,
+        )
