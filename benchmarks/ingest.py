@@ -29,6 +29,7 @@ from sqlalchemy import text
 
 from storage import staging
 from storage.database import writing
+from storage.ingest_sql import STATEMENT
 from storage.ledger import Ledger
 from storage.records.pulled import IngestReport, StatementRow
 
@@ -42,18 +43,7 @@ MIX = 2_654_435_761
 START = datetime(2026, 1, 1, tzinfo=UTC)
 COLUMNS: staging.Columns = (
     ("id", "integer"),
-    ("guid", "text"),
-    ("subject", "text"),
-    ("property", "text"),
-    ("value_kind", "text"),
-    ("value", "text"),
-    ("rank", "text"),
-    ("revision", "integer"),
-    ("content_hash", "text"),
-    ("qualifiers", "doc"),
-    ("reference_count", "integer"),
-    ("valid_from", "text"),
-    ("valid_to", "text"),
+    *STATEMENT,
     ("seen_from", "moment"),
     ("seen_to", "moment"),
     ("ending", "text"),
