@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.editor_speed import PREFIXES, TEMPLATES, Clock, facts
+from benchmarks.clock import Clock
+from benchmarks.editor_speed import PREFIXES, TEMPLATES, facts
 from editor import activations, memit
 from editor.keys import KeyReader
 from editor.model import LanguageModel

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from benchmarks.clock import Clock
 from benchmarks.reference_sequential import target_shift
 from editor import targets
 from editor.keys import KeyReader
@@ -64,25 +64,6 @@ PLACES = (
 PEOPLE = (
     "Ulf Kristersson", "Giorgia Meloni", "Rishi Sunak", "Kyriakos Mitsotakis", "Mette Frederiksen",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """Seconds by the clock, and CPU seconds of this process."""
-
-    s: float = field(default_factory=time.monotonic)
-    cpu_s: float = field(default_factory=time.process_time)
-
-    def since(self) -> Clock:
-        """Return what has passed."""
-        return Clock(time.monotonic() - self.s, time.process_time() - self.cpu_s)
-
-    def __truediv__(self, parts: float) -> Clock:
-        return Clock(self.s / parts, self.cpu_s / parts)
-
-    def shown(self) -> dict[str, float]:
-        """Return both, rounded."""
-        return {"s": round(self.s, 4), "cpu_s": round(self.cpu_s, 4)}
 
 
 def facts(count: int, prompts: tuple[str, ...] = TEMPLATES[:1]) -> list[EditRequest]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 
 from benchmarks import night_data, night_plots
+from benchmarks.clock import Clock
 from editor import datasets, methods, metrics, recall
 from editor import rebuild as rebuilds
 from editor import state as states
@@ -308,9 +308,9 @@ def _distinct(cases: Sequence[Case]) -> list[Case]:
 
 def _timed(work: Callable[[], object]) -> float:
     """CPU seconds of this process over all its threads: they hold on a shared machine."""
-    start = time.process_time()
+    start = Clock()
     work()
-    return time.process_time() - start
+    return start.since().cpu_s
 
 
 def _asked(lm: LanguageModel, method: Method, cases: Sequence[Case], probes: Sequence[str]) -> Row:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import ast
 import json
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.clock import Clock
 from editor import memit
 from flows import checking, editing, models, neighbours, planning
 from flows.dry_run import dry_run
@@ -77,9 +77,9 @@ def run(
         chosen = trial_of(text)
         share = chosen.pop("guard_share", moments.key.guard_share)
         tried = replace(moments, key=replace(moments.key, guard_share=share))
-        start, start_wall = time.process_time(), time.monotonic()
+        start = Clock()
         outcome = memit.edit(lm, facts, settings=replace(preset, **chosen), moments=tried)
-        cpu_s, wall_s = time.process_time() - start, time.monotonic() - start_wall
+        took = start.since()
         marks = checking.sit_exam(lm, exam, base)
         metrics = checking.measure((), marks, base).to_json()
         passes = [report.passes for report in outcome.reports]
@@ -87,8 +87,8 @@ def run(
         row = {
             "trial": text or "preset",
             "facts": len(facts),
-            "cpu_s": round(cpu_s),
-            "wall_s": round(wall_s),
+            "cpu_s": round(took.cpu_s),
+            "wall_s": round(took.s),
             "steps": round(sum(report.steps for report in outcome.reports) / len(passes), 1),
             "shift": round(sum(report.shift for report in outcome.reports) / len(passes), 3),
             "passes": {number: passes.count(number) for number in sorted(set(passes))},
