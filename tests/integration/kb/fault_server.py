@@ -6,14 +6,14 @@ import gzip
 import json
 import socket
 import struct
-import threading
 import time
 import urllib.request
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any
+
+from tests.integration.kb.replying import Background, Replier
 
 JSON_TYPE = "application/sparql-results+json"
 BAN = (
@@ -24,11 +24,11 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 Fault = Callable[["Handler", bytes], None]
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(Replier):
+    content_type = JSON_TYPE
     server: FaultServer
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802 - the base class calls it so
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.requests.append((dict(self.headers), body))
         with self.server.lock:
@@ -46,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.running -= 1
             self.close_connection = True
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - the base class calls it so
         self.server.requests.append((dict(self.headers), b""))
         self.send(200, b"a GET has lost its query", content_type="text/plain")
 
@@ -59,44 +59,20 @@ class Handler(BaseHTTPRequestHandler):
         except urllib.error.HTTPError as error:
             return error.read()
 
-    def send(self, status: int, body: bytes, content_type: str = JSON_TYPE, **headers: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        if "Content_Length" not in headers:
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
-    def log_message(self, *_args: Any) -> None:
-        pass
-
-
-class FaultServer(ThreadingHTTPServer):
-    daemon_threads = True
-
+class FaultServer(Background):
     def __init__(self, upstream: str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.upstream = upstream
         self.faults: deque[Fault] = deque()
         self.always: Fault | None = None
         self.requests: list[tuple[dict[str, str], bytes]] = []
-        self.lock = threading.Lock()
         self.running = self.most_running = 0
         self.delay_s = 0.0
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/query"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.shutdown()
-        self.server_close()
+        return f"{self.root}/query"
 
 
 def plain(handler: Handler, reply: bytes) -> None:
