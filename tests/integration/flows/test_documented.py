@@ -19,6 +19,7 @@ from flows.settings import Settings
 from flows.sync import sync
 from flows.workspace import opened_model
 from kb.store import LocalStore
+from tests import counterfact
 from tests.integration.flows.serving import prepared
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
@@ -97,27 +98,9 @@ def homes(prefect_server, tmp_path_factory, tiny_model_folder):
 @pytest.fixture
 def records(tmp_path):
     """Records in CounterFact's layout, of the relations that the page names."""
-    cities = ("Berlin", "Paris", "Rome", "Madrid", "Oslo", "Vienna")
     path = tmp_path / "records.json"
-    path.write_text(
-        json.dumps(
-            [
-                {
-                    "case_id": n,
-                    "requested_rewrite": {
-                        "prompt": "{} is a citizen of" if n % 2 else "The position of {} is",
-                        "relation_id": "P27" if n % 2 else "P413",
-                        "subject": f"{cities[n % 6]} {n}",
-                        "target_new": {"str": cities[(n + 3) % 6]},
-                        "target_true": {"str": cities[(n + 1) % 6]},
-                    },
-                    "paraphrase_prompts": [f"It rained. {cities[n % 6]} {n} is close to"],
-                    "neighborhood_prompts": [f"{cities[(n + 1) % 6]} lies near"],
-                }
-                for n in range(24)
-            ]
-        )
-    )
+    made = counterfact.records(24, (("P413", "The position of {} is"), ("P27", "{} is a citizen of")))
+    path.write_text(json.dumps(made))
     return path
 
 

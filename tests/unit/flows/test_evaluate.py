@@ -18,33 +18,18 @@ from flows.asked import Asked, cut
 from flows.cli.main import app
 from flows.errors import EvaluationInputError
 from flows.settings import Settings
+from tests.counterfact import records
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-CITIES = ("Berlin", "Paris", "Rome", "Madrid", "Oslo", "Vienna", "Prague", "Lisbon", "Athens", "Dublin")
 
 
 @pytest.fixture
 def data(tmp_path) -> Path:
     """Forty records of two relations in CounterFact's layout, and a bad one."""
-    records = [
-        {
-            "case_id": n,
-            "requested_rewrite": {
-                "prompt": "{} is twinned with" if n % 2 else "The mayor of {} is",
-                "relation_id": "P190" if n % 2 else "P6",
-                "subject": f"{CITIES[n % 10]} {n // 10}",
-                "target_new": {"str": CITIES[(n + 3) % 10]},
-                "target_true": {"str": CITIES[(n + 5) % 10]},
-            },
-            "paraphrase_prompts": [f"It rained. {CITIES[n % 10]} {n // 10} is close to"],
-            "neighborhood_prompts": [f"{CITIES[(n + 1) % 10]} lies near"],
-        }
-        for n in range(40)
-    ]
+    made = records(40, (("P6", "The mayor of {} is"), ("P190", "{} is twinned with")))
     path = tmp_path / "records.json"
-    path.write_text(json.dumps([*records, {"requested_rewrite": {}}]))
+    path.write_text(json.dumps([*made, {"requested_rewrite": {}}]))
     return path
 
 
