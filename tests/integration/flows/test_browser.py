@@ -158,12 +158,12 @@ def test_a_run_is_cancelled_while_it_edits(served, interface, screens):
     began = time.monotonic()
     dialog.get_by_role("button", name="Confirm").click()
     ended = served.wait(run)
+    served.released()
     assert time.monotonic() - began < CANCELLED_S
     assert ended.state.is_cancelled(), ended.state
     interface.shows("Cancelled")
     interface.page.screenshot(path=screens / "cancelled.png", full_page=True)
     assert served.status().last_run.state == "failed"
-    served.released()
     # What was promoted before stays; what was begun is owed again once the next run settles it.
     again = served.wait(served.start("backfill/backfill", relations=["P6 head of government"], limit=2))
     assert again.state.name == "Promoted", again.state.message
