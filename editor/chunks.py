@@ -1,16 +1,24 @@
-"""Rows of many subjects that run together, cut down to what depends on δ (`editor.targets`)."""
+"""Rows of many subjects that run together, cut down to what depends on the search, and what is asked of them.
+
+`drafts` cuts for a shift of the state after the last edited block (`editor.targets`): tokens from the
+subject's last on, blocks above. `whole` keeps every token, for changes of the written blocks themselves
+(`editor.refine`).
+"""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from editor import activations
+from editor.errors import NonFiniteError, OutOfMemoryError
+from editor.layers import logits_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -19,17 +27,26 @@ if TYPE_CHECKING:
     from editor.presets import MemitSettings
     from editor.requests import Row, Unit
 
+    _Item = tuple[int, Row, float]
+    """Unit, row, and the row's weight in its unit."""
+
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
 
 @dataclass(slots=True)
 class Chunk:
-    """Rows that run together, cut down to what depends on δ.
+    """Rows that run together.
 
     Attributes:
-        ids: tokens from the subject's last on, padded on the right.
+        ids: tokens of each row from the cut on, padded on the right.
         mask: cached tokens, then these tokens; 1 where real.
         positions: of these tokens in their texts.
-        states: output of the last edited block at these tokens.
-        before: output of the last edited block at the tokens before; dropped once `stored` is made.
+        subjects: where the subject's last token stands in `ids`.
+        states: input of the first block to run, at these tokens.
+        before: the same at the tokens before the cut; dropped once `stored` is made.
         stored: by layer above, keys and values of the tokens before the subject's last.
         unit: which unit a row belongs to.
         row_of, column_of: where targets are predicted, flattened.
@@ -43,6 +60,7 @@ class Chunk:
     ids: Int[Tensor, "rows tokens"]
     mask: Int[Tensor, "rows all_tokens"]
     positions: Int[Tensor, "rows tokens"]
+    subjects: Int[Tensor, " rows"]
     states: Float[Tensor, "rows tokens d"]
     before: Float[Tensor, "rows earlier d"]
     stored: dict[int, tuple[Tensor, Tensor]]
@@ -61,6 +79,33 @@ class Chunk:
         """Hold the keys and values of earlier tokens in another precision."""
         self.stored = {layer: (k.to(dtype), v.to(dtype)) for layer, (k, v) in self.stored.items()}
 
+    def losses(
+        self, lm: LanguageModel, hidden: Float[Tensor, "rows tokens d"], count: int, settings: MemitSettings
+    ) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"]]:
+        """Return mean target NLL, and weighted word end and KL, of every unit that has rows here.
+
+        Args:
+            lm: the model.
+            hidden: states after its last norm.
+            count: units.
+            settings: weights of the terms.
+        """
+        nll = beside = torch.zeros(count, device=hidden.device)
+        if len(self.labels):
+            logits = logits_of(lm.model, hidden[self.row_of, self.column_of])
+            rows = torch.nn.functional.cross_entropy(logits.float(), self.labels, reduction="none")
+            nll = nll.index_add(0, self.unit[self.row_of], rows * self.weights)
+        if len(self.ends):
+            logs = logits_of(lm.model, hidden[self.ends, self.end_columns]).float().log_softmax(dim=1)
+            rows = -logs[:, lm.word_ends].logsumexp(dim=1)
+            weights = settings.end_weight * self.end_weights
+            beside = beside.index_add(0, self.unit[self.ends], rows * weights)
+        if self.guard is not None and settings.kl_factor:
+            now = logits_of(lm.model, hidden[self.guarded, 0]).float().log_softmax(dim=1)
+            rows = (self.guard.exp() * (self.guard - now)).sum(dim=1)
+            beside = beside.index_add(0, self.unit[self.guarded], settings.kl_factor * rows)
+        return nll, beside
+
     def keep(self, rows: Bool[Tensor, " rows"]) -> Chunk:
         """Return the chunk without the other rows."""
         kept = rows.nonzero().squeeze(1)
@@ -71,6 +116,7 @@ class Chunk:
             self.ids[kept],
             self.mask[kept],
             self.positions[kept],
+            self.subjects[kept],
             self.states[kept],
             self.before[kept],
             {layer: (k[kept], v[kept]) for layer, (k, v) in self.stored.items()},
@@ -91,53 +137,116 @@ def drafts(
     lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings, batch_tokens: int
 ) -> list[Chunk]:
     """Cut rows into chunks of like length and run the blocks below once, in the model's own precision."""
-    weights = [1.0 / max(1, sum(row.fact >= 0 for row in unit.rows)) for unit in units]
-    flat = [(number, row, weights[number]) for number, unit in enumerate(units) for row in unit.rows]
+    flat = _weighted(units)
     plain = sorted((item for item in flat if item[1].fact >= 0), key=_tail_length)
     guards = sorted((item for item in flat if item[1].fact < 0), key=lambda item: len(item[1].ids))
-    groups = [*_groups(plain, batch_tokens), *_groups(guards, batch_tokens)]
-    return [_draft(lm, group, settings) for group in groups]
+    groups = [*_groups(plain, batch_tokens, _tail_length), *_groups(guards, batch_tokens, _tail_length)]
+    return [
+        _draft(lm, group, [row.lookup for _, row, _ in group], below=settings.layers[-1]) for group in groups
+    ]
 
 
-def _tail_length(item: tuple[int, Row, float]) -> tuple[int, int]:
+def whole(
+    lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings, batch_tokens: int
+) -> list[Chunk]:
+    """Batch the rows that ask for a target, uncut, and run the blocks below the first edited one once."""
+    rows = sorted((item for item in _weighted(units) if item[1].labels), key=_length)
+    groups = _groups(rows, batch_tokens, _length)
+    return [_draft(lm, group, [0] * len(group), below=settings.layers[0] - 1) for group in groups]
+
+
+def with_smaller_batches(units: Sequence[Unit], batch_tokens: int, attempt: Callable[..., Result]) -> Result:
+    """Run `attempt` with a batch size, and again with half of it while memory runs out.
+
+    Args:
+        units: what it runs.
+        batch_tokens: most tokens of one forward, to start with.
+        attempt: does the work, called with `batch_tokens`.
+
+    Raises:
+        OutOfMemoryError: memory ran out with a single row in the batch.
+    """
+    longest = max((len(row.ids) for unit in units for row in unit.rows), default=0)
+    while True:
+        try:
+            return attempt(batch_tokens=batch_tokens)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if batch_tokens <= longest:
+                raise OutOfMemoryError(
+                    "Memory ran out with a single sequence in the batch: use a smaller model or a "
+                    "larger machine.",
+                    batch_tokens=batch_tokens,
+                ) from error
+            batch_tokens //= 2
+            log.warning("memory ran out: going on with batches of %d tokens", batch_tokens)
+
+
+def require_finite(
+    losses: Float[Tensor, " units"], active: Bool[Tensor, " units"], units: Sequence[Unit]
+) -> None:
+    """Refuse losses of active units that are not finite.
+
+    Raises:
+        NonFiniteError: names the subjects.
+    """
+    if not torch.isfinite(losses[active]).all():
+        bad = [units[int(i)].subject_id for i in (active & ~torch.isfinite(losses)).nonzero()]
+        raise NonFiniteError(
+            f"The loss of {len(bad)} subject(s) is not finite ({', '.join(bad[:5])}): nothing was written.",
+            where="targets",
+            subjects=bad,
+        )
+
+
+def _weighted(units: Sequence[Unit]) -> list[_Item]:
+    weights = [1.0 / max(1, sum(row.fact >= 0 for row in unit.rows)) for unit in units]
+    return [(number, row, weights[number]) for number, unit in enumerate(units) for row in unit.rows]
+
+
+def _tail_length(item: _Item) -> tuple[int, int]:
     row = item[1]
     return len(row.ids) - row.lookup, len(row.ids)
 
 
-def _groups(items: list[tuple[int, Row, float]], batch_tokens: int) -> list[list[tuple[int, Row, float]]]:
-    groups: list[list[tuple[int, Row, float]]] = []
-    tail = 0
+def _length(item: _Item) -> tuple[int, int]:
+    return len(item[1].ids), item[0]
+
+
+def _groups(
+    items: list[_Item], batch_tokens: int, key: Callable[[_Item], tuple[int, int]]
+) -> list[list[_Item]]:
+    groups: list[list[_Item]] = []
+    widest = 0
     for item in items:
-        length = _tail_length(item)[0]
-        if not groups or max(tail, length) * (len(groups[-1]) + 1) > batch_tokens:
+        length = key(item)[0]
+        if not groups or max(widest, length) * (len(groups[-1]) + 1) > batch_tokens:
             groups.append([])
-            tail = 0
+            widest = 0
         groups[-1].append(item)
-        tail = max(tail, length)
+        widest = max(widest, length)
     return groups
 
 
 @torch.no_grad()
-def _draft(lm: LanguageModel, group: list[tuple[int, Row, float]], settings: MemitSettings) -> Chunk:
+def _draft(lm: LanguageModel, group: list[_Item], cuts: Sequence[int], *, below: int) -> Chunk:
     rows = [row for _, row, _ in group]
-    device, last = lm.device, settings.layers[-1]
+    device = lm.device
     ids, mask, positions = activations.padded([row.ids for row in rows], device)
-    with activations.record(lm, states=[last]) as (_, states):
-        activations.run(lm, ids, mask, positions, stop_after=last)
-    lookups = torch.tensor([row.lookup for row in rows], device=device)
-    tails = torch.tensor([len(row.ids) for row in rows], device=device) - lookups
-    before = int(lookups.max())
+    states = _states_after(lm, below, ids, mask, positions)
+    cut = torch.tensor(cuts, device=device)
+    tails = torch.tensor([len(row.ids) for row in rows], device=device) - cut
+    before = int(cut.max())
     steps = torch.arange(int(tails.max()), device=device)
-    index = lookups[:, None] + steps
+    index = cut[:, None] + steps
     safe = index.clamp(max=ids.shape[1] - 1)
-    real = torch.cat([positions[:, :before] < lookups[:, None], steps < tails[:, None]], dim=1)
+    real = torch.cat([positions[:, :before] < cut[:, None], steps < tails[:, None]], dim=1)
     targets = [
-        (number, row.first - row.lookup + offset, label, weight / len(row.labels))
+        (number, row.first - cuts[number] + offset, label, weight / len(row.labels))
         for number, (_, row, weight) in enumerate(group)
         for offset, label in enumerate(row.labels)
     ]
     ends = [
-        (number, row.end - row.lookup, weight)
+        (number, row.end - cuts[number], weight)
         for number, (_, row, weight) in enumerate(group)
         if row.end is not None
     ]
@@ -145,8 +254,9 @@ def _draft(lm: LanguageModel, group: list[tuple[int, Row, float]], settings: Mem
         ids=ids.gather(1, safe),
         mask=real.long(),
         positions=index,
-        states=states[last].gather(1, safe[:, :, None].expand(-1, -1, lm.layers.d)),
-        before=states[last][:, :before],
+        subjects=torch.tensor([row.lookup for row in rows], device=device) - cut,
+        states=states.gather(1, safe[:, :, None].expand(-1, -1, states.shape[2])),
+        before=states[:, :before],
         stored={},
         unit=torch.tensor([number for number, _, _ in group], device=device),
         row_of=torch.tensor([item[0] for item in targets], dtype=torch.long, device=device),
@@ -159,3 +269,12 @@ def _draft(lm: LanguageModel, group: list[tuple[int, Row, float]], settings: Mem
         guarded=torch.tensor([i for i, row in enumerate(rows) if row.guard], dtype=torch.long, device=device),
         guard=None,
     )
+
+
+def _states_after(lm: LanguageModel, layer: int, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    """Return the states after a block; before the first block there is nothing to hand over."""
+    if layer < 0:
+        return torch.zeros(*ids.shape, 0, device=lm.device)
+    with activations.record(lm, states=[layer]) as (_, states):
+        activations.run(lm, ids, mask, positions, stop_after=layer)
+    return states[layer]

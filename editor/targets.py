@@ -23,15 +23,16 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import DynamicCache
 
 from editor import activations
-from editor.chunks import drafts
+from editor.chunks import drafts, require_finite, with_smaller_batches
 from editor.descent import RowAdam, RowLBFGS
-from editor.errors import NonFiniteError, OutOfMemoryError
+from editor.errors import NonFiniteError
 from editor.layers import logits_of
 from editor.precision import dtype_of, lowered
 
@@ -110,7 +111,9 @@ def optimise(
             if progress is not None:
                 progress(before + finished, len(units))
 
-        part = _with_smaller_batches(lm, units[start:stop], anchors[start:stop].float(), settings, report)
+        wave = units[start:stop]
+        attempt = partial(_optimise_wave, lm, wave, anchors[start:stop].float(), settings, report=report)
+        part = with_smaller_batches(wave, settings.tokens_at_once(lm.device), attempt)
         result.shifts[start:stop], result.losses[start:stop], result.steps[start:stop] = (
             part.shifts,
             part.losses,
@@ -118,29 +121,6 @@ def optimise(
         )
         done = stop
     return result
-
-
-def _with_smaller_batches(
-    lm: LanguageModel,
-    units: Sequence[Unit],
-    anchors: Tensor,
-    settings: MemitSettings,
-    report: Callable[[int], None],
-) -> Targets:
-    batch_tokens = settings.tokens_at_once(lm.device)
-    while True:
-        try:
-            return _optimise_wave(lm, units, anchors, settings, batch_tokens=batch_tokens, report=report)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            longest = max(len(row.ids) for unit in units for row in unit.rows)
-            if batch_tokens <= longest:
-                raise OutOfMemoryError(
-                    "Memory ran out with a single sequence in the batch: use a smaller model or a "
-                    "larger machine.",
-                    batch_tokens=batch_tokens,
-                ) from error
-            batch_tokens //= 2
-            log.warning("memory ran out: going on with batches of %d tokens", batch_tokens)
 
 
 def _optimise_wave(
@@ -185,7 +165,7 @@ def _descend(
             nll, beside, gradient = _evaluate(lm, chunks, point, settings)
             size = point.norm(dim=1)
             total = nll + beside + decay * size
-            _require_finite(total, active, units)
+            require_finite(total, active, units)
             # d/dδ of ‖δ‖, zero where δ is zero.
             gradient += (decay + cost)[:, None] * torch.nn.functional.normalize(point, dim=1)
             finished = active & (total < settings.stop_loss)
@@ -222,16 +202,6 @@ def _evaluate(
     return nll, beside, gradient
 
 
-def _require_finite(total: Tensor, active: Tensor, units: Sequence[Unit]) -> None:
-    if not torch.isfinite(total[active]).all():
-        bad = [units[int(i)].subject_id for i in (active & ~torch.isfinite(total)).nonzero()]
-        raise NonFiniteError(
-            f"The loss of {len(bad)} subject(s) is not finite ({', '.join(bad[:5])}): nothing was written.",
-            where="targets",
-            subjects=bad,
-        )
-
-
 def _compact(chunk: Chunk, active: Tensor) -> Chunk:
     rows = active[chunk.unit]
     return chunk.keep(rows) if float(rows.float().mean()) < _COMPACT_BELOW else chunk
@@ -241,22 +211,7 @@ def _losses(
     lm: LanguageModel, chunk: Chunk, shift: Tensor, count: int, settings: MemitSettings
 ) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"]]:
     """Return mean target NLL, and weighted word end and KL, of every unit that has rows in this chunk."""
-    hidden = _run_above(lm, chunk, shift, settings)
-    nll = beside = torch.zeros(count, device=shift.device)
-    if len(chunk.labels):
-        logits = logits_of(lm.model, hidden[chunk.row_of, chunk.column_of])
-        rows = torch.nn.functional.cross_entropy(logits.float(), chunk.labels, reduction="none")
-        nll = nll.index_add(0, chunk.unit[chunk.row_of], rows * chunk.weights)
-    if len(chunk.ends):
-        logs = logits_of(lm.model, hidden[chunk.ends, chunk.end_columns]).float().log_softmax(dim=1)
-        rows = -logs[:, lm.word_ends].logsumexp(dim=1)
-        weights = settings.end_weight * chunk.end_weights
-        beside = beside.index_add(0, chunk.unit[chunk.ends], rows * weights)
-    if chunk.guard is not None and settings.kl_factor:
-        now = logits_of(lm.model, hidden[chunk.guarded, 0]).float().log_softmax(dim=1)
-        rows = (chunk.guard.exp() * (chunk.guard - now)).sum(dim=1)
-        beside = beside.index_add(0, chunk.unit[chunk.guarded], settings.kl_factor * rows)
-    return nll, beside
+    return chunk.losses(lm, _run_above(lm, chunk, shift, settings), count, settings)
 
 
 def _run_above(lm: LanguageModel, chunk: Chunk, shift: Tensor | None, settings: MemitSettings) -> Tensor:
