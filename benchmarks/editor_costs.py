@@ -7,7 +7,7 @@
 `keys` counts floating-point operations, which no other process disturbs. The published code asks the whole
 model, to its logits, for the keys of six contexts and for the state of one, anew at each edited layer.
 `moments` beside one whole pass a layer over the same text. `memory` edits facts of five prompts each in two
-passes of two steps and prints the process's peak.
+two steps of target states and two of refinement and prints the process's peak.
 """
 
 from __future__ import annotations
@@ -127,7 +127,9 @@ def memory(lm: LanguageModel, *, edits: int) -> dict[str, object]:
     for layer in settings.layers:  # of full rank, as real ones are
         known.matrices[layer] += noise.T @ noise / len(noise)
     loaded = peak_gib()
-    memit.edit(lm, facts(edits, TEMPLATES), settings=replace(settings, steps=2, passes=2), moments=known)
+    memit.edit(
+        lm, facts(edits, TEMPLATES), settings=replace(settings, steps=2, refine_steps=2), moments=known
+    )
     return {"edits": edits, "peak_gib_loaded": loaded, "peak_gib": peak_gib()}
 
 

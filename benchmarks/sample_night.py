@@ -1,6 +1,6 @@
 """Edit the sample's first night with other settings and print what the exam says of each.
 
-    FACTSYNC_HOME=HOME python -m benchmarks.sample_night [passes=1 learning_rate=0.35,guard_share=4 ...]
+    FACTSYNC_HOME=HOME python -m benchmarks.sample_night [refine_steps=0 learning_rate=0.35,guard_share=4 ...]
 
 One trial an argument: the settings of `editor.presets.MemitSettings`, and `guard_share`, that differ from the
 preset; none runs the preset. HOME is one that `make demo` has filled: model and second moments are taken from
@@ -82,16 +82,16 @@ def run(
         took = start.since()
         marks = checking.sit_exam(lm, exam, base)
         metrics = checking.measure((), marks, base).to_json()
-        passes = [report.passes for report in outcome.reports]
+        refined = [report.refined for report in outcome.reports]
         asked_prompts = [prompt.exact for result in marks.tonight for prompt in result.prompts]
         row = {
             "trial": text or "preset",
             "facts": len(facts),
             "cpu_s": round(took.cpu_s),
             "wall_s": round(took.s),
-            "steps": round(sum(report.steps for report in outcome.reports) / len(passes), 1),
-            "shift": round(sum(report.shift for report in outcome.reports) / len(passes), 3),
-            "passes": {number: passes.count(number) for number in sorted(set(passes))},
+            "steps": round(sum(report.steps for report in outcome.reports) / len(refined), 1),
+            "refined": round(sum(refined) / len(refined), 1),
+            "shift": round(sum(report.shift for report in outcome.reports) / len(refined), 3),
             "all_prompts_exact": round(sum(asked_prompts) / len(asked_prompts), 4),
             **{name: round(float(metrics[name]), 4) for name in _SHOWN if metrics[name] is not None},
         }

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from editor.layers import backbone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from jaxtyping import Float, Int
     from torch import Tensor, nn
@@ -66,6 +66,35 @@ def _keep_output(module: nn.Module, into: dict[int, Tensor], layer: int) -> Remo
         into[layer] = output[0] if isinstance(output, tuple) else output
 
     return module.register_forward_hook(hook)
+
+
+@contextmanager
+def changed(
+    lm: LanguageModel, changes: Mapping[int, Float[Tensor, "d d_k"]], tokens: Int[Tensor, " rows"]
+) -> Iterator[None]:
+    """Run the written matrices as W + Δ, and let gradients reach Δ from one token a row.
+
+    Args:
+        lm: the model.
+        changes: Δ by layer.
+        tokens: index of that token in each row.
+    """
+    rows = torch.arange(len(tokens), device=tokens.device)
+
+    def adding(change: Tensor) -> Callable[..., Tensor]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            keys = args[0].reshape(len(tokens), -1, change.shape[1])  # OPT hands over (rows tokens, d_k)
+            own = change.to(keys.dtype)
+            moved = torch.nn.functional.linear(keys, own.detach())
+            followed = torch.nn.functional.linear(keys[rows, tokens], own)
+            return output + moved.index_put((rows, tokens), followed).reshape(output.shape)
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer, change in changes.items():
+            stack.callback(lm.layers.writer(lm.model, layer).register_forward_hook(adding(change)).remove)
+        yield
 
 
 @contextmanager

@@ -1,17 +1,17 @@
 """MEMIT: mass-editing memory in a transformer (Meng et al., ICLR 2023, arXiv 2210.07229), with history.
 
-The main path (`edit`): tokenise; then in each pass find target states, and layer by layer measure keys,
-spread what is left of the residual over the layers that remain, solve, write (`_place`). In the end the
-weights are put back and the keys and values that the passes found are written in one solve a layer. Weights
-are put back bit for bit when anything fails on the way.
+The main path (`edit`): tokenise; find target states; layer by layer measure keys, spread what is left of the
+residual over the layers that remain, solve, write (`_place`); refine the values that were written, beside
+those of older facts that have slipped (`editor.refine`). In the end the weights are put back
+and all that changed is written in one solve a layer. Weights are put back bit for bit when anything fails on
+the way.
 
 Differs from the paper:
 - All live edits stay in the solve (`editor.solve`), and guards beside them (`editor.write`).
 - Contexts are the relation's templates rather than random prefixes; every context keeps its own key.
-- Several passes. A target state is optimised while all other weights are the old ones, and the write then
-  moves states that it took for fixed: on 74 real facts the states put in place say every name, the written
-  weights 73%. So a subject that does not say its targets gets another target state, optimised on the weights
-  as written, which replaces its first one: 97% after the second pass, all after the third (docs/log.md).
+- What is written is refined on the written weights (`editor.refine`). A target state is optimised while all
+  other weights are the old ones, and the write then moves states that it took for fixed: on 74 real facts the
+  states put in place say every name, the written weights 73% (docs/log.md).
 
 `MemitSettings.as_reference` brings the paper back.
 """
@@ -28,6 +28,7 @@ import torch
 from editor import recall, targets
 from editor.errors import SubjectConflictError
 from editor.keys import KeyReader
+from editor.refine import Refined, refine
 from editor.requests import Unit, plan
 from editor.state import SubjectState, digest_of
 from editor.write import History, Writer, check_fit, restored_on_failure, write_beside
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from editor.model import LanguageModel
     from editor.moments import Moments
     from editor.presets import MemitSettings
-    from editor.requests import EditRequest
+    from editor.requests import EditRequest, Row
 
     Progress = Callable[[str, int, int], None]
 
@@ -59,11 +60,11 @@ class UnitReport:
     Attributes:
         subject_id: the caller's name for the subject.
         fact_ids: its facts.
-        steps: optimiser steps of its target states, all passes together.
-        loss: mean negative log-likelihood of its targets with the last target state in place (nats a token).
-        shift: ‖δ‖ / ‖h‖, all passes together.
-        residual: what the write of its last pass left of that pass's ‖δ‖, as a share.
-        passes: how many target states it took.
+        steps: optimiser steps of its target state.
+        loss: mean negative log-likelihood of its targets with the target state in place (nats a token).
+        shift: ‖δ‖ / ‖h‖.
+        residual: what the write left of ‖δ‖, as a share; before it was refined.
+        refined: steps in which its values were refined.
     """
 
     subject_id: str
@@ -72,7 +73,7 @@ class UnitReport:
     loss: float
     shift: float
     residual: float
-    passes: int = 1
+    refined: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,9 @@ class EditOutcome:
 
     Attributes:
         delta: the weight change, as added to the model.
-        states: one state a subject, to be kept as live.
-        reports: one a subject, in the order of `states`.
+        states: to be kept as live, in place of older ones of the same subjects: one a subject that was
+            edited, in their order, then one a watched subject that had slipped.
+        reports: one a subject that was edited.
     """
 
     delta: Delta
@@ -98,6 +100,7 @@ def edit(
     moments: Moments,
     live: Sequence[SubjectState] = (),
     retired: Sequence[SubjectState] = (),
+    watched: Sequence[EditRequest] = (),
     prefixes: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> EditOutcome:
@@ -111,6 +114,8 @@ def edit(
         moments: second moments of keys of the unedited model.
         live: states of all live subjects, without those that are edited or retired tonight.
         retired: states that leave: of subjects edited again tonight, and of retracted ones.
+        watched: all live facts of some live subjects: where the weights no longer say one after tonight's
+            write, its subject is refined with tonight's (`MemitSettings.refine_older`).
         prefixes: random contexts for ``contexts="prefixes"``; see `editor.moments.sample_prefixes`.
         progress: called with (stage, done, total).
 
@@ -127,62 +132,92 @@ def edit(
     check_fit((*live, *retired), settings, lm)
     moments.require(lm, settings.layers)
     units = units_of(lm, requests, settings, prefixes)
+    older = units_of(lm, watched, settings, prefixes)
+    states_of = _matched(older, live)
     history = History(lm, settings, moments, live if settings.history else ())
     with restored_on_failure(lm, settings.layers):
         before = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in settings.layers}
-        found: dict[str, _Placed] = {}
-        todo: Sequence[Unit] = units
-        for left in reversed(range(settings.passes)):
-            again = {unit.subject_id for unit in todo}
-            writer = Writer(
-                history,
-                live=[one.state for key, one in found.items() if key not in again],
-                retired=[one.state for key, one in found.items() if key in again] if found else retired,
-                coming=[unit.requests[0].subject for unit in todo],
-            )
-            for one in _place(lm, writer, todo, settings, progress=progress):
-                found[one.state.subject_id] = one.after(found.get(one.state.subject_id))
-            todo = _unsaid(lm, units) if left else ()
-            if not todo:
-                break
+        coming = [unit.requests[0].subject for unit in units]
+        writer = Writer(history, retired=retired, coming=coming)
+        placed = _place(lm, writer, units, settings, progress=progress)
+        slipped = _slipped(lm, older, settings)
+        beside = history.without(unit.subject_id for unit in slipped)
+        written = [one.state for one in placed] + [states_of[unit.subject_id] for unit in slipped]
+        refined = _refined(lm, Writer(beside, live=written), [*units, *slipped], written, progress=progress)
         for layer, weight in before.items():
             lm.layers.matrix(lm.model, layer).copy_(weight)
-        placed = [found[unit.subject_id] for unit in units]
-        states = tuple(one.state for one in placed)
-        delta = write_beside(history, states, retired=retired)
-    reports = tuple(one.report for one in placed)
+        delta = write_beside(beside, refined.states, retired=[*retired, *written[len(units) :]])
+    reports = tuple(
+        replace(one.report, refined=steps) for one, steps in zip(placed, refined.steps, strict=False)
+    )
     _warn_of_weak_writes(reports)
-    return EditOutcome(delta, states, reports)
+    return EditOutcome(delta, refined.states, reports)
+
+
+def _refined(
+    lm: LanguageModel,
+    writer: Writer,
+    units: Sequence[Unit],
+    states: Sequence[SubjectState],
+    *,
+    progress: Progress | None,
+) -> Refined:
+    settings = writer.settings
+    if not settings.refine_steps or not units:
+        return Refined(tuple(states), (0,) * len(states), (0.0,) * len(states))
+
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress("refine", done, total)
+
+    spans = {layer: writer.span(layer) for layer in settings.layers}
+    return refine(lm, units, states, spans, settings, progress=report)
+
+
+def _matched(units: Sequence[Unit], live: Sequence[SubjectState]) -> dict[str, SubjectState]:
+    """Return the live state of each unit by subject.
+
+    Raises:
+        SubjectConflictError: a subject is not live with these facts.
+    """
+    by_subject = {state.subject_id: state for state in live}
+    for unit in units:
+        state = by_subject.get(unit.subject_id)
+        if state is None or set(state.fact_ids) != set(unit.fact_ids):
+            raise SubjectConflictError(
+                f"Subject {unit.subject_id!r} is watched with {sorted(unit.fact_ids)}, which are not its "
+                "live facts: pass all of them, and its state as live.",
+                subject_id=unit.subject_id,
+            )
+    return by_subject
+
+
+def _slipped(lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings) -> list[Unit]:
+    """Return the units that greedy decoding gets wrong on a fact's first prompt, the unlikeliest first."""
+    if not settings.refine_steps or not settings.refine_older:
+        return []
+    firsts = [(number, row) for number, unit in enumerate(units) for row in _first_rows(unit)]
+    rated = recall.rate(lm, [(row.ids, row.first, row.labels) for _, row in firsts])
+    worst: dict[int, float] = {}
+    for (number, row), rating in zip(firsts, rated, strict=True):
+        if not rating.exact or (row.end is not None and not rating.ended):
+            worst[number] = min(rating.probability, worst.get(number, 1.0))
+    return [units[number] for number in sorted(worst, key=worst.__getitem__)[: settings.refine_older]]
+
+
+def _first_rows(unit: Unit) -> list[Row]:
+    """Return the first row of each fact."""
+    firsts: dict[int, Row] = {}
+    for row in unit.rows:
+        if row.labels:
+            firsts.setdefault(row.fact, row)
+    return list(firsts.values())
 
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """What one pass found of a subject.
-
-    Attributes:
-        state: its keys and values.
-        report: how it went.
-        shift: δ of all passes, (d,).
-        norm: ‖h‖ before the first.
-    """
-
     state: SubjectState
     report: UnitReport
-    shift: Float[Tensor, " d"]
-    norm: float
-
-    def after(self, earlier: _Placed | None) -> _Placed:
-        """Add up what the passes before took."""
-        if earlier is None:
-            return self
-        shift = earlier.shift + self.shift
-        report = replace(
-            self.report,
-            steps=earlier.report.steps + self.report.steps,
-            shift=_ratio(float(shift.norm()), earlier.norm),
-            passes=earlier.report.passes + 1,
-        )
-        return _Placed(self.state, report, shift, earlier.norm)
 
 
 def _place(
@@ -234,11 +269,10 @@ def _place(
     for number, unit in enumerate(units):
         rows = (columns.owner == number).nonzero().squeeze(1)
         chosen = rows.cpu()
-        norm, shift = float(anchors[number].norm()), optimised.shifts[number]
+        norm, shift = float(anchors[number].norm()), float(optimised.shifts[number].norm())
         state = SubjectState(
             unit.subject_id,
             unit.fact_ids,
-            z[rows].cpu(),
             {layer: kept[chosen] for layer, kept in kept_keys.items()},
             {layer: kept[chosen] for layer, kept in kept_values.items()},
             depends_on(lm, unit, settings),
@@ -249,10 +283,10 @@ def _place(
             unit.fact_ids,
             int(optimised.steps[number]),
             float(optimised.losses[number]),
-            _ratio(float(shift.norm()), norm),
+            _ratio(shift, norm),
             float(left[rows].mean()),
         )
-        placed.append(_Placed(state, told, shift, norm))
+        placed.append(_Placed(state, told))
     return placed
 
 
@@ -321,23 +355,6 @@ def depends_on(lm: LanguageModel, unit: Unit, settings: MemitSettings) -> str:
     return digest_of({"model": lm.digest, "rows": rows, "settings": settings.to_json()})
 
 
-def _unsaid(lm: LanguageModel, units: Sequence[Unit]) -> list[Unit]:
-    """Return the units of which greedy decoding gets a target, or its end, wrong on an own prompt."""
-    rows = [
-        (number, row)
-        for number, unit in enumerate(units)
-        for row in unit.rows
-        if row.labels and not row.prefixed
-    ]
-    rated = recall.rate(lm, [(row.ids, row.first, row.labels) for _, row in rows])
-    wrong = {
-        number
-        for (number, row), rating in zip(rows, rated, strict=True)
-        if not rating.exact or (row.end is not None and not rating.ended)
-    }
-    return [units[number] for number in sorted(wrong)]
-
-
 def _check_subjects(requests: Sequence[EditRequest], live: Sequence[SubjectState]) -> None:
     asked = {request.subject_id for request in requests}
     seen: set[str] = set()
@@ -352,7 +369,7 @@ def _check_subjects(requests: Sequence[EditRequest], live: Sequence[SubjectState
 
 
 def _warn_of_weak_writes(reports: Iterable[UnitReport]) -> None:
-    left = sorted(report.residual for report in reports if report.passes == 1)
+    left = sorted(report.residual for report in reports)
     share = left[len(left) // 2] if left else 0.0
     if share > _WEAK_WRITE:
         log.warning(

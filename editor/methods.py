@@ -7,8 +7,9 @@ scope: retrieval stands for that kind here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from editor import memit
 from editor import state as states
@@ -19,6 +20,7 @@ from editor.lora import Lora
 from editor.mend import Mend
 from editor.method import WeightMethod
 from editor.moments import sample_prefixes
+from editor.requests import EditRequest
 from editor.retrieval import Retrieval
 from editor.rome import Rome
 
@@ -31,18 +33,18 @@ if TYPE_CHECKING:
     from editor.model import LanguageModel
     from editor.moments import Moments
     from editor.presets import MemitSettings
-    from editor.requests import EditRequest
     from editor.state import SubjectState
 
 PUBLISHED_STEPS, PUBLISHED_RATE = 25, 0.5
 
 
 class Memit(WeightMethod):
-    """MEMIT as the product runs it: live edits in the solve, guards, several passes (`editor.memit`)."""
+    """MEMIT as the product runs it: live edits in the solve, guards, refinement (`editor.memit`)."""
 
     def __init__(self, lm: LanguageModel, resources: Resources) -> None:
         super().__init__(lm, resources)
         self._live: dict[str, SubjectState] = {}
+        self._facts: dict[str, EditRequest] = {}
         self._prefixes: tuple[str, ...] | None = None
 
     def settings(self) -> MemitSettings:
@@ -70,6 +72,7 @@ class Memit(WeightMethod):
         alone = all(len(request.prompts) == 1 for request in requests)
         prefixed = self.settings().contexts == "prefixes" or alone
         asked = {request.subject_id for request in requests}
+        older = {name: fact for name, fact in self._facts.items() if fact.subject_id not in asked}
         outcome = memit.edit(
             self.lm,
             requests,
@@ -77,24 +80,39 @@ class Memit(WeightMethod):
             moments=self.moments(),
             live=[state for subject, state in self._live.items() if subject not in asked],
             retired=[state for subject, state in self._live.items() if subject in asked],
+            watched=list(older.values()),
             prefixes=(self._prefixes or ()) if prefixed else (),
             progress=progress,
         )
         self._live.update({state.subject_id: state for state in outcome.states})
+        self._facts = {**older, **{request.fact_id: request for request in requests}}
+
+    @property
+    def live(self) -> list[SubjectState]:
+        """The live states."""
+        return list(self._live.values())
 
     def forget(self) -> None:
-        """Drop the live states."""
-        self._live = {}
+        """Drop the live states and facts."""
+        self._live, self._facts = {}, {}
 
     def state(self) -> bytes:
-        """Return the live states."""
-        return states.to_bytes(list(self._live.values()))
+        """Return the live facts, a line of JSON, and after it their states."""
+        facts = json.dumps([asdict(fact) for fact in self._facts.values()], ensure_ascii=False)
+        return facts.encode() + b"\n" + states.to_bytes(self.live)
 
     def resume(self, weights: dict[str, Tensor], state: bytes) -> None:
-        """Go on from weights and live states."""
+        """Go on from weights, live facts and their states."""
         self.prepare()
         super().resume(weights, state)
-        self._live = {one.subject_id: one for one in states.from_bytes(state)}
+        facts, blob = state.split(b"\n", 1)
+        self._facts = {fact.fact_id: fact for fact in map(_fact, json.loads(facts))}
+        self._live = {one.subject_id: one for one in states.from_bytes(blob)}
+
+
+def _fact(kept: dict[str, Any]) -> EditRequest:
+    texts = {name: tuple(kept[name]) for name in ("prompts", "heldback")}
+    return EditRequest(**{**kept, **texts})
 
 
 class MemitReference(Memit):
@@ -115,7 +133,7 @@ class MemitReference(Memit):
     def teach(self, requests: Sequence[EditRequest], progress: Progress | None) -> None:
         """Write one batch as if it were the first."""
         super().teach(requests, progress)
-        self._live = {}
+        self._live, self._facts = {}, {}
 
 
 class Unedited(WeightMethod):
@@ -146,7 +164,7 @@ class Entry:
 
 METHODS: dict[str, Entry] = {
     "none": Entry(Unedited, "unedited", "the model as it is"),
-    "memit": Entry(Memit, "MEMIT, factsync", "arXiv 2210.07229, with history, guards and several passes"),
+    "memit": Entry(Memit, "MEMIT, factsync", "arXiv 2210.07229, with history, guards and refinement"),
     "memit-reference": Entry(MemitReference, "MEMIT, published", "arXiv 2210.07229"),
     "rome": Entry(Rome, "ROME", "arXiv 2202.05262"),
     "alphaedit": Entry(AlphaEdit, "AlphaEdit", "arXiv 2410.02355"),

@@ -42,8 +42,8 @@ class MemitSettings:
             before them.
         prefix_count: how many random prefixes.
         keys: "each" writes every context's own key; "mean" is the paper: one averaged key a subject.
-        passes: how often at most a subject that does not say its targets after the write gets a new target
-            state on the weights as written; 1 is the paper.
+        refine_steps: most steps in which written values are refined (`editor.refine`); 0 is the paper.
+        refine_older: most subjects of older facts, of those that slipped, that are refined with tonight's.
         history: carry the keys of live edits in the solve.
         precision: of the target-state forwards after the first (`editor.targets.EXACT_STEPS`); "auto" takes
             bfloat16 where the processor is faster with it.
@@ -67,7 +67,8 @@ class MemitSettings:
     contexts: Literal["templates", "prefixes"] = "templates"
     prefix_count: int = 5
     keys: Literal["each", "mean"] = "each"
-    passes: int = 3
+    refine_steps: int = 30
+    refine_older: int = 64
     history: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_tokens: int = 0
@@ -96,7 +97,7 @@ class MemitSettings:
             end_weight=0.0,
             contexts="prefixes",
             keys="mean",
-            passes=1,
+            refine_steps=0,
             history=False,
             precision="float32",
         )
@@ -115,7 +116,7 @@ _PAPER = MemitSettings(
 )
 
 PRESETS: dict[str, MemitSettings] = {
-    # Rate 0.25 costs less perplexity than 0.35 or 0.5; what 45 steps leave, the later passes finish
+    # Rate 0.25 costs less perplexity than 0.35 or 0.5; what 45 steps leave, refinement finishes
     # (benchmarks/RESULTS.md, "Nights").
     "smollm2-135m": MemitSettings(layers=(4, 5, 6, 7, 8), moment_weight=1000.0, learning_rate=0.25, steps=45),
     "gpt2-xl": replace(_PAPER, layers=(13, 14, 15, 16, 17), moment_weight=20000.0, steps=20),

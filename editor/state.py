@@ -22,12 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SubjectState:
-    """The keys and values that one subject's edit put into the solve, as measured that night.
+    """The keys that one subject's edit put into the solve, as measured that night, and their values.
 
     Attributes:
         subject_id: the caller's name for the subject.
         fact_ids: the facts that the state carries.
-        target_states: z, (m, d): one row a context.
         keys: by layer, (m, d_k).
         values: by layer, (m, d): what the written matrix was asked to give for each key.
         depends: digest of all that z was made from (model, layers, prompts, targets, settings).
@@ -36,7 +35,6 @@ class SubjectState:
 
     subject_id: str
     fact_ids: tuple[str, ...]
-    target_states: Float[Tensor, "m d"]
     keys: Mapping[int, Float[Tensor, "m d_k"]]
     values: Mapping[int, Float[Tensor, "m d"]]
     depends: str
@@ -51,7 +49,6 @@ def to_bytes(states: Sequence[SubjectState]) -> bytes:
     ]
     tensors: dict[str, Tensor] = {}
     for number, state in enumerate(states):
-        tensors[f"{number:06d}:z"] = state.target_states.cpu().float().contiguous()
         for layer in sorted(state.keys):
             tensors[f"{number:06d}:k{layer}"] = state.keys[layer].cpu().float().contiguous()
             tensors[f"{number:06d}:v{layer}"] = state.values[layer].cpu().float().contiguous()
@@ -75,7 +72,6 @@ def from_bytes(blob: bytes) -> list[SubjectState]:
             SubjectState(
                 entry["subject"],
                 tuple(entry["facts"]),
-                tensors[f"{number:06d}:z"],
                 _by_layer(tensors, f"{number:06d}:k"),
                 _by_layer(tensors, f"{number:06d}:v"),
                 entry["depends"],

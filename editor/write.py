@@ -22,7 +22,7 @@ from editor.errors import StateMismatchError
 from editor.state import stack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
@@ -68,7 +68,10 @@ def write_states(
 
 
 def write_beside(
-    history: History, states: Sequence[SubjectState], *, retired: Sequence[SubjectState] = ()
+    history: History,
+    states: Sequence[SubjectState],
+    *,
+    retired: Sequence[SubjectState] = (),
 ) -> Delta:
     """Write stored keys and values beside a night's history; see `write_states`."""
     lm, layers = history.lm, history.lm.layers
@@ -99,6 +102,14 @@ class History:
         self._live = live
         self._standing: dict[int, solve.Standing] = {}
 
+    def without(self, subjects: Iterable[str]) -> History:
+        """Return a history without the states of some subjects; itself where none of them is live."""
+        left_out = set(subjects) & {state.subject_id for state in self._live}
+        if not left_out:
+            return self
+        rest = [state for state in self._live if state.subject_id not in left_out]
+        return History(self.lm, self.settings, self.moments, rest)
+
     def at(self, layer: int) -> solve.Standing:
         """Return the part of one layer's solve that stands all night."""
         if layer not in self._standing:
@@ -118,7 +129,7 @@ class Writer:
 
     Args:
         history: what stands all night.
-        live: further states that the weights hold and keep: those of tonight's earlier passes.
+        live: further states that the weights hold and keep.
         retired: states that the weights hold and lose.
         coming: texts of the subjects that are written.
     """
@@ -139,6 +150,19 @@ class Writer:
             before=kept | {state.label.casefold() for state in retired},
             after=kept | {text.casefold() for text in coming},
         )
+
+    @property
+    def settings(self) -> MemitSettings:
+        """Layers and weights of the solve."""
+        return self._history.settings
+
+    def span(self, layer: int) -> Float[Tensor, "n d_k"]:
+        """Return P = Kᵀ A⁻¹ for the keys of `live`: when their values change by U, the matrix does by U P."""
+        history = self._history
+        keys, _ = history.stack(self._live, layer)
+        staying, _, _ = self._duty.at(history.moments, layer, history.lm.layers.d, history.lm.device)
+        solved, _ = history.at(layer).solve(torch.cat([keys, staying[0]], dim=1), keys[:, :0])
+        return solved[:, : keys.shape[1]].T.float()
 
     def write(self, layer: int, keys: Float[Tensor, "d_k n"], values: Float[Tensor, "d n"]) -> LowRank:
         """Solve one layer for W k = v beside all that stays, and add the change to its weight.

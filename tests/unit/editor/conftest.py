@@ -41,7 +41,7 @@ def settings() -> MemitSettings:
         steps=30,
         learning_rate=0.3,
         stop_loss=0.02,
-        passes=1,
+        refine_steps=0,
         precision="float32",
     )
 

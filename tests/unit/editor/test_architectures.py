@@ -56,7 +56,7 @@ def test_every_architecture_takes_an_edit(name: str) -> None:
         steps=10,
         learning_rate=0.1,
         clamp=0.5,
-        passes=1,
+        refine_steps=1,
         precision="float32",
     )
     moments = Moments.compute(lm, None, settings.layers, tokens=300)

@@ -49,45 +49,14 @@ def test_the_write_puts_the_target_states_in_place(
     assert all(state_.keys.keys() == set(LAYERS) for state_ in outcome.states)
 
 
-def test_what_the_write_does_not_say_gets_another_target_state(
-    lm: LanguageModel, moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only subjects that do not say their targets are done again; the others keep their state."""
-    # A random model cannot be made to say a name, so we say who failed; the real model judges in
-    # tests/integration/editor/test_smollm2.py.
-    monkeypatch.setattr(memit, "_unsaid", lambda _lm, units: [u for u in units if u.subject_id == "s1"])
-    once = memit.edit(tiny.language_model("llama"), requests_of(3), settings=settings, moments=moments)
-    twice = memit.edit(lm, requests_of(3), settings=replace(settings, passes=2), moments=moments)
-    assert [report.passes for report in twice.reports] == [1, 2, 1]
-    assert [report.steps for report in twice.reports] == [30, 60, 30]
-    pairs = zip(once.states, twice.states, strict=True)
-    assert [torch.equal(a.target_states, b.target_states) for a, b in pairs] == [True, False, True]
-
-
-def test_a_prompt_behind_a_random_text_calls_for_no_further_pass(
-    lm: LanguageModel, moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After a pass the model is asked the requests' own prompts; random prefixes only vary the context."""
-    asked: list[int] = []
-    rate = memit.recall.rate
-
-    def counting(model: LanguageModel, items: Any) -> Any:
-        asked.append(len(items))
-        return rate(model, items)
-
-    monkeypatch.setattr(memit.recall, "rate", counting)
-    memit.edit(
-        lm, requests_of(3), settings=replace(settings, passes=2), moments=moments, prefixes=("One.", "Two.")
-    )
-    assert asked == [sum(len(request.prompts) for request in requests_of(3))]
-
-
 def test_known_states_are_written_without_running_the_model(
     lm: LanguageModel, moments: Moments, settings: MemitSettings
 ) -> None:
-    """Keys and values alone give the weights that several passes gave, bit for bit."""
+    """Keys and values alone give the weights that a refined edit gave, bit for bit."""
     fresh = tiny.language_model("llama")
-    outcome = memit.edit(lm, requests_of(4), settings=replace(settings, passes=2, steps=5), moments=moments)
+    outcome = memit.edit(
+        lm, requests_of(4), settings=replace(settings, refine_steps=3, steps=5), moments=moments
+    )
     written = write_states(fresh, outcome.states, settings=settings, moments=moments)
     assert written.digest == outcome.delta.digest
     for layer in LAYERS:

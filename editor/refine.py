@@ -1,0 +1,206 @@
+"""Refine what is written: the values of many edits at once, on the weights as they stand.
+
+A target state is found as if the write would reach it and nothing else moved. Then the write leaves a
+residual and moves the other tokens of the prompt, and later nights move them again: the target stays
+preferred, but its words slip. What the closed form can still give is known: with the keys of the edits and A
+as in `editor.solve`, new values V + U change the matrix by
+
+    Δ = U P,    P = Kᵀ A⁻¹,
+
+so the loss of the written model is a function of U, descended by Adam (the terms of `editor.targets` but for
+its KL, mean over a subject's prompts, summed over subjects):
+
+    L(U) = Σ_subjects  -log p(target | prompt; W + U P) / tokens  -  end_weight · log p(the word ends | ...)
+    ∂L/∂U = ∂L/∂Δ Pᵀ,  with  ∂L/∂Δ = Σ_prompts g kᵀ  taken at the subject's last token.
+
+What is kept of an edit are its keys and values, and those are what changes here: all that holds for a write
+(undoing, replacing, rebuilding in one solve) holds for a refined one.
+
+Differs from the paper, which writes once. At other tokens the change is run but not followed: they are the
+words of the relation, which all its facts share, and a descent along them teaches the relation to name
+somebody, whoever is asked about (docs/log.md).
+
+| symbol | shape | meaning |
+|---|---|---|
+| K, k | (d_k, n), (d_k,) | keys of the edits as stored; a key in this forward |
+| U | (d, n) | change of their values |
+| P | (n, d_k) | how the matrix follows the values |
+| g | (d,) | gradient at the written matrix's output |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from editor import activations
+from editor.chunks import Chunk, require_finite, whole, with_smaller_batches
+from editor.descent import RowAdam
+from editor.errors import NonFiniteError
+from editor.precision import dtype_of, lowered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from editor.model import LanguageModel
+    from editor.presets import MemitSettings
+    from editor.requests import Unit
+    from editor.state import SubjectState
+
+    Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """What a refinement found.
+
+    Attributes:
+        states: the states with their new values, in the order given.
+        steps: in how many steps each took part; 0 where nothing had to be done.
+        losses: of each, when it was last asked (nats a token).
+    """
+
+    states: tuple[SubjectState, ...]
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+
+
+def refine(
+    lm: LanguageModel,
+    units: Sequence[Unit],
+    states: Sequence[SubjectState],
+    spans: Mapping[int, Float[Tensor, "n d_k"]],
+    settings: MemitSettings,
+    *,
+    progress: Progress | None = None,
+) -> Refined:
+    """Change values until every subject's loss is below the stop, or the steps are used up.
+
+    A subject below the stop rests; when all rest, all are asked again, for what the others moved.
+
+    Args:
+        lm: the model with the states written; its weights are not touched.
+        units: tokenised subjects.
+        states: the state of each.
+        spans: P by layer, one row a key, in the order of the states.
+        settings: `refine_steps`, and of the target states the rate, the stop and the precision.
+        progress: called with (resting subjects, subjects).
+
+    Returns:
+        The states, and how it went.
+
+    Raises:
+        NonFiniteError: a loss is not finite.
+        OutOfMemoryError: memory ran out at the smallest batch.
+    """
+    counts = torch.tensor([len(state.keys[settings.layers[0]]) for state in states], device=lm.device)
+    owner = torch.arange(len(states), device=lm.device).repeat_interleave(counts)
+    attempt = partial(_descend, lm, units, owner, spans, settings, progress=progress)
+    found = with_smaller_batches(units, settings.tokens_at_once(lm.device), attempt)
+    refined = [
+        _moved(state, {layer: U[owner == number] for layer, U in found.changes.items()})
+        for number, state in enumerate(states)
+    ]
+    return Refined(tuple(refined), tuple(found.steps.tolist()), tuple(found.losses.tolist()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    changes: dict[int, Float[Tensor, "n d"]]
+    steps: Int[Tensor, " units"]
+    losses: Float[Tensor, " units"]
+
+
+def _descend(
+    lm: LanguageModel,
+    units: Sequence[Unit],
+    owner: Int[Tensor, " n"],
+    spans: Mapping[int, Tensor],
+    settings: MemitSettings,
+    *,
+    batch_tokens: int,
+    progress: Progress | None,
+) -> _Found:
+    layers, everyone = settings.layers, torch.ones(len(units), dtype=torch.bool, device=lm.device)
+    # Every layer's share of a target state's step: the residual is spread likewise (eq. 20 of the paper).
+    rate = settings.learning_rate / len(layers)
+    unbounded = torch.full((len(layers) * len(owner),), torch.inf, device=lm.device)
+    descent = RowAdam(unbounded, lm.layers.d, rate=rate)
+    owners = owner.repeat(len(layers))
+    losses = torch.zeros(len(units), device=lm.device)
+    steps = torch.zeros(len(units), dtype=torch.long, device=lm.device)
+    # Below block 0 there are no states to hand over in another precision.
+    precise = settings if layers[0] else replace(settings, precision="float32")
+    chunks = whole(lm, units, settings, batch_tokens)
+    active = everyone
+    with activations.plain_attention(lm), lowered(lm, precise):
+        for step in range(settings.refine_steps + 1):
+            U = torch.split(descent.point, len(owner))
+            changes = {layer: rows.T @ spans[layer] for layer, rows in zip(layers, U, strict=True)}  # Δ = U P
+            found, by_layer = _evaluate(lm, chunks, active, changes, settings)
+            gradient = torch.cat([spans[layer] @ by_layer[layer].T for layer in layers])  # ∂L/∂Δ Pᵀ
+            require_finite(found, active, units)
+            losses = torch.where(active, found, losses)
+            finished = active & (found < settings.stop_loss)
+            descent.step(found[owners], gradient, active[owners], finished[owners])
+            asked, active = active, active & ~finished
+            if progress is not None:
+                progress(int((~active).sum()), len(units))
+            if step == settings.refine_steps or (asked.all() and not active.any()):
+                break
+            steps += active.long()
+            if not active.any():
+                active = everyone
+    values = torch.split(descent.value, len(owner))
+    return _Found(dict(zip(layers, values, strict=True)), steps, losses)
+
+
+def _evaluate(
+    lm: LanguageModel,
+    chunks: Sequence[Chunk],
+    active: Tensor,
+    changes: Mapping[int, Float[Tensor, "d d_k"]],
+    settings: MemitSettings,
+) -> tuple[Float[Tensor, " units"], dict[int, Float[Tensor, "d d_k"]]]:
+    """Return the loss of every active unit, and ∂L/∂Δ of their sum by layer."""
+    leaves = {layer: change.detach().requires_grad_() for layer, change in changes.items()}
+    losses = torch.zeros(len(active), device=active.device)
+    for chunk in chunks:
+        rows = active[chunk.unit]
+        if not rows.any():
+            continue
+        asked = chunk if bool(rows.all()) else chunk.keep(rows)
+        hidden = _run(lm, asked, leaves, settings)
+        nll, beside = asked.losses(lm, hidden, len(active), settings)
+        (nll + beside).sum().backward()  # type: ignore[no-untyped-call]
+        losses += (nll + beside).detach()
+    return losses, {layer: leaf.grad for layer, leaf in leaves.items() if leaf.grad is not None}
+
+
+def _run(lm: LanguageModel, chunk: Chunk, changes: Mapping[int, Tensor], settings: MemitSettings) -> Tensor:
+    first, last = settings.layers[0], settings.layers[-1]
+    with (
+        activations.changed(lm, changes, chunk.subjects),
+        activations.record(lm, states=[last]) as (_, states),
+    ):
+        below = chunk.states if first else None
+        activations.run(
+            lm, chunk.ids, chunk.mask, chunk.positions, start=first, states=below, stop_after=last
+        )
+    above = states[last].to(dtype_of(lm))
+    hidden = activations.run(lm, chunk.ids, chunk.mask, chunk.positions, start=last + 1, states=above)
+    if hidden is None:
+        raise NonFiniteError("The forward above the edited layers gave no state.", where="refine")
+    return hidden
+
+
+def _moved(state: SubjectState, changes: Mapping[int, Float[Tensor, "m d"]]) -> SubjectState:
+    """V + U."""
+    values = {layer: state.values[layer] + changes[layer].cpu() for layer in state.values}
+    return replace(state, values=values)

@@ -1,0 +1,227 @@
+"""Refinement of written values: its gradient, what it reaches, what it leaves alone, and who takes part."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from editor import memit, recall, refine
+from editor.chunks import whole
+from editor.errors import NonFiniteError, SubjectConflictError
+from editor.write import History, Writer, write_states
+from tests.unit.editor import tiny
+from tests.unit.editor.conftest import LAYERS, requests_of
+
+if TYPE_CHECKING:
+    from editor.chunks import Chunk
+    from editor.model import LanguageModel
+    from editor.moments import Moments
+    from editor.presets import MemitSettings
+    from editor.state import SubjectState
+
+WEAK = 4
+"""Steps after which a target state is far from its target."""
+
+
+def losses_of(lm: LanguageModel, settings: MemitSettings, count: int) -> torch.Tensor:
+    """Return what refinement descends on, a subject each, for the weights as they are."""
+    units = memit.units_of(lm, requests_of(count), settings, ())
+    nothing = {layer: torch.zeros(lm.layers.d, lm.layers.d_k) for layer in settings.layers}
+    everyone = torch.ones(count, dtype=torch.bool)
+    return refine._evaluate(lm, whole(lm, units, settings, 512), everyone, nothing, settings)[0]
+
+
+def values_of(states: tuple[SubjectState, ...]) -> list[torch.Tensor]:
+    """Return all values, a state each."""
+    return [torch.cat([state.values[layer] for layer in LAYERS]) for state in states]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "gpt_neox"])
+def test_the_gradient_is_that_of_the_written_matrix(
+    name: str, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """∂L/∂Δ at the subject's last token alone equals the slope along a change that only that token feels."""
+    lm = tiny.language_model(name)
+    settings = replace(settings, layers=(1,))
+    units = memit.units_of(lm, requests_of(2), settings, ())
+    chunks = whole(lm, units, settings, 512)
+    generator = torch.Generator().manual_seed(0)
+    change = 0.01 * torch.randn(lm.layers.d, lm.layers.d_k, generator=generator)
+    everyone = torch.ones(2, dtype=torch.bool)
+    losses, by_layer = refine._evaluate(lm, chunks, everyone, {1: change}, settings)
+    # The oracle: a nudge of Δ that reaches the subject's last token only, in float64.
+    lm.model.double()
+    monkeypatch.setattr(refine, "dtype_of", lambda _lm: torch.float64)
+    for chunk in chunks:
+        chunk.states = chunk.states.double()
+    direction = torch.randn(change.shape, generator=generator).double()
+
+    def loss_at(nudge: torch.Tensor) -> torch.Tensor:
+        total = nudge.new_zeros(())
+        for chunk in chunks:
+            rows = torch.arange(len(chunk.ids))
+
+            def hook(
+                _module: object,
+                args: tuple[torch.Tensor, ...],
+                out: torch.Tensor,
+                chunk: Chunk = chunk,
+                rows: torch.Tensor = rows,
+            ) -> torch.Tensor:
+                keys = args[0].reshape(len(chunk.ids), -1, lm.layers.d_k)
+                added = torch.zeros(*keys.shape[:2], lm.layers.d, dtype=keys.dtype)
+                added[rows, chunk.subjects] = keys[rows, chunk.subjects] @ (nudge * direction).T
+                return out + added.reshape(out.shape)
+
+            handle = lm.layers.writer(lm.model, 1).register_forward_hook(hook)
+            hidden = refine._run(lm, chunk, {1: change.double()}, settings)
+            nll, beside = chunk.losses(lm, hidden, 2, settings)
+            total = total + (nll + beside).sum()
+            handle.remove()
+        return total
+
+    nudge = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    expected = loss_at(nudge)
+    (slope,) = torch.autograd.grad(expected, nudge)
+    assert float((by_layer[1].double() * direction).sum()) == pytest.approx(float(slope), rel=1e-3)
+    assert float(losses.sum()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_what_the_write_left_is_won_back(moments: Moments, settings: MemitSettings) -> None:
+    """A good part of what lies between the target states put in place and the written weights."""
+    chosen = replace(settings, moment_weight=1.0, learning_rate=0.05)
+    left = []
+    for steps in (0, 8):
+        lm = tiny.language_model("llama")
+        outcome = memit.edit(
+            lm, requests_of(4), settings=replace(chosen, refine_steps=steps), moments=moments
+        )
+        in_place = torch.tensor([report.loss for report in outcome.reports])
+        left.append(float((losses_of(lm, chosen, 4) - in_place).mean()))
+        assert [report.refined for report in outcome.reports] == [steps] * 4
+    assert 0 < left[1] < 0.8 * left[0]
+
+
+def test_it_changes_values_and_nothing_else(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings
+) -> None:
+    """Keys, and what a state depends on, stay; so the stored states alone give the weights back."""
+    weak = replace(settings, steps=WEAK)
+    plain = memit.edit(tiny.language_model("llama"), requests_of(3), settings=weak, moments=moments)
+    outcome = memit.edit(lm, requests_of(3), settings=replace(weak, refine_steps=5), moments=moments)
+    for before, after in zip(plain.states, outcome.states, strict=True):
+        assert all(torch.equal(before.keys[layer], after.keys[layer]) for layer in LAYERS)
+        assert not any(torch.equal(before.values[layer], after.values[layer]) for layer in LAYERS)
+    fresh = tiny.language_model("llama")
+    write_states(fresh, outcome.states, settings=settings, moments=moments)
+    for layer in LAYERS:
+        assert torch.equal(lm.layers.matrix(lm.model, layer), fresh.layers.matrix(fresh.model, layer))
+
+
+def test_the_span_is_how_the_matrix_follows_the_values(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings
+) -> None:
+    """Writing values V + U in place of V moves the matrix by U P."""
+    outcome = memit.edit(lm, requests_of(3), settings=settings, moments=moments)
+    writer = Writer(History(lm, settings, moments, ()), live=outcome.states)
+    layer = LAYERS[0]
+    span = writer.span(layer)
+    U = torch.randn(len(span), lm.layers.d, generator=torch.Generator().manual_seed(1))
+    split = U.split([len(state.values[layer]) for state in outcome.states])  # type: ignore[no-untyped-call]
+    moved = [
+        replace(state, values={**state.values, layer: state.values[layer] + change})
+        for state, change in zip(outcome.states, split, strict=True)
+    ]
+    fresh = tiny.language_model("llama")
+    write_states(fresh, moved, settings=settings, moments=moments)
+    before, after = (model.layers.matrix(model.model, layer) for model in (lm, fresh))
+    torch.testing.assert_close(after - before, U.T @ span, rtol=1e-3, atol=1e-4)
+
+
+def test_nothing_is_done_where_all_is_said(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings
+) -> None:
+    """Below the stop nobody moves: one look, no step."""
+    lax = replace(settings, stop_loss=100.0)
+    plain = memit.edit(tiny.language_model("llama"), requests_of(2), settings=lax, moments=moments)
+    outcome = memit.edit(lm, requests_of(2), settings=replace(lax, refine_steps=5), moments=moments)
+    assert [report.refined for report in outcome.reports] == [0, 0]
+    assert outcome.delta.digest == plain.delta.digest
+
+
+def test_the_batch_does_not_matter(moments: Moments, settings: MemitSettings) -> None:
+    """One row a forward gives what all rows give."""
+    found = []
+    for batch_tokens in (8, 512):
+        lm = tiny.language_model("llama")
+        chosen = replace(settings, steps=WEAK, refine_steps=4, batch_tokens=batch_tokens)
+        found.append(values_of(memit.edit(lm, requests_of(3), settings=chosen, moments=moments).states))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_older_facts_that_slipped_are_refined_with_tonights(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the watched subjects the worst take part, as many as allowed; the others keep their state."""
+    first = memit.edit(lm, requests_of(3), settings=replace(settings, steps=WEAK), moments=moments)
+    # A random model hardly says a name, so the probabilities stand in for its words.
+    rated = [
+        recall.Likelihood(p, exact=p > 0.4, tokens=1, matched=1, rank=1, ended=True) for p in (0.3, 0.9, 0.1)
+    ]
+    monkeypatch.setattr(memit.recall, "rate", lambda _lm, rows: rated[: len(rows)])
+    chosen = replace(settings, steps=WEAK, refine_steps=6, refine_older=1)
+    second = memit.edit(
+        lm,
+        requests_of(1, start=3),
+        settings=chosen,
+        moments=moments,
+        live=first.states,
+        watched=requests_of(3),
+    )
+    assert [state.subject_id for state in second.states] == ["s3", "s2"]
+    assert [report.subject_id for report in second.reports] == ["s3"]
+    # What the ledger then holds is what the weights hold: the same from the base in one solve.
+    fresh = tiny.language_model("llama")
+    write_states(fresh, [*first.states[:2], *second.states], settings=settings, moments=moments)
+    for layer in LAYERS:
+        torch.testing.assert_close(
+            lm.layers.matrix(lm.model, layer), fresh.layers.matrix(fresh.model, layer), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_watching_a_part_of_a_subject_is_refused(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings
+) -> None:
+    """The subject is the unit: its other facts would be descended over."""
+    first = memit.edit(lm, requests_of(2), settings=settings, moments=moments)
+    before = lm.layers.matrix(lm.model, LAYERS[0]).clone()
+    stranger = [replace(requests_of(1)[0], fact_id="another")]
+    with pytest.raises(SubjectConflictError, match="'s0' is watched with"):
+        memit.edit(
+            lm,
+            requests_of(1, start=2),
+            settings=settings,
+            moments=moments,
+            live=first.states,
+            watched=stranger,
+        )
+    assert torch.equal(lm.layers.matrix(lm.model, LAYERS[0]), before)
+
+
+def test_a_failure_leaves_the_weights_as_they_were(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is not finite stops the edit with nothing written."""
+    before = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in LAYERS}
+
+    def broken(*_args: object) -> object:
+        raise NonFiniteError("no", where="refine")
+
+    monkeypatch.setattr(refine, "_run", broken)
+    with pytest.raises(NonFiniteError):
+        memit.edit(lm, requests_of(2), settings=replace(settings, refine_steps=3), moments=moments)
+    assert all(torch.equal(lm.layers.matrix(lm.model, layer), kept) for layer, kept in before.items())
