@@ -34,6 +34,7 @@ class Assignment:
         companions: other live facts of the touched subjects; solved again, beside the new ones.
         live: states of the subjects that nobody touches.
         retired: states of the touched subjects, as they stood.
+        watched: live facts of the subjects that nobody touches; what has slipped of them is refined.
     """
 
     tonight: tuple[EditRequest, ...]
@@ -41,6 +42,7 @@ class Assignment:
     companions: tuple[EditRequest, ...]
     live: tuple[SubjectState, ...]
     retired: tuple[SubjectState, ...]
+    watched: tuple[EditRequest, ...]
 
 
 def fact_id(subject: str, property_id: str, slot: str) -> str:
@@ -55,7 +57,7 @@ def scope(fact: str) -> tuple[str, str, str]:
 
 
 def assign(
-    owed: Sequence[EditRequestRow], held: Iterable[HeldRow], live_states: Mapping[str, SubjectState]
+    owed: Sequence[EditRequestRow], held: Sequence[HeldRow], live_states: Mapping[str, SubjectState]
 ) -> Assignment:
     """Put a batch of owed edits together with what the model holds of the same subjects.
 
@@ -79,6 +81,7 @@ def assign(
         companions,
         tuple(state for subject, state in live_states.items() if subject not in touched),
         tuple(state for subject, state in live_states.items() if subject in touched),
+        tuple(from_held(row) for row in held if row.subject in live_states and row.subject not in touched),
     )
 
 

@@ -91,7 +91,8 @@ NOTES = {
     "exact": Note(
         "the model says tonight's facts word for word",
         "100 % on two real nights; 73 % where the weights were written only once",
-        "look for long or unusual labels; more optimiser steps or passes help where many facts fall short",
+        "look for long or unusual labels; more steps of target states or refinement help where many facts "
+        "fall short",
     ),
     "heldback": Note(
         "the facts hold in words nobody trained",

@@ -54,7 +54,8 @@ class Edited:
         before: recall of tonight's facts before the edit.
         reports: how each subject's edit went.
         norm: how far the edited weights are from the base model's.
-        rebuilt: of a rebuild, the subjects whose states it carries; None for a night.
+        subjects: whose states it settles: those it carries, and those whose facts it takes out.
+        rebuilt: whether it stands on the base model itself by a rebuild.
     """
 
     lm: LanguageModel
@@ -65,7 +66,8 @@ class Edited:
     before: tuple[RecallResult, ...]
     reports: tuple[UnitReport, ...]
     norm: float
-    rebuilt: tuple[str, ...] | None = None
+    subjects: frozenset[str]
+    rebuilt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,7 @@ def edit(
         moments=moments,
         live=work.live,
         retired=work.retired,
+        watched=work.watched,
         progress=progress,
     )
     digest = ws.files.put(
@@ -240,14 +243,15 @@ def edit(
         {"base": lm.digest, "parent": intent.parent_digest, "algorithm": "memit", "settings": recipe},
     )
     norm = deltas.growth(lm, originals)
-    return Edited(lm, intent, digest, exam, base, before, outcome.reports, norm)
+    carried = {state.subject_id for state in outcome.states} | {row.subject for row in intent.requests}
+    return Edited(lm, intent, digest, exam, base, before, outcome.reports, norm, frozenset(carried))
 
 
 def check(ws: Workspace, lease: Lease, edited: Edited, progress: Progress | None = None) -> Candidate:
     """Measure what was written, record it as a candidate, and put it before the gates."""
     marks = checking.sit_exam(edited.lm, edited.exam, edited.base, progress)
     metrics = checking.measure(edited.before, marks, edited.base, norm=edited.norm)
-    if edited.rebuilt is not None:
+    if edited.rebuilt:
         metrics = replace(metrics, retention=checking.still_said(edited.before, marks.tonight))
     content = ws.files.open(edited.digest)
     ws.ledger.record_candidate(
@@ -260,7 +264,7 @@ def check(ws: Workspace, lease: Lease, edited: Edited, progress: Progress | None
         metrics=metrics.to_json(),
         edits=_edit_rows(edited.intent, edited.before, (*marks.tonight, *marks.retracted)),
         checks=checking.check_rows(edited.exam, marks),
-        subjects=edited.rebuilt,
+        subjects=edited.subjects,
     )
     gates = tuple(judge(metrics, ws.settings.gates))
     return Candidate(
@@ -271,7 +275,7 @@ def check(ws: Workspace, lease: Lease, edited: Edited, progress: Progress | None
         edited.exam,
         edited.before,
         marks,
-        from_base=edited.rebuilt is not None or edited.intent.parent is None,
+        from_base=edited.rebuilt or edited.intent.parent is None,
     )
 
 

@@ -20,6 +20,7 @@ TITLES = {
     "moments": "measuring second moments",
     "targets": "finding target states",
     "write": "writing weights",
+    "refine": "refining what was written",
     "recall": "asking the model",
     "pull": "fetching items",
     "batches": "batches",

@@ -83,8 +83,8 @@ def remake(
         {models.DELTA_FILE: made.delta.to_bytes(), models.STATES_FILE: states.to_bytes(made.states)},
         {"base": lm.digest, "parent": None, "algorithm": "memit", "settings": recipe, "from_base": True},
     )
-    norm, subjects = deltas.growth(lm, originals), tuple(state.subject_id for state in made.states)
-    edited = Edited(lm, intent, digest, exam, base, before, made.reports, norm, subjects)
+    norm, subjects = deltas.growth(lm, originals), frozenset(state.subject_id for state in made.states)
+    edited = Edited(lm, intent, digest, exam, base, before, made.reports, norm, subjects, rebuilt=True)
     return Remade(edited, len(made.reused), len(made.reports), write_s)
 
 

@@ -17,7 +17,7 @@ def quick(settings, monkeypatch):
     """A tiny model has no preset; 60 steps of it would show nothing more."""
     from editor import calibrate
 
-    few = MemitSettings(layers=(1, 2), moment_weight=1.0, steps=3, passes=1, precision="float32")
+    few = MemitSettings(layers=(1, 2), moment_weight=1.0, steps=3, refine_steps=0, precision="float32")
     monkeypatch.setattr(calibrate, "preset_for", lambda _lm: few)
     settings.memit_file.unlink()
     return settings

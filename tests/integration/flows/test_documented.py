@@ -114,7 +114,7 @@ def test_a_documented_command_runs(command, homes, records, tmp_path, monkeypatc
     monkeypatch.setenv("FACTSYNC_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mend.Mend, "steps", 2)
-    few = MemitSettings(layers=(1, 2), moment_weight=1.0, steps=3, passes=1, precision="float32")
+    few = MemitSettings(layers=(1, 2), moment_weight=1.0, steps=3, refine_steps=0, precision="float32")
     monkeypatch.setattr(calibrate, "preset_for", lambda _lm: few)
     known = {
         "first": _first(tmp_path / "home"),

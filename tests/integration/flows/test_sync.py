@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from editor.model import tensor_digest
 from flows import models
 from flows.dry_run import dry_run
+from flows.editing import fact_id, read_states
 from flows.errors import GateError
 from flows.publish import materialize
 from flows.settings import Settings
@@ -68,6 +69,22 @@ def test_two_nights(two_nights):
         assert status.live_facts == len(live) == len(first.plan.edits) + kinds["insert"] - kinds["retract"]
         # The subject is the unit: each live subject has one state, in the newest checkpoint that touched it.
         assert {row.subject for row in ws.ledger.subject_states(model)} == {row.subject for row in live}
+
+
+def test_older_facts_that_slipped_are_kept_up(two_nights):
+    """What a write takes from older facts is refined with it; their states move to its checkpoint."""
+    settings, first, second = two_nights
+    touched = {row.subject for row in second.plan.edits}
+    with opened_model(settings) as (ws, model):
+        rows = ws.ledger.subject_states(model)
+        found = {row.subject: row.checkpoint for row in rows}
+        older = {row.subject for row in first.plan.edits} & set(found) - touched
+        # The tiny model never says a name, so all of them slipped.
+        assert older
+        assert {found[subject] for subject in older} == {second.candidate.digest}
+        states = read_states(ws.files, rows)
+        facts = {fact_id(row.subject, row.property, row.slot) for row in ws.ledger.live_facts(model)}
+    assert {fact for state in states.values() for fact in state.fact_ids} == facts
 
 
 def test_what_the_settings_do_not_trust_waits(settings, monkeypatch):
