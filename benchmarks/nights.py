@@ -24,7 +24,6 @@ from benchmarks import night_data, night_plots
 from benchmarks.clock import Clock
 from editor import datasets, methods, metrics, recall
 from editor import rebuild as rebuilds
-from editor import state as states
 from editor.method import Resources
 from editor.model import LanguageModel, default_gguf, from_gguf
 from editor.moments import Moments
@@ -192,7 +191,9 @@ def batches(bench: Bench, name: str, *, count: int = 10, size: int = 50) -> Log:
     return log
 
 
-def many_nights(bench: Bench, name: str = "memit", *, count: int = 40, size: int = 25) -> Log:
+def many_nights(
+    bench: Bench, name: str = "memit", *, count: int = 40, size: int = 25, until: int | None = None
+) -> Log:
     """Real changes of office, night after night, a third of them replacing earlier ones; then a rebuild.
 
     Args:
@@ -200,11 +201,12 @@ def many_nights(bench: Bench, name: str = "memit", *, count: int = 40, size: int
         name: of the method.
         count: nights.
         size: changes a night.
+        until: the night to stop after and measure at; a later call goes on from there.
     """
     stream = night_data.changes_of_office(
         bench.data / "officeholder_replacements.csv", count * size, replaced=count * size // 3
     )
-    parts = night_data.nights(stream, size)
+    parts = night_data.nights(stream, size)[:until]
     log = Log(bench.out, f"nights-{name}", {"count": count, "size": size, "model": bench.source})
     lm, method, originals = _started(bench, name, log)
     for number in range(len(log.rows), len(parts)):
@@ -220,7 +222,7 @@ def many_nights(bench: Bench, name: str = "memit", *, count: int = 40, size: int
         }
         log.add(row, method)
         print(json.dumps(row), flush=True)
-    if log.end is None:
+    if log.end is None and len(log.rows) == len(parts):
         log.finish(_after_nights(bench, lm, method, parts, log))
     return log
 
@@ -244,7 +246,7 @@ def _after_nights(
         "newest": _recall(lm, newest),
         "superseded_preferred": 1.0 - _recall(lm, replaced)["success"],
     }
-    stored = states.from_bytes(method.state()) if isinstance(method, methods.Memit) else []
+    stored = method.live if isinstance(method, methods.Memit) else []
     if stored:
         base = bench.base()
         seconds = _timed(
@@ -351,6 +353,7 @@ def _wanted(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=15_000)
     parser.add_argument("--count", type=int, help="batches or nights")
     parser.add_argument("--size", type=int, help="edits a batch or night")
+    parser.add_argument("--until", type=int, help="night to stop after for now")
     return parser.parse_args(argv)
 
 
@@ -360,7 +363,7 @@ def _runs(asked: argparse.Namespace, bench: Bench) -> Iterator[Callable[[], Log]
         for name in asked.methods.split(","):
             yield partial(batches, bench, name, **sizes)
     elif asked.experiment == "nights":
-        yield partial(many_nights, bench, **sizes)
+        yield partial(many_nights, bench, until=asked.until, **sizes)
     else:
         yield partial(many_facts, bench)
 
