@@ -141,7 +141,9 @@ def test_a_cancelled_run_ends_and_the_ledger_is_settled(served):
 def test_the_interface_alone(tmp_path, tiny_model_folder):
     home = tmp_path / "home"
     with running(prepared(home, tiny_model_folder), home, tmp_path / "ui.log", command="ui") as found:
-        with urllib.request.urlopen(f"{found.url}/runs") as reply:
+        # As a browser asks: other programs get no page where there is no file of that name.
+        page = urllib.request.Request(f"{found.url}/runs", headers={"Accept": "text/html"})
+        with urllib.request.urlopen(page) as reply:
             assert reply.status == 200
         assert len(found.children()) == 1
 
