@@ -144,6 +144,11 @@ def test_kubernetes_asks_for_a_graphics_processor():
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "{{ gpus }}"
 
 
+def test_the_image_runs_the_commands_of_workers():
+    """Prefect's workers give a whole command: an entry point would take it for its arguments."""
+    assert not re.search(r"^ENTRYPOINT", (POOLS / "Dockerfile").read_text(), re.MULTILINE)
+
+
 def test_compose_listens_on_loopback_and_keeps_no_password():
     text = (POOLS / "compose.yaml").read_text()
     services = yaml.safe_load(text)["services"]
