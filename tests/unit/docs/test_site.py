@@ -147,6 +147,9 @@ def test_kubernetes_asks_for_a_graphics_processor():
 def test_the_image_runs_the_commands_of_workers():
     """Prefect's workers give a whole command: an entry point would take it for its arguments."""
     assert not re.search(r"^ENTRYPOINT", (POOLS / "Dockerfile").read_text(), re.MULTILINE)
+    variables = json.loads((POOLS / "docker.json").read_text())["variables"]["properties"]
+    # No registry has this image, and Prefect pulls what is called latest.
+    assert variables["image_pull_policy"]["default"] == "IfNotPresent"
 
 
 def test_compose_listens_on_loopback_and_keeps_no_password():
