@@ -152,6 +152,15 @@ def test_the_image_runs_the_commands_of_workers():
     assert variables["image_pull_policy"]["default"] == "IfNotPresent"
 
 
+def test_what_compose_starts_comes_back_and_waits_for_what_it_needs():
+    services = yaml.safe_load((POOLS / "compose.yaml").read_text())["services"]
+    for service in services.values():
+        assert service["restart"] == "unless-stopped"
+        for needed, when in service.get("depends_on", {}).items():
+            assert when == {"condition": "service_healthy"}
+            assert "healthcheck" in services[needed]
+
+
 def test_compose_listens_on_loopback_and_keeps_no_password():
     text = (POOLS / "compose.yaml").read_text()
     services = yaml.safe_load(text)["services"]
