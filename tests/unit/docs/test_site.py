@@ -144,6 +144,12 @@ def test_kubernetes_asks_for_a_graphics_processor():
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "{{ gpus }}"
 
 
+def test_a_volume_on_kubernetes_belongs_to_the_user_of_the_image():
+    manifest = json.loads((POOLS / "kubernetes-gpu.json").read_text())["job_configuration"]["job_manifest"]
+    group = manifest["spec"]["template"]["spec"]["securityContext"]["fsGroup"]
+    assert f"useradd --uid {group} " in (POOLS / "Dockerfile").read_text()
+
+
 def test_the_image_runs_the_commands_of_workers():
     """Prefect's workers give a whole command: an entry point would take it for its arguments."""
     assert not re.search(r"^ENTRYPOINT", (POOLS / "Dockerfile").read_text(), re.MULTILINE)
