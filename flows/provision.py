@@ -2,6 +2,9 @@
 
 Everything here may run any number of times. What a person decided in between stays: a paused schedule, a
 paused pool, a switched-off automation.
+
+``python -m flows.provision`` makes the automation on the server that ``PREFECT_API_URL`` names; `factsync up`
+needs no such step.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -30,6 +34,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
 from flows.errors import ServerStartError
+from flows.serving import SILENT_FOR_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -187,3 +192,14 @@ def _alive(pid: int, run: UUID) -> bool:
     except OSError:
         return False
     return True
+
+
+def main() -> None:
+    """Make the automation, and say so."""
+    with get_client(sync_client=True) as client:
+        ensure_automation(client, silent_for_s=SILENT_FOR_S)
+        print(f"{client.api_url} has the automation '{SILENT_RUN}'.")  # noqa: T201 - a command's answer
+
+
+if __name__ == "__main__":
+    main()

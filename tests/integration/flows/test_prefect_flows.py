@@ -4,9 +4,10 @@ from datetime import UTC, date, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
+from prefect.client.orchestration import get_client
 
 from flows import backfill as module
-from flows import decide
+from flows import decide, provision
 from flows.backfill import backfill
 from flows.decide import promote, reject
 from flows.errors import (
@@ -221,3 +222,12 @@ def test_subjects_alone(settings):
     assert {change.subject for change in done.plan.changes} == {"Q183"}
     assert done.subjects == 1
     assert backfill(subjects=["Q183"]).ending.name == "Nothing to do"
+
+
+def test_a_server_of_ones_own_gets_the_automation_once(capsys):
+    for _ in range(2):
+        provision.main()
+    with get_client(sync_client=True) as client:
+        (automation,) = client.read_automations_by_name(provision.SILENT_RUN)
+    assert automation.enabled
+    assert provision.SILENT_RUN in capsys.readouterr().out
