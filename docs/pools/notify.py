@@ -35,7 +35,8 @@ def automation(webhook_block_id: object) -> AutomationCore:
 
 def main(url: str) -> None:
     """Keep the address in a block and make the automation."""
-    block = Webhook(method="POST", url=url).save("factsync-rejected", overwrite=True)
+    webhook = Webhook(method="POST", url=url, headers={"Content-Type": "application/json"})
+    block = webhook.save("factsync-rejected", overwrite=True)
     with get_client(sync_client=True) as client:
         client.create_automation(automation(block))
 
