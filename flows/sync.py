@@ -58,9 +58,15 @@ class Night:
     rebuilt: Rebuild | None = None
 
     @property
+    def news(self) -> str:
+        """What changed in the knowledge base; if nothing did, whether edits of earlier runs were made."""
+        counts = ", ".join(f"{count} {kind}" for kind, count in self.plan.counts.items())
+        return counts or ("nothing changed" if self.candidate is None else "nothing new, edits were owed")
+
+    @property
     def ending(self) -> Ending:
         """How it ended, for the interface."""
-        counts = ", ".join(f"{count} {kind}" for kind, count in self.plan.counts.items()) or "nothing changed"
+        counts = self.news
         if self.promoted:
             after = f" Rebuild: {self.rebuilt.ending.message}" if self.rebuilt else ""
             digest = self.candidate.digest[:12] if self.candidate else ""

@@ -261,10 +261,9 @@ def _bounded(gate: str | None, bound: float) -> str:
 
 def night_summary(night: Night) -> str:
     """One line for a night."""
-    counts = ", ".join(f"{count} {kind}" for kind, count in night.plan.counts.items()) or "nothing changed"
     if night.waiting:
-        return f"{counts}. {night.waiting}"
+        return f"{night.news}. {night.waiting}"
     if night.candidate is None:
-        return f"{counts}. Nothing to edit."
+        return f"{night.news}. Nothing to edit."
     verdict = "promoted" if night.promoted else f"rejected ({night.candidate.failures})"
-    return f"{counts}. Checkpoint {night.candidate.digest[:12]} {verdict}."
+    return f"{night.news}. Checkpoint {night.candidate.digest[:12]} {verdict}."

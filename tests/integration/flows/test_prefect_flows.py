@@ -174,7 +174,9 @@ def test_a_rollback_and_the_way_forth_again(settings):
     first = sync(limit=4).candidate.digest
     with pytest.raises(UnknownCheckpointError):
         rollback(checkpoint="fff")
-    second = sync(limit=4).candidate.digest
+    again = sync(limit=4)
+    second = again.candidate.digest
+    assert again.ending.message == f"nothing new, edits were owed; {second[:12]} is live."
     back = rollback(decided_by="Ada", note="looked odd")
     assert back.ending.name == "Rolled back"
     assert (back.moved.digest, back.moved.before) == (first, second)
