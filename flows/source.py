@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flows.settings import Settings
     from kb.relations import Relations
 
-USER_AGENT = "factsync/0.1 (https://github.com/factsync; {contact})"
+USER_AGENT = "factsync/0.1 ({contact})"
 
 
 @contextlib.contextmanager

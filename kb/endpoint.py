@@ -181,8 +181,8 @@ class Endpoint:
         contact = _CONTACT.search(named)
         if not contact or any(word in contact.group().lower() for word in _PLACEHOLDER_CONTACTS):
             raise ContactMissingError(
-                "Public endpoints block unnamed tools: set a User-Agent with a contact, such as "
-                '"factsync/0.1 (mailto:you@your-domain)".',
+                "Public endpoints block tools without a contact: set FACTSYNC_CONTACT to your e-mail address "
+                f"or URL (the User-Agent is {named!r}).",
                 user_agent=named,
             )
         return named

@@ -24,9 +24,9 @@ def read(home, **values):
 
 def test_a_public_endpoint_is_treated_as_the_class_says_unless_it_is_set(tmp_path):
     url = "https://query.wikidata.org/sparql"
-    found = endpoint_of(read(tmp_path, endpoint=url, contact="ann@wiki.example.net"))
+    found = endpoint_of(read(tmp_path, endpoint=url, contact="ann@wiki.invalid"))
     assert found == Endpoint(url, user_agent=found.user_agent)
-    assert "ann@wiki.example.net" in found.agent
+    assert "ann@wiki.invalid" in found.agent
 
 
 def test_another_wikibase_is_settings(tmp_path):
@@ -49,7 +49,7 @@ def test_another_wikibase_is_settings(tmp_path):
 
 
 def test_documents_are_read_beside_the_index(tmp_path):
-    values = {"endpoint": f"{WIKI}/query", "contact": "ann@wiki.example.net"}
+    values = {"endpoint": f"{WIKI}/query", "contact": "ann@wiki.invalid"}
     relations = Relations.load()
     with opened_feed(read(tmp_path, **values), relations) as feed:
         assert isinstance(feed, SparqlFeed)
@@ -62,6 +62,17 @@ def test_documents_are_read_beside_the_index(tmp_path):
 
 def test_nobody_asks_a_public_service_unnamed(tmp_path):
     with pytest.raises(ContactMissingError), opened_feed(read(tmp_path, endpoint=WIKI), Relations.load()):
+        pass
+
+
+@pytest.mark.parametrize("contact", ["me", "ann@example.com", "https://localhost"])
+def test_a_contact_that_reaches_nobody_is_refused(tmp_path, contact):
+    """The tool's own name in the User-Agent does not stand for its user."""
+    settings = read(tmp_path, endpoint=WIKI, contact=contact)
+    with (
+        pytest.raises(ContactMissingError, match="FACTSYNC_CONTACT"),
+        opened_feed(settings, Relations.load()),
+    ):
         pass
 
 
