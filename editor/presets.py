@@ -116,8 +116,8 @@ _PAPER = MemitSettings(
 )
 
 PRESETS: dict[str, MemitSettings] = {
-    # Rate 0.25 costs less perplexity than 0.35 or 0.5, and λ 5000 than 1000; what 45 steps and the write leave,
-    # refinement finishes (benchmarks/RESULTS.md, "Nights").
+    # Rate 0.25 costs less perplexity than 0.35 or 0.5, and λ 5000 less than 1000; what 45 steps and the write
+    # leave, refinement finishes (benchmarks/RESULTS.md, "Nights").
     "smollm2-135m": MemitSettings(layers=(4, 5, 6, 7, 8), moment_weight=5000.0, learning_rate=0.25, steps=45),
     "gpt2-xl": replace(_PAPER, layers=(13, 14, 15, 16, 17), moment_weight=20000.0, steps=20),
     "gpt-j-6b": replace(_PAPER, layers=(3, 4, 5, 6, 7, 8)),
