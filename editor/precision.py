@@ -1,4 +1,4 @@
-"""In which precision the blocks above the edited ones run while target states are searched."""
+"""In which precision the upper blocks run while target states are searched and values refined."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ def dtype_of(lm: LanguageModel) -> torch.dtype:
 
 
 @contextmanager
-def lowered(lm: LanguageModel, settings: MemitSettings) -> Iterator[None]:
-    """Hold everything but the blocks up to the last edited one in bfloat16, where that is asked for and pays.
+def lowered(lm: LanguageModel, settings: MemitSettings, *, start: int) -> Iterator[None]:
+    """Hold everything but the blocks below `start` in bfloat16, where that is asked for and pays.
 
     The float32 weights are put back as the same tensors on leaving, so nothing is rounded for good. Casting
     once beats autocast, which casts every weight at every step (a quarter of a step on a CPU with AMX).
 
     Args:
         lm: the model.
-        settings: `precision` and `layers`.
+        settings: `precision`.
+        start: first block that is held in bfloat16, with the embedding and the head.
     """
     wanted = settings.precision
     if wanted == "auto":
         wanted = "bfloat16" if _fast_bfloat16(lm.device) else "float32"
     kept: set[int] = set()
-    for layer in range(settings.layers[-1] + 1):
+    for layer in range(start):
         kept.update(id(p) for p in lm.layers.block(lm.model, layer).parameters())
     casts = [p for p in lm.model.parameters() if id(p) not in kept and p.dtype == torch.float32]
     saved: list[tuple[torch.nn.Parameter, Tensor]] = []

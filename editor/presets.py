@@ -43,6 +43,7 @@ class MemitSettings:
         prefix_count: how many random prefixes.
         keys: "each" writes every context's own key; "mean" is the paper: one averaged key a subject.
         refine_steps: most steps in which written values are refined (`editor.refine`); 0 is the paper.
+        refine_stop_loss: a subject rests while its loss on the written weights is below.
         refine_older: most subjects of older facts, of those that slipped, that are refined with tonight's.
         history: carry the keys of live edits in the solve.
         precision: of the target-state forwards after the first (`editor.targets.EXACT_STEPS`); "auto" takes
@@ -68,6 +69,7 @@ class MemitSettings:
     prefix_count: int = 5
     keys: Literal["each", "mean"] = "each"
     refine_steps: int = 30
+    refine_stop_loss: float = 0.1
     refine_older: int = 64
     history: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -56,6 +56,9 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], None]
 
 
+_PACE = 2.0
+
+
 @dataclass(frozen=True, slots=True)
 class Refined:
     """What a refinement found.
@@ -89,7 +92,7 @@ def refine(
         units: tokenised subjects.
         states: the state of each.
         spans: P by layer, one row a key, in the order of the states.
-        settings: `refine_steps`, and of the target states the rate, the stop and the precision.
+        settings: `refine_steps`, `refine_stop_loss`, and the rate and precision of target states.
         progress: called with (resting subjects, subjects).
 
     Returns:
@@ -128,18 +131,17 @@ def _descend(
     progress: Progress | None,
 ) -> _Found:
     layers, everyone = settings.layers, torch.ones(len(units), dtype=torch.bool, device=lm.device)
-    # Every layer's share of a target state's step: the residual is spread likewise (eq. 20 of the paper).
-    rate = settings.learning_rate / len(layers)
+    # A layer's share of a target state's step, as the residual is spread (eq. 20 of the paper), and some more:
+    # these steps cost twice as much.
+    rate = _PACE * settings.learning_rate / len(layers)
     unbounded = torch.full((len(layers) * len(owner),), torch.inf, device=lm.device)
     descent = RowAdam(unbounded, lm.layers.d, rate=rate)
     owners = owner.repeat(len(layers))
     losses = torch.zeros(len(units), device=lm.device)
     steps = torch.zeros(len(units), dtype=torch.long, device=lm.device)
-    # Below block 0 there are no states to hand over in another precision.
-    precise = settings if layers[0] else replace(settings, precision="float32")
     chunks = whole(lm, units, settings, batch_tokens)
     active = everyone
-    with activations.plain_attention(lm), lowered(lm, precise):
+    with activations.plain_attention(lm), lowered(lm, settings, start=layers[0]):
         for step in range(settings.refine_steps + 1):
             U = torch.split(descent.point, len(owner))
             changes = {layer: rows.T @ spans[layer] for layer, rows in zip(layers, U, strict=True)}  # Δ = U P
@@ -147,7 +149,7 @@ def _descend(
             gradient = torch.cat([spans[layer] @ by_layer[layer].T for layer in layers])  # ∂L/∂Δ Pᵀ
             require_finite(found, active, units)
             losses = torch.where(active, found, losses)
-            finished = active & (found < settings.stop_loss)
+            finished = active & (found < settings.refine_stop_loss)
             descent.step(found[owners], gradient, active[owners], finished[owners])
             asked, active = active, active & ~finished
             if progress is not None:
@@ -184,17 +186,10 @@ def _evaluate(
 
 
 def _run(lm: LanguageModel, chunk: Chunk, changes: Mapping[int, Tensor], settings: MemitSettings) -> Tensor:
-    first, last = settings.layers[0], settings.layers[-1]
-    with (
-        activations.changed(lm, changes, chunk.subjects),
-        activations.record(lm, states=[last]) as (_, states),
-    ):
-        below = chunk.states if first else None
-        activations.run(
-            lm, chunk.ids, chunk.mask, chunk.positions, start=first, states=below, stop_after=last
-        )
-    above = states[last].to(dtype_of(lm))
-    hidden = activations.run(lm, chunk.ids, chunk.mask, chunk.positions, start=last + 1, states=above)
+    first = settings.layers[0]
+    states = chunk.states.to(dtype_of(lm)) if first else None
+    with activations.changed(lm, changes, chunk.subjects):
+        hidden = activations.run(lm, chunk.ids, chunk.mask, chunk.positions, start=first, states=states)
     if hidden is None:
         raise NonFiniteError("The forward above the edited layers gave no state.", where="refine")
     return hidden

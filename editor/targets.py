@@ -158,7 +158,7 @@ def _descend(
     with ExitStack() as stack:
         for step in range(settings.steps + 1):
             if step == EXACT_STEPS:
-                stack.enter_context(lowered(lm, settings))
+                stack.enter_context(lowered(lm, settings, start=settings.layers[-1] + 1))
                 for chunk in chunks:
                     chunk.store_as(dtype_of(lm))
             point = descent.point
