@@ -39,26 +39,11 @@ _KNOWN: staging.Columns = (
     ("revision", "integer"),
     ("content_hash", "text"),
 )
-_DIFF: staging.Columns = (
-    ("id", "integer"),
+_OLD: staging.Columns = (
+    ("old_id", "integer"),
     ("old_subject", "text"),
     ("old_property", "text"),
     ("old_revision", "integer"),
-    ("guid", "text"),
-    ("subject", "text"),
-    ("property", "text"),
-    ("revision", "integer"),
-    ("content_hash", "text"),
-)
-_DELTA: staging.Columns = (
-    ("guid", "text"),
-    ("revision", "integer"),
-    ("old_id", "integer"),
-    ("subject", "text"),
-    ("property", "text"),
-    ("old_subject", "text"),
-    ("old_property", "text"),
-    ("stale", "flag"),
 )
 _GONE: staging.Columns = (("id", "integer"), ("subject", "text"), ("property", "text"))
 
@@ -67,14 +52,15 @@ TABLES: dict[str, staging.Columns] = {
     "in_entity": ENTITY,
     "in_group": GROUP,
     "in_known": _KNOWN,
-    "in_diff": _DIFF,
+    "in_diff": (*_OLD, *STATEMENT),
     "in_low": (("subject", "text"), ("revision", "integer")),
-    "in_delta": _DELTA,
+    "in_delta": (*_OLD, *STATEMENT, ("stale", "flag")),
     "in_gone": _GONE,
     "in_moved": (("id", "text"),),
 }
 
 _NAMES = ", ".join(name for name, _ in STATEMENT)
+_INCOMING = ", ".join(f"s.{name}" for name, _ in STATEMENT)
 
 # The ledger is visited once a group that was pulled completely; only new statements and those of other groups
 # are looked up one by one.
@@ -89,9 +75,7 @@ FIND_KNOWN = f"INSERT INTO in_known {_KNOWN_ROWS}"
 # alone. PostgreSQL hashes the pull once and writes nothing down of what agrees; SQLite joins by index only,
 # and some of its supported versions know no full join.
 _DIFFERS = "(t.content_hash <> s.content_hash OR t.subject <> s.subject OR t.property <> s.property)"
-_BOTH_SIDES = """
-SELECT t.id, t.subject, t.property, t.revision, s.guid, s.subject, s.property, s.revision, s.content_hash
-"""
+_BOTH_SIDES = f"SELECT t.id, t.subject, t.property, t.revision, {_INCOMING}"
 FIND_DIFF_AT_ONCE = f"""
 INSERT INTO in_diff {_BOTH_SIDES} FROM ({_KNOWN_ROWS}) t FULL JOIN in_statement s ON s.guid = t.guid
 WHERE t.id IS NULL OR s.guid IS NULL OR {_DIFFERS}
@@ -100,7 +84,7 @@ FIND_DIFF = f"""
 INSERT INTO in_diff {_BOTH_SIDES} FROM in_known t LEFT JOIN in_statement s ON s.guid = t.guid
 WHERE s.guid IS NULL OR {_DIFFERS}
 UNION ALL
-SELECT NULL, NULL, NULL, NULL, s.guid, s.subject, s.property, s.revision, s.content_hash
+SELECT NULL, NULL, NULL, NULL, {_INCOMING}
 FROM in_statement s WHERE NOT EXISTS (SELECT 1 FROM in_known k WHERE k.guid = s.guid)
 """
 
@@ -116,19 +100,15 @@ WHERE revision > (SELECT l.revision FROM in_low l WHERE l.subject = in_entity.id
 # that a newer revision of its item no longer had, too. Equal revisions are compared by content: the same
 # revision read again after a repair of our own reading must be able to correct a row.
 FIND_CHANGED = """
-INSERT INTO in_delta
-SELECT guid, revision, id, subject, property, old_subject, old_property, revision < old_revision
-FROM in_diff WHERE id IS NOT NULL AND guid IS NOT NULL
+INSERT INTO in_delta SELECT s.*, s.revision < s.old_revision FROM in_diff s
+WHERE s.old_id IS NOT NULL AND s.guid IS NOT NULL
 """
 FIND_NEW = f"""
-INSERT INTO in_delta
-SELECT
-    s.guid, s.revision, t.id, s.subject, s.property, t.subject, t.property,
-    COALESCE(s.revision < t.revision, s.revision < e.revision, :no)
+INSERT INTO in_delta {_BOTH_SIDES}, COALESCE(s.revision < t.revision, s.revision < e.revision, :no)
 FROM in_diff s
 LEFT JOIN statement t ON t.guid = s.guid AND t.seen_to IS NULL
 LEFT JOIN entity e ON e.id = s.subject
-WHERE s.id IS NULL AND (t.id IS NULL OR {_DIFFERS})
+WHERE s.old_id IS NULL AND (t.id IS NULL OR {_DIFFERS})
 """
 
 # In order of key, as the rows of one item lie together: one visit a page, not one a row.
@@ -143,20 +123,22 @@ CLOSE_CHANGED = _CLOSE.format(
     ids="SELECT DISTINCT old_id AS id FROM in_delta WHERE old_id IS NOT NULL AND NOT stale ORDER BY 1",
 )
 
-# The newest of several copies wins; the partial unique index turns the others away. In order of guid the
-# entries of an item go to one place of the indexes: without it, bulk is paid in random pages.
+# The newest of several copies wins. In order of guid the entries of an item go to one place of the indexes:
+# without it, bulk is paid in random pages.
 INSERT = f"""
 INSERT INTO statement ({_NAMES}, seen_from, first_run_id)
-SELECT {", ".join(f"s.{name}" for name, _ in STATEMENT)}, :now, :run
-FROM in_delta d JOIN in_statement s ON s.guid = d.guid AND s.revision = d.revision
-WHERE NOT d.stale
-ORDER BY s.guid, s.revision DESC
-ON CONFLICT (guid) WHERE seen_to IS NULL DO NOTHING
+SELECT {_NAMES}, :now, :run
+FROM (
+    SELECT {_NAMES}, row_number() OVER (PARTITION BY guid ORDER BY revision DESC) AS copy
+    FROM in_delta WHERE NOT stale
+) d
+WHERE copy = 1
+ORDER BY guid
 """
 
 FIND_GONE = """
 INSERT INTO in_gone
-SELECT d.id, d.old_subject, d.old_property
+SELECT d.old_id, d.old_subject, d.old_property
 FROM in_diff d LEFT JOIN in_entity n ON n.id = d.old_subject
 WHERE d.guid IS NULL AND (n.revision IS NULL OR n.revision >= d.old_revision)
 """
@@ -167,7 +149,7 @@ _TOUCH = """
 INSERT INTO review (model_id, subject, property, marked_at)
 SELECT m.id, t.subject, t.property, :now
 FROM ({groups}) t, model m
-WHERE true
+ORDER BY m.id, t.subject, t.property
 ON CONFLICT (model_id, subject, property) DO NOTHING
 """
 TOUCH_CHANGED = _TOUCH.format(

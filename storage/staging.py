@@ -59,18 +59,17 @@ def fill(connection: Connection, name: str, columns: Columns, rows: Iterable[Seq
         How many rows went in.
     """
     moments = [index for index, (_, kind) in enumerate(columns) if kind == "moment"]
-    counted = _Counted(rows)
     # The driver's own connection: SQLAlchemy would build every row twice.
     driver: Any = connection.connection.dbapi_connection
     if connection.dialect.name == "postgresql":
-        with driver.cursor() as cursor, cursor.copy(f"COPY {name} FROM STDIN") as copy:
-            for row in counted:
-                copy.write_row(row)
-    else:
-        marks = ", ".join("?" * len(columns))
-        stream = _texts(counted, moments) if moments else counted
-        driver.executemany(f"INSERT INTO {name} VALUES ({marks})", stream)
-    return counted.count
+        with driver.cursor() as cursor:
+            with cursor.copy(f"COPY {name} FROM STDIN") as copy:
+                for row in rows:
+                    copy.write_row(row)
+            return int(cursor.rowcount)
+    marks = ", ".join("?" * len(columns))
+    stream = _texts(rows, moments) if moments else rows
+    return int(driver.executemany(f"INSERT INTO {name} VALUES ({marks})", stream).rowcount)
 
 
 def prepare(connection: Connection, name: str, column: str) -> None:
@@ -97,19 +96,6 @@ def drop(connection: Connection, *names: str) -> None:
 
 def _temporary(dialect: str) -> str:
     return "temp." if dialect == "sqlite" else "pg_temp."
-
-
-class _Counted:
-    """Counts rows while they pass."""
-
-    def __init__(self, rows: Iterable[Sequence[Any]]) -> None:
-        self._rows = rows
-        self.count = 0
-
-    def __iter__(self) -> Iterator[Sequence[Any]]:
-        for row in self._rows:
-            self.count += 1
-            yield row
 
 
 def _texts(rows: Iterable[Sequence[Any]], moments: Sequence[int]) -> Iterator[Sequence[Any]]:

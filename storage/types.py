@@ -106,7 +106,7 @@ class Flag(TypeDecorator[bool]):
         return None if value is None else bool(value)
 
 
-# Made once: `json.dumps` with these arguments makes an encoder a call, and ingests call it a million times.
+# Made once: `json.dumps` with these arguments makes an encoder a call.
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
