@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
 from urllib.parse import parse_qs
 
 from rdflib import Graph
 
+from tests.integration.kb.replying import Background, Replier
 
-class Handler(BaseHTTPRequestHandler):
+
+class Handler(Replier):
+    content_type = "application/sparql-results+json"
     server: RdflibServer
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802 - the base class calls it so
         form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
         with self.server.lock:
             reply = self.server.graph.query(form["query"][0]).serialize(format="json")
-        self.send_response(200)
-        self.send_header("Content-Type", "application/sparql-results+json")
-        self.end_headers()
-        self.wfile.write(reply)
-
-    def log_message(self, *_args: Any) -> None:
-        pass
+        self.send(200, reply)
 
 
-class RdflibServer(ThreadingHTTPServer):
-    daemon_threads = True
-
+class RdflibServer(Background):
     def __init__(self, text: str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.graph = Graph().parse(data=text, format="turtle")
-        self.lock = threading.Lock()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/sparql"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.shutdown()
-        self.server_close()
+        self.url = f"{self.root}/sparql"

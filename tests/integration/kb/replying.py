@@ -1,4 +1,4 @@
-"""What the misbehaving servers of these tests share: a thread of their own, and replies as they are told."""
+"""What the servers of these tests share: a thread of their own, and replies as they are told."""
 
 from __future__ import annotations
 
