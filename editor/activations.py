@@ -69,25 +69,22 @@ def _keep_output(module: nn.Module, into: dict[int, Tensor], layer: int) -> Remo
 
 
 @contextmanager
-def changed(
-    lm: LanguageModel, changes: Mapping[int, Float[Tensor, "d d_k"]], tokens: Int[Tensor, " rows"]
-) -> Iterator[None]:
-    """Run the written matrices as W + Δ, and let gradients reach Δ from one token a row.
+def changed(lm: LanguageModel, changes: Mapping[int, Float[Tensor, "d d_k"]], *, rows: int) -> Iterator[None]:
+    """Run the written matrices as W + Δ, and let gradients reach Δ from the first token of each row.
 
     Args:
         lm: the model.
         changes: Δ by layer.
-        tokens: index of that token in each row.
+        rows: rows of a forward.
     """
-    rows = torch.arange(len(tokens), device=tokens.device)
 
     def adding(change: Tensor) -> Callable[..., Tensor]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            keys = args[0].reshape(len(tokens), -1, change.shape[1])  # OPT hands over (rows tokens, d_k)
+            keys = args[0].reshape(rows, -1, change.shape[1])  # OPT hands over (rows tokens, d_k)
             own = change.to(keys.dtype)
+            followed = torch.nn.functional.linear(keys[:, 0], own)
             moved = torch.nn.functional.linear(keys, own.detach())
-            followed = torch.nn.functional.linear(keys[rows, tokens], own)
-            return output + moved.index_put((rows, tokens), followed).reshape(output.shape)
+            return output + torch.cat([followed[:, None], moved[:, 1:]], dim=1).reshape(output.shape)
 
         return hook
 

@@ -1,8 +1,8 @@
 """Rows of many subjects that run together, cut down to what depends on the search, and what is asked of them.
 
-`drafts` cuts for a shift of the state after the last edited block (`editor.targets`): tokens from the
-subject's last on, blocks above. `whole` keeps every token, for changes of the written blocks themselves
-(`editor.refine`).
+What is searched acts at the subject's last token: on the state after the last edited block
+(`editor.targets`) or on what the written blocks put there (`editor.refine`). So a chunk starts at that token
+and at the first block that the search reaches; of the tokens before, keys and values are enough.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from transformers import DynamicCache
 
 from editor import activations
 from editor.errors import NonFiniteError, OutOfMemoryError
 from editor.layers import logits_of
+from editor.precision import dtype_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,13 +43,14 @@ class Chunk:
     """Rows that run together.
 
     Attributes:
-        ids: tokens of each row from the cut on, padded on the right.
-        mask: cached tokens, then these tokens; 1 where real.
+        start: the first block to run.
+        ids: tokens of each row from the subject's last on, padded on the right.
+        mask: earlier tokens, then these tokens; 1 where real.
         positions: of these tokens in their texts.
-        subjects: where the subject's last token stands in `ids`.
         states: input of the first block to run, at these tokens.
-        before: the same at the tokens before the cut; dropped once `stored` is made.
-        stored: by layer above, keys and values of the tokens before the subject's last.
+        earlier: the tokens before.
+        before: input of the first block to run, at those.
+        stored: by layer from the first block on, keys and values of those; see `store`.
         unit: which unit a row belongs to.
         row_of, column_of: where targets are predicted, flattened.
         labels, weights: target token and its weight in the unit's mean.
@@ -57,11 +60,12 @@ class Chunk:
         guard: its log-probabilities as they were, one row a guarded row.
     """
 
+    start: int
     ids: Int[Tensor, "rows tokens"]
     mask: Int[Tensor, "rows all_tokens"]
     positions: Int[Tensor, "rows tokens"]
-    subjects: Int[Tensor, " rows"]
     states: Float[Tensor, "rows tokens d"]
+    earlier: Int[Tensor, "rows earlier"]
     before: Float[Tensor, "rows earlier d"]
     stored: dict[int, tuple[Tensor, Tensor]]
     unit: Int[Tensor, " rows"]
@@ -75,9 +79,55 @@ class Chunk:
     guarded: Int[Tensor, " guarded"]
     guard: Float[Tensor, "guarded vocab"] | None
 
+    @torch.no_grad()
+    def store(self, lm: LanguageModel) -> None:
+        """Run the earlier tokens on the weights as they are, and keep their keys and values."""
+        length = self.earlier.shape[1]
+        if not length:
+            return
+        cache = DynamicCache()
+        activations.run(
+            lm,
+            self.earlier,
+            self.mask[:, :length],
+            torch.arange(length, device=lm.device).expand(len(self.ids), -1),
+            start=self.start,
+            states=self.before.to(dtype_of(lm)),
+            cache=cache,
+        )
+        kept = range(self.start, lm.layers.count)
+        self.stored = {layer: (cache.layers[layer].keys, cache.layers[layer].values) for layer in kept}
+
     def store_as(self, dtype: torch.dtype) -> None:
         """Hold the keys and values of earlier tokens in another precision."""
         self.stored = {layer: (k.to(dtype), v.to(dtype)) for layer, (k, v) in self.stored.items()}
+
+    def run(
+        self, lm: LanguageModel, states: Float[Tensor, "rows tokens d"]
+    ) -> Float[Tensor, "rows tokens d"]:
+        """Run to the end, after `store`.
+
+        Args:
+            lm: the model.
+            states: input of the first block.
+
+        Returns:
+            States after the last norm.
+        """
+        length = self.earlier.shape[1]
+        cache = activations.cache_of(lm, self.stored, batch=len(self.ids), length=length) if length else None
+        hidden = activations.run(
+            lm,
+            self.ids,
+            self.mask,
+            self.positions,
+            start=self.start,
+            states=states.to(dtype_of(lm)),
+            cache=cache,
+        )
+        if hidden is None:
+            raise NonFiniteError("The forward above the edited layers gave no state.", where="chunk")
+        return hidden
 
     def losses(
         self, lm: LanguageModel, hidden: Float[Tensor, "rows tokens d"], count: int, settings: MemitSettings
@@ -113,11 +163,12 @@ class Chunk:
         new_index[kept] = torch.arange(len(kept), device=kept.device)
         targets, ends, guarded = rows[self.row_of], rows[self.ends], rows[self.guarded]
         return Chunk(
+            self.start,
             self.ids[kept],
             self.mask[kept],
             self.positions[kept],
-            self.subjects[kept],
             self.states[kept],
+            self.earlier[kept],
             self.before[kept],
             {layer: (k[kept], v[kept]) for layer, (k, v) in self.stored.items()},
             self.unit[kept],
@@ -133,26 +184,13 @@ class Chunk:
         )
 
 
-def drafts(
-    lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings, batch_tokens: int
-) -> list[Chunk]:
-    """Cut rows into chunks of like length and run the blocks below once, in the model's own precision."""
+def drafts(lm: LanguageModel, units: Sequence[Unit], batch_tokens: int, *, start: int) -> list[Chunk]:
+    """Batch rows of like length, and run the blocks below `start` once, in the model's own precision."""
     flat = _weighted(units)
     plain = sorted((item for item in flat if item[1].fact >= 0), key=_tail_length)
     guards = sorted((item for item in flat if item[1].fact < 0), key=lambda item: len(item[1].ids))
-    groups = [*_groups(plain, batch_tokens, _tail_length), *_groups(guards, batch_tokens, _tail_length)]
-    return [
-        _draft(lm, group, [row.lookup for _, row, _ in group], below=settings.layers[-1]) for group in groups
-    ]
-
-
-def whole(
-    lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings, batch_tokens: int
-) -> list[Chunk]:
-    """Batch the rows that ask for a target, uncut, and run the blocks below the first edited one once."""
-    rows = sorted((item for item in _weighted(units) if item[1].labels), key=_length)
-    groups = _groups(rows, batch_tokens, _length)
-    return [_draft(lm, group, [0] * len(group), below=settings.layers[0] - 1) for group in groups]
+    groups = [*_groups(plain, batch_tokens), *_groups(guards, batch_tokens)]
+    return [_draft(lm, group, start) for group in groups]
 
 
 def with_smaller_batches(units: Sequence[Unit], batch_tokens: int, attempt: Callable[..., Result]) -> Result:
@@ -208,17 +246,11 @@ def _tail_length(item: _Item) -> tuple[int, int]:
     return len(row.ids) - row.lookup, len(row.ids)
 
 
-def _length(item: _Item) -> tuple[int, int]:
-    return len(item[1].ids), item[0]
-
-
-def _groups(
-    items: list[_Item], batch_tokens: int, key: Callable[[_Item], tuple[int, int]]
-) -> list[list[_Item]]:
+def _groups(items: list[_Item], batch_tokens: int) -> list[list[_Item]]:
     groups: list[list[_Item]] = []
     widest = 0
     for item in items:
-        length = key(item)[0]
+        length = _tail_length(item)[0]
         if not groups or max(widest, length) * (len(groups[-1]) + 1) > batch_tokens:
             groups.append([])
             widest = 0
@@ -228,34 +260,36 @@ def _groups(
 
 
 @torch.no_grad()
-def _draft(lm: LanguageModel, group: list[_Item], cuts: Sequence[int], *, below: int) -> Chunk:
+def _draft(lm: LanguageModel, group: list[_Item], start: int) -> Chunk:
     rows = [row for _, row, _ in group]
     device = lm.device
     ids, mask, positions = activations.padded([row.ids for row in rows], device)
-    states = _states_after(lm, below, ids, mask, positions)
-    cut = torch.tensor(cuts, device=device)
+    states = _states_after(lm, start - 1, ids, mask, positions)
+    cut = torch.tensor([row.lookup for row in rows], device=device)
     tails = torch.tensor([len(row.ids) for row in rows], device=device) - cut
-    before = int(cut.max())
+    # Where no block is left to run, nothing looks back.
+    before = int(cut.max()) if start < lm.layers.count else 0
     steps = torch.arange(int(tails.max()), device=device)
     index = cut[:, None] + steps
     safe = index.clamp(max=ids.shape[1] - 1)
     real = torch.cat([positions[:, :before] < cut[:, None], steps < tails[:, None]], dim=1)
     targets = [
-        (number, row.first - cuts[number] + offset, label, weight / len(row.labels))
+        (number, row.first - row.lookup + offset, label, weight / len(row.labels))
         for number, (_, row, weight) in enumerate(group)
         for offset, label in enumerate(row.labels)
     ]
     ends = [
-        (number, row.end - cuts[number], weight)
+        (number, row.end - row.lookup, weight)
         for number, (_, row, weight) in enumerate(group)
         if row.end is not None
     ]
     return Chunk(
+        start=start,
         ids=ids.gather(1, safe),
         mask=real.long(),
         positions=index,
-        subjects=torch.tensor([row.lookup for row in rows], device=device) - cut,
         states=states.gather(1, safe[:, :, None].expand(-1, -1, states.shape[2])),
+        earlier=ids[:, :before],
         before=states[:, :before],
         stored={},
         unit=torch.tensor([number for number, _, _ in group], device=device),

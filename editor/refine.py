@@ -37,10 +37,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from editor import activations
-from editor.chunks import Chunk, require_finite, whole, with_smaller_batches
+from editor.chunks import Chunk, drafts, require_finite, with_smaller_batches
 from editor.descent import RowAdam
-from editor.errors import NonFiniteError
-from editor.precision import dtype_of, lowered
+from editor.precision import lowered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -139,7 +138,7 @@ def _descend(
     owners = owner.repeat(len(layers))
     losses = torch.zeros(len(units), device=lm.device)
     steps = torch.zeros(len(units), dtype=torch.long, device=lm.device)
-    chunks = whole(lm, units, settings, batch_tokens)
+    chunks = [chunk for chunk in drafts(lm, units, batch_tokens, start=layers[0]) if len(chunk.labels)]
     active = everyone
     with activations.plain_attention(lm), lowered(lm, settings, start=layers[0]):
         for step in range(settings.refine_steps + 1):
@@ -178,20 +177,18 @@ def _evaluate(
         if not rows.any():
             continue
         asked = chunk if bool(rows.all()) else chunk.keep(rows)
-        hidden = _run(lm, asked, leaves, settings)
+        hidden = _run(lm, asked, leaves)
         nll, beside = asked.losses(lm, hidden, len(active), settings)
         (nll + beside).sum().backward()  # type: ignore[no-untyped-call]
         losses += (nll + beside).detach()
     return losses, {layer: leaf.grad for layer, leaf in leaves.items() if leaf.grad is not None}
 
 
-def _run(lm: LanguageModel, chunk: Chunk, changes: Mapping[int, Tensor], settings: MemitSettings) -> Tensor:
-    first = settings.layers[0]
-    states = chunk.states.to(dtype_of(lm)) if first else None
-    with activations.changed(lm, changes, chunk.subjects):
-        hidden = activations.run(lm, chunk.ids, chunk.mask, chunk.positions, start=first, states=states)
-    if hidden is None:
-        raise NonFiniteError("The forward above the edited layers gave no state.", where="refine")
+def _run(lm: LanguageModel, chunk: Chunk, changes: Mapping[int, Tensor]) -> Float[Tensor, "rows tokens d"]:
+    with activations.changed(lm, changes, rows=len(chunk.ids)):
+        chunk.store(lm)
+        hidden = chunk.run(lm, chunk.states)
+    chunk.stored = {}  # of other weights at the next step; until then only the graph needs them
     return hidden
 
 

@@ -57,7 +57,6 @@ class Row:
             guards.
         guard: what the model predicts right after the subject must not drift in this row (KL).
         end: index of the target's last token, after which the word is to end; None if nothing is asked there.
-        prefixed: a random text stands before the prompt: a context to optimise in, not a question to answer.
     """
 
     ids: tuple[int, ...]
@@ -68,7 +67,6 @@ class Row:
     column: int
     guard: bool = False
     end: int | None = None
-    prefixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +276,7 @@ def _unit(
         if not fact.prompts:
             raise SubjectNotInPromptError(f"Fact {fact.fact_id!r} has no template.", fact_id=fact.fact_id)
         templates = [*fact.prompts, *(f"{prefix} {prompt}" for prefix in prefixes for prompt in fact.prompts)]
-        for place, template in enumerate(templates):
+        for template in templates:
             prompt = encode_prompt(tokenizer, template, fact.subject)
             labels = encode_target(tokenizer, render(template, fact.subject)[0], fact.target)
             if len(labels) > limit:
@@ -305,7 +303,6 @@ def _unit(
                     column,
                     guard=guard,
                     end=end,
-                    prefixed=place >= len(fact.prompts),
                 )
             )
     if kl_template is not None:

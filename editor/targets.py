@@ -27,12 +27,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import DynamicCache
 
 from editor import activations
 from editor.chunks import drafts, require_finite, with_smaller_batches
 from editor.descent import RowAdam, RowLBFGS
-from editor.errors import NonFiniteError
 from editor.layers import logits_of
 from editor.precision import dtype_of, lowered
 
@@ -132,7 +130,7 @@ def _optimise_wave(
     batch_tokens: int,
     report: Callable[[int], None],
 ) -> Targets:
-    chunks = drafts(lm, units, settings, batch_tokens)
+    chunks = drafts(lm, units, batch_tokens, start=settings.layers[-1] + 1)
     with activations.plain_attention(lm):
         for chunk in chunks:
             _complete(lm, chunk, settings)
@@ -195,7 +193,8 @@ def _evaluate(
     nll, beside = torch.zeros(count, device=value.device), torch.zeros(count, device=value.device)
     gradient = torch.zeros_like(value)
     for chunk in chunks:
-        chunk_nll, chunk_beside = _losses(lm, chunk, shift, count, settings)
+        hidden = chunk.run(lm, _shifted(chunk, shift))
+        chunk_nll, chunk_beside = chunk.losses(lm, hidden, count, settings)
         gradient += torch.autograd.grad((chunk_nll + chunk_beside).sum(), shift)[0]
         nll += chunk_nll.detach()
         beside += chunk_beside.detach()
@@ -207,54 +206,16 @@ def _compact(chunk: Chunk, active: Tensor) -> Chunk:
     return chunk.keep(rows) if float(rows.float().mean()) < _COMPACT_BELOW else chunk
 
 
-def _losses(
-    lm: LanguageModel, chunk: Chunk, shift: Tensor, count: int, settings: MemitSettings
-) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"]]:
-    """Return mean target NLL, and weighted word end and KL, of every unit that has rows in this chunk."""
-    return chunk.losses(lm, _run_above(lm, chunk, shift, settings), count, settings)
-
-
-def _run_above(lm: LanguageModel, chunk: Chunk, shift: Tensor | None, settings: MemitSettings) -> Tensor:
-    states = chunk.states
-    if shift is not None:
-        first = states[:, :1] + shift[chunk.unit][:, None].to(states.dtype)
-        states = torch.cat([first, states[:, 1:]], dim=1)
-    length = chunk.mask.shape[1] - chunk.ids.shape[1]
-    cache = activations.cache_of(lm, chunk.stored, batch=len(chunk.ids), length=length) if length else None
-    hidden = activations.run(
-        lm,
-        chunk.ids,
-        chunk.mask,
-        chunk.positions,
-        start=settings.layers[-1] + 1,
-        states=states.to(dtype_of(lm)),
-        cache=cache,
-    )
-    if hidden is None:
-        raise NonFiniteError("The forward above the edited layers gave no state.", where="targets")
-    return hidden
+def _shifted(chunk: Chunk, shift: Float[Tensor, "units d"]) -> Float[Tensor, "rows tokens d"]:
+    first = chunk.states[:, :1] + shift[chunk.unit][:, None].to(chunk.states.dtype)
+    return torch.cat([first, chunk.states[:, 1:]], dim=1)
 
 
 @torch.no_grad()
 def _complete(lm: LanguageModel, chunk: Chunk, settings: MemitSettings) -> None:
-    """Run what lies above and does not depend on δ: keys and values of earlier tokens, the KL reference."""
-    start, length = settings.layers[-1] + 1, chunk.before.shape[1]
-    if length and start < lm.layers.count:
-        cache = DynamicCache()
-        activations.run(
-            lm,
-            chunk.ids[:, :1].expand(-1, length),
-            chunk.mask[:, :length],
-            torch.arange(length, device=lm.device).expand(len(chunk.ids), -1),
-            start=start,
-            states=chunk.before.to(dtype_of(lm)),
-            cache=cache,
-        )
-        above = range(start, lm.layers.count)
-        chunk.stored = {layer: (cache.layers[layer].keys, cache.layers[layer].values) for layer in above}
-    else:
-        chunk.mask = chunk.mask[:, length:]
+    """Run what does not depend on δ: keys and values of earlier tokens, the KL reference."""
+    chunk.store(lm)
     chunk.before = chunk.before[:, :0]
     if len(chunk.guarded) and settings.kl_factor:
-        hidden = _run_above(lm, chunk, None, settings)
+        hidden = chunk.run(lm, chunk.states)
         chunk.guard = logits_of(lm.model, hidden[chunk.guarded, 0]).float().log_softmax(dim=1)

@@ -14,6 +14,7 @@ from tests.unit.editor import tiny
 
 if TYPE_CHECKING:
     from editor.model import LanguageModel
+    from editor.requests import Row
 
 LAYERS = (1, 2)
 NAMES = ("Germany", "France", "Sweden", "Brazil", "Norway", "Köln")
@@ -66,3 +67,13 @@ def requests_of(count: int, *, start: int = 0) -> list[EditRequest]:
         )
         for i in range(start, start + count)
     ]
+
+
+def whole_model_loss(lm: LanguageModel, row: Row, end_weight: float) -> torch.Tensor:
+    """Return what a search descends on for one row, from a forward of the whole text."""
+    logits = lm.model(input_ids=torch.tensor([row.ids])).logits[0, row.first :]
+    loss = torch.nn.functional.cross_entropy(logits[: len(row.labels)], torch.tensor(row.labels))
+    if row.end is None:
+        return loss
+    assert row.ids[row.end] == row.labels[-1]
+    return loss - end_weight * logits[-1].softmax(dim=0)[lm.word_ends].sum().log()
