@@ -352,7 +352,7 @@ def units_of(
 def depends_on(lm: LanguageModel, unit: Unit, settings: MemitSettings) -> str:
     """Return the digest of all that a unit's target state is made from, but for the edits live then."""
     rows = [[list(row.ids), row.lookup, list(row.labels)] for row in unit.rows]
-    return digest_of({"model": lm.digest, "rows": rows, "settings": settings.to_json()})
+    return digest_of({"model": lm.digest, "rows": rows, "settings": settings.of_targets()})
 
 
 def _check_subjects(requests: Sequence[EditRequest], live: Sequence[SubjectState]) -> None:

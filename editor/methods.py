@@ -105,9 +105,15 @@ class Memit(WeightMethod):
         """Go on from weights, live facts and their states."""
         self.prepare()
         super().resume(weights, state)
-        facts, blob = state.split(b"\n", 1)
-        self._facts = {fact.fact_id: fact for fact in map(_fact, json.loads(facts))}
-        self._live = {one.subject_id: one for one in states.from_bytes(blob)}
+        facts, live = kept_in(state)
+        self._facts = {fact.fact_id: fact for fact in facts}
+        self._live = {one.subject_id: one for one in live}
+
+
+def kept_in(state: bytes) -> tuple[list[EditRequest], list[SubjectState]]:
+    """Return the facts and states that `Memit.state` wrote."""
+    facts, blob = state.split(b"\n", 1)
+    return [_fact(kept) for kept in json.loads(facts)], list(states.from_bytes(blob))
 
 
 def _fact(kept: dict[str, Any]) -> EditRequest:

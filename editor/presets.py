@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CPU_BATCH, _GPU_BATCH = 512, 16384
+_OF_THE_WRITE = frozenset(
+    {"moment_weight", "history", "refine_steps", "refine_stop_loss", "refine_older", "batch_tokens"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,10 @@ class MemitSettings:
         """Return plain data, as kept with a checkpoint."""
         return {**asdict(self), "layers": list(self.layers)}
 
+    def of_targets(self) -> dict[str, object]:
+        """Return, as plain data, what a target state depends on: all but how it is written and refined."""
+        return {name: value for name, value in self.to_json().items() if name not in _OF_THE_WRITE}
+
     @classmethod
     def from_json(cls, data: dict[str, object]) -> MemitSettings:
         """Read what `to_json` wrote."""
@@ -118,9 +125,9 @@ _PAPER = MemitSettings(
 )
 
 PRESETS: dict[str, MemitSettings] = {
-    # Rate 0.25 costs less perplexity than 0.35 or 0.5, and λ 5000 less than 1000; what 45 steps and the write
+    # Rate 0.25 costs less perplexity than 0.35 or 0.5, and λ 8000 less than 1000; what 45 steps and the write
     # leave, refinement finishes (benchmarks/RESULTS.md, "Nights").
-    "smollm2-135m": MemitSettings(layers=(4, 5, 6, 7, 8), moment_weight=5000.0, learning_rate=0.25, steps=45),
+    "smollm2-135m": MemitSettings(layers=(4, 5, 6, 7, 8), moment_weight=8000.0, learning_rate=0.25, steps=45),
     "gpt2-xl": replace(_PAPER, layers=(13, 14, 15, 16, 17), moment_weight=20000.0, steps=20),
     "gpt-j-6b": replace(_PAPER, layers=(3, 4, 5, 6, 7, 8)),
     "gpt-neox-20b": replace(_PAPER, layers=(6, 7, 8, 9, 10), moment_weight=6000.0, steps=20, clamp=0.8),

@@ -1,16 +1,19 @@
 """All live facts again, from the base model, in one solve.
 
-The dear part of an edit is finding its target state. What a state depends on (model, prompts, targets,
-settings) is kept with it as a digest: where that is unchanged, its stored keys and values are written as
-they are. The subjects that are left are edited beside them. Then everything is written once more, in one
+The dear part of an edit is finding its target state. What a state depends on (model, prompts, targets, how
+they are found) is kept with it as a digest: where that is unchanged, its stored keys and values are written
+as they are. The subjects that are left are edited beside them. Then everything is written once more, in one
 solve from the base, so that the checkpoint is one change and does not tell in which order it was found.
 
-By the algebra of `editor.solve` the weights are those of the nights it replaces, to rounding.
+By the algebra of `editor.solve` the weights are those of the nights it replaces, to rounding. With a larger
+λ they stay nearer to the base, and some facts slip; where `refine` is asked for, those are refined, as a
+night refines older facts (`editor.refine`). It gives perplexity back: values that nights refined further
+than they need to be are written lighter, and only the few that no longer hold are raised again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from editor import memit
@@ -38,12 +41,14 @@ class Rebuilt:
         delta: the change, on the base model.
         states: one a subject, by subject id.
         reused: subjects whose stored state was taken.
+        refined: those of them whose state was then refined.
         reports: one a subject that was edited anew.
     """
 
     delta: Delta
     states: tuple[SubjectState, ...]
     reused: tuple[str, ...]
+    refined: tuple[str, ...]
     reports: tuple[UnitReport, ...]
 
 
@@ -54,6 +59,7 @@ def rebuild(
     *,
     settings: MemitSettings,
     moments: Moments,
+    refine: bool = False,
     prefixes: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Rebuilt:
@@ -65,6 +71,7 @@ def rebuild(
         stored: what is kept of their subjects; a state that does not fit any more is passed over.
         settings: how to edit.
         moments: second moments of the model's keys.
+        refine: refine the stored states of which the new weights do not say a fact.
         prefixes: random contexts for ``contexts="prefixes"``.
         progress: called with (stage, done, total).
 
@@ -80,28 +87,31 @@ def rebuild(
     kept = unchanged(base, wanted, stored, settings=settings, prefixes=prefixes)
     reused = {state.subject_id for state in kept}
     changed = [one for one in wanted if one.subject_id not in reused]
-    states: tuple[SubjectState, ...] = tuple(kept)
+    edited: tuple[SubjectState, ...] = ()
     reports: tuple[UnitReport, ...] = ()
     originals = {layer: base.layers.matrix(base.model, layer).clone() for layer in settings.layers}
     try:
-        if changed:
+        if changed or refine:
             write_states(base, kept, settings=settings, moments=moments)
             outcome = memit.edit(
                 base,
                 changed,
-                settings=settings,
+                settings=replace(settings, refine_older=len(kept)),
                 moments=moments,
                 live=kept,
+                watched=[one for one in wanted if one.subject_id in reused] if refine else (),
                 prefixes=prefixes,
                 progress=progress,
             )
-            states = tuple(sorted((*kept, *outcome.states), key=lambda state: state.subject_id))
-            reports = outcome.reports
+            edited, reports = outcome.states, outcome.reports
     finally:
         for layer, weight in originals.items():
             base.layers.matrix(base.model, layer).copy_(weight)
+    found = {state.subject_id: state for state in (*kept, *edited)}
+    states = tuple(found[subject] for subject in sorted(found))
     delta = write_states(base, states, settings=settings, moments=moments)
-    return Rebuilt(delta, states, tuple(sorted(reused)), reports)
+    refined = reused & {state.subject_id for state in edited}
+    return Rebuilt(delta, states, tuple(sorted(reused)), tuple(sorted(refined)), reports)
 
 
 def unchanged(

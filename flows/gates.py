@@ -102,7 +102,7 @@ NOTES = {
     "retention": Note(
         "older nights are not forgotten",
         "100 % with the history of live edits in the solve; plain MEMIT: 46 % of the first of ten batches",
-        "`factsync rebuild` with `--anew` finds the state of every live fact anew, in one batch",
+        "`factsync rebuild` with `--refine` wins back what slipped, with `--anew` finds every state again",
     ),
     "neighbours": Note(
         "facts nobody touched are unchanged",

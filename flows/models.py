@@ -63,9 +63,13 @@ def put_on(lm: LanguageModel, files: CheckpointFiles, lineage: Sequence[Checkpoi
 
 
 def standing(lineage: Sequence[CheckpointRow]) -> list[str]:
-    """The checkpoints of a lineage whose deltas make the model: from the last rebuild on, oldest first."""
-    start = max((n for n, row in enumerate(lineage) if row.from_base), default=0)
-    return [row.digest for row in lineage[start:] if row.digest is not None]
+    """The files of the checkpoints whose deltas make the model, oldest first."""
+    return [row.digest for row in since_base(lineage) if row.digest is not None]
+
+
+def since_base(lineage: Sequence[CheckpointRow]) -> Sequence[CheckpointRow]:
+    """The part of a lineage that makes the model: from the last rebuild on, oldest first."""
+    return lineage[max((n for n, row in enumerate(lineage) if row.from_base), default=0) :]
 
 
 def read_delta(files: CheckpointFiles, digest: str) -> Delta:

@@ -1,8 +1,9 @@
 """A rebuild: all live facts again, from the base model, as one checkpoint through the same gates.
 
 Stored target states are taken where what they depend on is unchanged, so it costs a small part of the edits.
-It applies new editing settings to old facts, and makes a long lineage one change. With unchanged states the
-weights are those of the nights, so the policy that rebuilds by itself (`compact`) is off unless it is set.
+It applies new editing settings to old facts (a larger λ gives perplexity back), refines facts that slipped,
+and makes a long lineage one change. With the same settings and nothing to refine the weights are those of
+the nights, so the policy that rebuilds by itself (`compact`) is off unless it is set.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Rebuild:
     Attributes:
         run: its key in the ledger; None if nothing is live.
         reused: subjects whose stored state was taken.
+        refined: those of them whose state was then refined.
         optimised: subjects that were edited anew.
         write_s: seconds of the editor, without loading and asking.
         candidate: the checkpoint; None if there was nothing to make.
@@ -46,6 +48,7 @@ class Rebuild:
 
     run: int | None
     reused: int = 0
+    refined: int = 0
     optimised: int = 0
     write_s: float = 0.0
     candidate: Candidate | None = None
@@ -58,7 +61,8 @@ class Rebuild:
             why = "No fact is live" if self.run is None else SAME[:1].upper() + SAME[1:]
             return Ending("Nothing to do", f"{why}.")
         what = (
-            f"{self.reused} stored subjects and {self.optimised} found anew, written in {self.write_s:.1f} s"
+            f"{self.reused} stored subjects ({self.refined} refined) and {self.optimised} found anew, "
+            f"written in {self.write_s:.1f} s"
         )
         digest = self.candidate.digest[:12]
         if self.state == batch.SUCCEEDED:
@@ -70,13 +74,15 @@ class Rebuild:
 
 @flow(name="rebuild")
 @named_states
-def rebuild(anew: bool = False, approval: bool = False) -> Rebuild:
+def rebuild(anew: bool = False, refine: bool = False, approval: bool = False) -> Rebuild:
     """Make a checkpoint of all live facts from the base model, in one solve.
 
     The same gates decide about it as about a night, over every live fact. What is owed stays owed.
 
     Args:
         anew: Find every target state anew, also where the stored one would do. As slow as all edits were.
+        refine: Ask all live facts and refine those that the rebuilt weights do not say. New editing settings
+            do it in any case.
         approval: Stop at a checkpoint that passed its gates, and let a person promote or reject it.
     """
     with Workspace.open(Settings.read()) as ws:
@@ -84,11 +90,17 @@ def rebuild(anew: bool = False, approval: bool = False) -> Rebuild:
         with ws.writer() as lease:
             ws.ledger.recover(lease, ws.files)
             decide.require_none_waiting(ws, lease)
-            return run(ws, lease, anew=anew, approval=approval)
+            return run(ws, lease, anew=anew, refine=refine, approval=approval)
 
 
 def run(
-    ws: Workspace, lease: Lease, *, anew: bool = False, approval: bool = False, why: str = "by hand"
+    ws: Workspace,
+    lease: Lease,
+    *,
+    anew: bool = False,
+    refine: bool = False,
+    approval: bool = False,
+    why: str = "by hand",
 ) -> Rebuild:
     """Rebuild, check, decide; one run of the ledger.
 
@@ -96,31 +108,37 @@ def run(
         ws: the home.
         lease: the right to write.
         anew: find every target state anew.
+        refine: refine what the rebuilt weights do not say.
         approval: leave the decision to a person.
         why: for the ledger.
     """
     if not ws.ledger.live_facts(lease.model):
         return Rebuild(None)
-    params = {"why": why, "anew": anew}
+    params = {"why": why, "anew": anew, "refine": refine}
     number = ws.ledger.begin_run(
         lease, "rebuild", reference_time=datetime.now(UTC), flow_run_id=flow_run.id, params=params
     )
     try:
-        done = _run(ws, lease, number, anew=anew, approval=approval)
+        done = _run(ws, lease, number, anew=anew, refine=refine, approval=approval)
     except BaseException as error:
         # Whatever stood open is settled by the next run's recovery; the run itself says why it ended.
         ws.ledger.finish_run(lease, number, "failed", error=f"{type(error).__name__}: {error}")
         raise
-    counters = {"reused": done.reused, "optimised": done.optimised, "write_s": round(done.write_s, 2)}
+    counters = {
+        "reused": done.reused,
+        "refined": done.refined,
+        "optimised": done.optimised,
+        "write_s": round(done.write_s, 2),
+    }
     failed = done.candidate.failures if done.candidate and done.state == batch.REJECTED else None
     ws.ledger.finish_run(lease, number, done.state, counters=counters, error=failed)
     return done
 
 
-def _run(ws: Workspace, lease: Lease, number: int, *, anew: bool, approval: bool) -> Rebuild:
+def _run(ws: Workspace, lease: Lease, number: int, *, anew: bool, refine: bool, approval: bool) -> Rebuild:
     say("writing all live facts into the base model")
-    made = tasks.remake(ws, lease, number, anew=anew, progress=report)
-    counts = (made.reused, made.optimised, made.write_s)
+    made = tasks.remake(ws, lease, number, anew=anew, refine=refine, progress=report)
+    counts = (made.reused, made.refined, made.optimised, made.write_s)
     live = ws.ledger.head(lease.model)
     if live is not None and live.digest == made.edited.digest:
         ws.ledger.reject(lease, made.edited.intent.id, reason=SAME)
@@ -137,7 +155,7 @@ def compact(ws: Workspace, lease: Lease) -> Rebuild | None:
     if not why:
         return None
     say(f"a rebuild is due: {why}")
-    done = run(ws, lease, why=why)
+    done = run(ws, lease, refine=True, why=why)
     if done.candidate is not None and done.state != batch.SUCCEEDED:
         log.warning("The rebuild that was due is not live: %s", done.ending.message)
     return done

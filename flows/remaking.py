@@ -33,18 +33,26 @@ class Remade:
     Attributes:
         edited: as a night leaves it.
         reused: subjects whose stored state was taken.
+        refined: those of them whose state was then refined.
         optimised: subjects that were edited anew.
         write_s: seconds of the editor, without loading and asking.
     """
 
     edited: Edited
     reused: int
+    refined: int
     optimised: int
     write_s: float
 
 
 def remake(
-    ws: Workspace, lease: Lease, run: int, *, anew: bool = False, progress: Progress | None = None
+    ws: Workspace,
+    lease: Lease,
+    run: int,
+    *,
+    anew: bool = False,
+    refine: bool = False,
+    progress: Progress | None = None,
 ) -> Remade:
     """Write all live facts into the base model and keep the change in a content-addressed folder.
 
@@ -55,6 +63,8 @@ def remake(
         lease: the right to write.
         run: in the ledger.
         anew: find every target state anew, also where the stored one would do.
+        refine: refine what the new weights no longer say; done in any case where something live was written
+            with other settings.
         progress: called with (stage, done, total).
     """
     lm = models.load_base(ws.settings)
@@ -70,13 +80,21 @@ def remake(
         ws.relations, {row.property for row in held}, {row.subject_label for row in held}
     )
     exam, base = checking.set_exam(lm, facts, (), asked)
-    models.put_on(lm, ws.files, ws.ledger.lineage(lease.model))
+    lineage = ws.ledger.lineage(lease.model)
+    models.put_on(lm, ws.files, lineage)
     before = checking.ask_before(lm, exam)
     lm = models.load_base(ws.settings)  # never by taking out again what was put on
     originals = deltas.copies(lm, settings.layers)
     started = time.monotonic()
+    others = any(row.settings.get("memit") != recipe["memit"] for row in models.since_base(lineage))
     made = rebuild.rebuild(
-        lm, facts, tuple(kept.values()), settings=settings, moments=moments, progress=progress
+        lm,
+        facts,
+        tuple(kept.values()),
+        settings=settings,
+        moments=moments,
+        refine=refine or others,
+        progress=progress,
     )
     write_s = time.monotonic() - started
     digest = ws.files.put(
@@ -85,7 +103,7 @@ def remake(
     )
     norm, subjects = deltas.growth(lm, originals), frozenset(state.subject_id for state in made.states)
     edited = Edited(lm, intent, digest, exam, base, before, made.reports, norm, subjects, rebuilt=True)
-    return Remade(edited, len(made.reused), len(made.reports), write_s)
+    return Remade(edited, len(made.reused), len(made.refined), len(made.reports), write_s)
 
 
 def due(settings: Settings, lineage: Sequence[CheckpointRow]) -> str:
@@ -95,14 +113,15 @@ def due(settings: Settings, lineage: Sequence[CheckpointRow]) -> str:
         settings: `rebuild_nights`, `rebuild_norm`, `rebuild_retention`; all off unless set.
         lineage: the live checkpoint and its ancestors, root first.
     """
-    last = max((n for n, row in enumerate(lineage) if row.from_base), default=None)
-    since = lineage if last is None else lineage[last + 1 :]
+    standing = models.since_base(lineage)
+    last = standing[0] if standing and standing[0].from_base else None
+    since = standing if last is None else standing[1:]
     if not since:
         return ""
     norm, retention = (since[-1].metrics.get(name) for name in ("norm", "retention"))
     bound = settings.rebuild_norm
     if bound is not None and last is not None:
-        bound = max(bound, GROWN * (lineage[last].metrics.get("norm") or 0.0))
+        bound = max(bound, GROWN * (last.metrics.get("norm") or 0.0))
     if settings.rebuild_nights and len(since) >= settings.rebuild_nights:
         return f"{len(since)} checkpoints since the base or the last rebuild"
     if bound is not None and norm is not None and norm > bound:

@@ -107,6 +107,9 @@ def rebuild(
     anew: Annotated[
         bool, typer.Option(help="Find every target state anew; as slow as all edits were.")
     ] = False,
+    refine: Annotated[
+        bool, typer.Option(help="Ask all live facts and refine those that the rebuilt weights do not say.")
+    ] = False,
     approval: Annotated[bool, typer.Option(help="Stop at a candidate; a person decides.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -118,7 +121,7 @@ def rebuild(
     from flows.rebuild import rebuild as run
 
     with show.bars():
-        done = run(anew=anew, approval=approval)
+        done = run(anew=anew, refine=refine, approval=approval)
     out = show.console()
     if as_json:
         show.print_json(_rebuild_json(done))
@@ -135,6 +138,7 @@ def _rebuild_json(done: Any) -> dict[str, Any]:  # noqa: ANN401 - flows.rebuild 
         "run": done.run,
         "checkpoint": done.candidate.digest if done.candidate else None,
         "reused": done.reused,
+        "refined": done.refined,
         "optimised": done.optimised,
         "write_s": round(done.write_s, 2),
         "metrics": done.candidate.metrics.to_json() if done.candidate else None,

@@ -122,6 +122,16 @@ def test_new_editing_settings_find_every_state_anew(nights):
     assert rebuild(anew=True).reused == 0
 
 
+def test_another_moment_weight_takes_the_stored_states_and_refines_what_slips(nights):
+    nights.memit_file.write_text(json.dumps({**QUICK, "moment_weight": 2.0}))
+    done = rebuild()
+    assert done.ending.name == "Promoted"
+    assert done.reused == len({row.subject for row in held(nights)})
+    assert done.optimised == 0
+    assert done.refined > 0, "the tiny model says no fact in full"
+    assert f"({done.refined} refined)" in done.ending.message
+
+
 def test_a_rebuild_that_a_gate_rejects_leaves_the_model(nights, monkeypatch):
     open_gate(monkeypatch, "EXACT", 1)
     weights = [tensor_digest(one) for one in matrices(live_model(nights))]

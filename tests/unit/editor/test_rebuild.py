@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from editor import delta, memit
+from editor import delta, memit, recall
 from editor import state as states
 from editor.delta import Delta
 from editor.errors import EmptyTargetError
@@ -104,6 +104,24 @@ def test_what_depends_on_something_else_now_is_found_anew(
     other = replace(settings, kl_factor=0.5)
     made = rebuild(tiny.language_model("llama"), asked(nights), nights, settings=other, moments=moments)
     assert made.reused == ()
+
+
+def test_a_larger_weight_takes_the_stored_states_and_refines_what_slips(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings
+) -> None:
+    """λ belongs to the write: no state is found anew, and what the lighter write loses is won back."""
+    settings = replace(settings, learning_rate=0.05)
+    stored = memit.edit(lm, requests_of(4), settings=settings, moments=moments).states
+    heavier = replace(settings, moment_weight=20 * settings.moment_weight, refine_steps=8)
+    likelihood = []
+    for refine in (False, True):
+        fresh = tiny.language_model("llama")
+        made = rebuild(fresh, requests_of(4), stored, settings=heavier, moments=moments, refine=refine)
+        assert made.reused == ("s0", "s1", "s2", "s3")
+        assert made.reports == ()
+        assert [state.depends for state in made.states] == [state.depends for state in stored]
+        likelihood.append([result.p_new for result in recall.check(fresh, requests_of(4), greedy=False)])
+    assert all(before < after for before, after in zip(*likelihood, strict=True))
 
 
 def test_a_failure_leaves_the_base_as_it_was(
