@@ -1,6 +1,7 @@
 """A thousand nights in small: what lasts, what wears, what it costs. Resumable after every batch.
 
     python -m benchmarks.nights batches  --out FOLDER [--methods memit,memit-reference,alphaedit]
+    python -m benchmarks.nights rebuild  --out FOLDER       what `batches` taught, from the base at larger λ
     python -m benchmarks.nights nights   --out FOLDER       40 nights x 25 real changes, then a rebuild
     python -m benchmarks.nights subjects --out FOLDER       10 facts a subject x 50 subjects
     python -m benchmarks.nights show     --out FOLDER       tables, pictures, and the cost of late nights
@@ -16,17 +17,16 @@ import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from safetensors.torch import load_file, save_file
+from typing import TYPE_CHECKING
 
 from benchmarks import night_data, night_plots
 from benchmarks.clock import Clock
+from benchmarks.night_log import Log, Row
 from editor import datasets, methods, metrics, recall
 from editor import rebuild as rebuilds
 from editor.method import Resources
 from editor.model import LanguageModel, default_gguf, from_gguf
-from editor.moments import Moments
+from editor.moments import Moments, sample_prefixes
 from editor.presets import preset_for
 from flows import checking, neighbours
 from flows.editing import with_rivals
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 COHORT_PROBES = ("efficacy", "paraphrase", "clean")
 EDGE = 5
 """Nights at either end that are compared."""
-
-Row = dict[str, Any]
 
 
 @dataclass
@@ -76,9 +74,10 @@ class Bench:
     @cached_property
     def moments(self) -> Moments:
         """Second moments from the development passages, with the product's guards; computed once."""
-        path, lm = self.out / "moments.safetensors", self.base()
+        path = self.out / "moments.safetensors"
         if path.exists():
             return Moments.load(path)
+        lm = self.base()
         corpus = self.data / "wikipedia_passages_dev.txt"
         texts = corpus.read_text(encoding="utf-8").splitlines() if corpus.exists() else None
         found = Moments.compute(
@@ -98,64 +97,6 @@ class Bench:
     def method(self, name: str, lm: LanguageModel) -> Method:
         """Make a method for a model."""
         return methods.make(name, lm, Resources(settings=self.how(lm), moments=lambda: self.moments))
-
-
-class Log:
-    """Rows of one experiment, and what is needed to go on after each.
-
-    Args:
-        out: the folder.
-        name: of the experiment and method.
-        setup: what the rows depend on; other rows are not gone on from.
-    """
-
-    def __init__(self, out: Path, name: str, setup: Row) -> None:
-        self.path, self.setup = out / f"{name}.json", setup
-        out.mkdir(parents=True, exist_ok=True)
-        self.rows: list[Row] = []
-        if self.path.exists():
-            kept = json.loads(self.path.read_text(encoding="utf-8"))
-            if kept["setup"] != setup:
-                raise SystemExit(f"{self.path} was made with {kept['setup']}: name another --out.")
-            self.rows = kept["rows"]
-
-    def resume(self, method: Method) -> None:
-        """Bring a method to where the last row left it."""
-        if self.rows:
-            weights, state = self._files(len(self.rows))
-            method.resume(load_file(weights), state.read_bytes())
-
-    def add(self, row: Row, method: Method) -> None:
-        """Keep a row: first what comes after it, then the row, then drop what came before."""
-        number = len(self.rows) + 1
-        weights, state = self._files(number)
-        save_file({name: tensor.contiguous() for name, tensor in method.changed().items()}, weights)
-        state.write_bytes(method.state())
-        self.rows.append(row)
-        self.write({"setup": self.setup, "rows": self.rows})
-        for old in self._files(number - 1):
-            old.unlink(missing_ok=True)
-
-    def write(self, content: Row) -> None:
-        """Write the file, whole or not at all."""
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        scratch.replace(self.path)
-
-    def finish(self, end: Row) -> None:
-        """Keep what was measured after the last row."""
-        self.write({"setup": self.setup, "rows": self.rows, "end": end})
-
-    @property
-    def end(self) -> Row | None:
-        """What was measured after the last row, if it is done."""
-        kept = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
-        found: Row | None = kept.get("end")
-        return found
-
-    def _files(self, number: int) -> tuple[Path, Path]:
-        stem = self.path.with_suffix("")
-        return Path(f"{stem}-{number}.safetensors"), Path(f"{stem}-{number}.state")
 
 
 def batches(bench: Bench, name: str, *, count: int = 10, size: int = 50) -> Log:
@@ -188,6 +129,53 @@ def batches(bench: Bench, name: str, *, count: int = 10, size: int = 50) -> Log:
         )
     if log.end is None:
         log.finish({"all": _asked(lm, method, cases, metrics.PROBES), **_wear(bench, lm, method, originals)})
+    return log
+
+
+def rebuilt(bench: Bench, name: str = "memit", *, factors: Sequence[float] = (1.0, 1.25, 1.5)) -> Log:
+    """What `batches` taught, rebuilt from the base model: what that costs, and what a larger λ gives back.
+
+    Args:
+        bench: the model; `batches` ran in its folder.
+        name: of the method.
+        factors: λ, as multiples of that of the batches.
+    """
+    path = bench.out / f"batches-{name}.json"
+    taught = Log(bench.out, path.stem, json.loads(path.read_text(encoding="utf-8"))["setup"])
+    cases = _distinct(datasets.load(bench.data / "counterfact_dev.json").cases)[: taught.rows[-1]["edits"]]
+    spent = sum(row["s_per_edit"] for row in taught.rows) * taught.setup["size"]
+    log = Log(bench.out, f"rebuild-{name}", {"factors": list(factors), "batches": taught.setup})
+    for factor in factors[len(log.rows) :]:
+        base = bench.base()
+        method = bench.method(name, base)
+        originals = method.changed()
+        how = bench.how(base)
+        settings = replace(how, moment_weight=factor * how.moment_weight)
+        prefixes = sample_prefixes(base, how.prefix_count, seed=method.resources.seed)
+        facts, stored = methods.kept_in(taught.state)
+        start = Clock()
+        made = rebuilds.rebuild(
+            base,
+            facts,
+            stored,
+            settings=settings,
+            moments=bench.moments,
+            refine=True,
+            prefixes=prefixes,
+        )
+        seconds = start.since().cpu_s
+        row = {
+            "moment_weight": settings.moment_weight,
+            "reused": len(made.reused),
+            "refined": len(made.refined),
+            "seconds": seconds,
+            "share_of_edits": seconds / spent,
+            **_wear(bench, base, method, originals),
+            "first": _asked(base, method, cases[: taught.setup["size"]], COHORT_PROBES),
+            "all": _asked(base, method, cases, metrics.PROBES),
+        }
+        log.keep(row)
+        print(json.dumps(row), flush=True)
     return log
 
 
@@ -345,7 +333,7 @@ def _wear(bench: Bench, lm: LanguageModel, method: Method, originals: dict[str, 
 
 def _wanted(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("experiment", choices=("batches", "nights", "subjects", "show"))
+    parser.add_argument("experiment", choices=("batches", "rebuild", "nights", "subjects", "show"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--model", help="folder; default: the bundled model, converted into --out")
@@ -362,6 +350,8 @@ def _runs(asked: argparse.Namespace, bench: Bench) -> Iterator[Callable[[], Log]
     if asked.experiment == "batches":
         for name in asked.methods.split(","):
             yield partial(batches, bench, name, **sizes)
+    elif asked.experiment == "rebuild":
+        yield partial(rebuilt, bench)
     elif asked.experiment == "nights":
         yield partial(many_nights, bench, until=asked.until, **sizes)
     else:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import night_data, night_plots, nights
+from benchmarks import night_data, night_log, night_plots, nights
 from editor.presets import MemitSettings
 
 QUICK = MemitSettings(layers=(1, 2), moment_weight=1.0, steps=3, precision="float32")
@@ -65,13 +65,13 @@ def test_batches_resume_where_they_were_killed(bench, monkeypatch):
     whole = nights.batches(bench, "memit", count=3, size=2)
     assert [row["edits"] for row in whole.rows] == [2, 4, 6]
     other = replace(bench, out=bench.out.parent / "again")
-    keep = nights.Log.add
+    keep = night_log.Log.add
 
     def dies(log, row, method):
         keep(log, row, method)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(nights.Log, "add", dies)
+    monkeypatch.setattr(night_log.Log, "add", dies)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             nights.batches(other, "memit", count=3, size=2)
@@ -85,6 +85,15 @@ def test_batches_resume_where_they_were_killed(bench, monkeypatch):
     assert {"efficacy", "neighbourhood", "paraphrase"} <= again.end["all"].keys()
     with pytest.raises(SystemExit, match="name another --out"):
         nights.batches(other, "memit", count=2, size=3)
+
+
+def test_what_batches_taught_is_rebuilt_at_larger_weights(bench):
+    nights.batches(bench, "memit", count=2, size=2)
+    log = nights.rebuilt(bench, factors=(1.0, 50.0))
+    same, lighter = log.rows
+    assert same["reused"] == lighter["reused"] == 4
+    assert lighter["norm"] < same["norm"]
+    assert nights.rebuilt(bench, factors=(1.0, 50.0)).rows == log.rows, "nothing is measured twice"
 
 
 @pytest.mark.parametrize("method", ["memit-reference", "alphaedit"])
