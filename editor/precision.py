@@ -54,4 +54,6 @@ def lowered(lm: LanguageModel, settings: MemitSettings, *, start: int) -> Iterat
 def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_amx_tile_supported())  # noqa: SLF001 - torch has no public question for this yet
+    # Intel's tiles, or the dot products of AMD's Zen 4; torch has no public question for them yet.
+    asked = (torch.cpu._is_amx_tile_supported, torch.cpu._is_avx512_bf16_supported)  # noqa: SLF001
+    return any(supported() for supported in asked)
