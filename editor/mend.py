@@ -33,6 +33,7 @@ from __future__ import annotations
 import logging
 import random
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,6 +70,8 @@ TRAINING_STEPS = 300
 AT_ONCE = 8
 ROWS = 64
 LEAST_RECORDS = 16
+_FORM = "clamp"
+"""Which network is kept: raised when its equations change, so that none of before is read."""
 
 Factors = dict[int, tuple["Tensor", "Tensor"]]
 """By layer: left (d, n) and right (n, d_k) of a change."""
@@ -109,10 +112,11 @@ class GradientNetwork(nn.Module):
     ) -> tuple[Float[Tensor, "tokens d_k"], Float[Tensor, "tokens d"]]:
         """Return (ũ, δ̃) for matrix `number` (equation 3)."""
         z = (torch.cat([u, delta], dim=1) - self.mean[number]) / (self.deviation[number] + 1e-7)
-        h = z + torch.relu(
-            self.scale[0, number] * (z @ self.V[0].T @ self.U[0].T + self.b) + self.offset[0, number]
-        )
-        g = h + torch.relu(self.scale[1, number] * (h @ self.V[1].T @ self.U[1].T) + self.offset[1, number])
+        # relu by clamp: at its start everything here is 0, where relu's gradient is 0 and clamp's is 1.
+        inner = z @ self.V[0].T @ self.U[0].T + self.b
+        h = z + (self.scale[0, number] * inner + self.offset[0, number]).clamp(min=0)
+        outer = h @ self.V[1].T @ self.U[1].T
+        g = h + (self.scale[1, number] * outer + self.offset[1, number]).clamp(min=0)
         return g[:, : self.d_k], g[:, self.d_k :]
 
 
@@ -320,8 +324,8 @@ class Mend(WeightMethod):
         """Return the network: kept from before, from the folder, or trained now."""
         if self._network is None:
             cases, seed = self.resources.training, self.resources.seed
-            names = [case.case_id for case in cases]
-            key = digest_of([self.lm.digest, list(self.layers), names, self.steps, seed, RANK])
+            learnt_from = [asdict(case) for case in cases]
+            key = digest_of([_FORM, self.lm.digest, list(self.layers), learnt_from, self.steps, seed, RANK])
             folder = self.resources.folder
             path = None if folder is None else folder / f"mend-{key[:20]}.safetensors"
             if path is not None and path.exists():

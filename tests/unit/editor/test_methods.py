@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +21,8 @@ from tests.unit.editor import tiny
 from tests.unit.editor.conftest import requests_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from editor.model import LanguageModel
     from editor.moments import Moments
     from editor.presets import MemitSettings
@@ -300,6 +303,49 @@ def test_mend_starts_as_the_identity_on_normalised_pairs() -> None:
         new_u, new_delta = network(u, delta, 1)
     torch.testing.assert_close(new_u, (u - u.mean(0)) / (u.std(0) + 1e-7))
     torch.testing.assert_close(new_delta, (delta - delta.mean(0)) / (delta.std(0) + 1e-7))
+
+
+def test_mend_follows_equation_three() -> None:
+    """Equation 3: h = z + relu(s1 * (U1 V1 z + b) + o1), g = h + relu(s2 * U2 V2 h + o2), token by token."""
+    torch.manual_seed(0)
+    network = mend.GradientNetwork(6, 4, 2, rank=3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_()
+        network.deviation.abs_()
+        u, delta = torch.randn(5, 6), torch.randn(5, 4)
+        found = torch.cat(network(u, delta, 1), dim=1)
+        (U1, U2), (V1, V2) = network.U, network.V
+        for token, expected in zip(torch.cat([u, delta], dim=1), found, strict=True):
+            z = (token - network.mean[1]) / (network.deviation[1] + 1e-7)
+            h = z + torch.relu(network.scale[0, 1] * (U1 @ (V1 @ z) + network.b) + network.offset[0, 1])
+            g = h + torch.relu(network.scale[1, 1] * (U2 @ (V2 @ h)) + network.offset[1, 1])
+            torch.testing.assert_close(expected, g)
+
+
+def test_all_of_mend_learns(lm: LanguageModel) -> None:
+    """From the identity on, every part of the network moves, not the step sizes alone."""
+    start, _ = mend.train(lm, training(), (2, 3), steps=0, seed=1)
+    learnt, _ = mend.train(lm, training(), (2, 3), steps=3, seed=1)
+    then = dict(start.named_parameters())
+    still = [n for n, p in learnt.named_parameters() if p.requires_grad and torch.equal(p, then[n])]
+    assert not still
+
+
+def test_mend_keeps_a_network_for_what_it_learnt_from(
+    lm: LanguageModel, resources: Resources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records of other content and equal names ask for another network."""
+    monkeypatch.setattr(mend.Mend, "steps", 1)
+    resources.folder = tmp_path
+    resources.training = training()
+    methods.make("mend", lm, resources).prepare()
+    methods.make("mend", lm, resources).prepare()
+    assert len(list(tmp_path.iterdir())) == 1
+    changed = replace(resources.training[0].request, target="Rome")
+    resources.training = (replace(resources.training[0], request=changed), *resources.training[1:])
+    methods.make("mend", lm, resources).prepare()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_mend_writes_what_it_was_trained_to_preview(lm: LanguageModel) -> None:
