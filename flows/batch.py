@@ -23,6 +23,12 @@ SUCCEEDED, REJECTED, CANDIDATE = "succeeded", "rejected", "candidate"
 PARTS = 1000
 """Artifacts of the parts of batch 1 are numbered 1001, 2001, ..."""
 
+_UNEDITED = {"retention": 1.0, "neighbours": 1.0, "perplexity": 0.0}
+"""Gates that measure the whole model, and what they read of an unedited one."""
+
+_ONE_SHARE = 0.1
+"""Most of such a gate's room that one subject may take: hundreds fit into it (docs/limits.md)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settled:
@@ -78,12 +84,14 @@ def _one(
     *,
     number: int,
     approval: bool = False,
-    blame: bool = False,
+    over: Candidate | None = None,
 ) -> Settled:
+    """Edit, measure and decide; one subject tried alone `over` a promoted checkpoint may be at fault."""
     say(f"editing {len(owed)} facts")
     edited = tasks.edit(ws, lease, run, [row.id for row in owed if row.id is not None], report)
     say("asking the edited model what it knows")
     candidate = tasks.check(ws, lease, edited, report)
+    blame = over is not None and at_fault(candidate, over)
     return settle(ws, lease, candidate, len(owed), approval=approval, number=number, blame=blame)
 
 
@@ -103,10 +111,14 @@ def _taken_apart(
     def attempt(part: Sequence[EditRequestRow], blame: bool) -> Verdict:
         nonlocal last, number
         number += PARTS
-        done = _one(ws, lease, run, part, number=number, blame=blame)
+        over = last.candidate if blame else None
+        done = _one(ws, lease, run, part, number=number, over=over)
+        verdict = _verdict(done, over)
         if done.promoted:
             last = done
-        return _verdict(done)
+        elif blame and not verdict.blamed:
+            say(f"{part[0].subject} comes to a model near its bounds ({verdict.reason}) and stays owed")
+        return verdict
 
     found = isolate(owed, _verdict(failed), attempt, tries=ws.settings.isolate_tries)
     for subject, reason in found.blamed:
@@ -114,8 +126,28 @@ def _taken_apart(
     return Settled(last.candidate, last.state, len(owed), tuple(found.blamed), found.left)
 
 
-def _verdict(done: Settled) -> Verdict:
-    return Verdict(done.promoted, suspects(done.candidate), done.candidate.failures)
+def _verdict(done: Settled, over: Candidate | None = None) -> Verdict:
+    blamed = over is not None and at_fault(done.candidate, over)
+    return Verdict(done.promoted, suspects(done.candidate), done.candidate.failures, blamed)
+
+
+def at_fault(candidate: Candidate, before: Candidate) -> bool:
+    """Whether one subject, tried alone on top of a promoted checkpoint, is why a gate fails.
+
+    It is where its own facts fell short, or where it took more than its share of what a gate of the whole
+    model gives away. Else the model was near its bound before, and whoever came would have failed.
+    """
+    held = {gate.name: gate.value for gate in before.gates}
+    for gate in candidate.gates:
+        if gate.passed or gate.value is None or gate.name not in _UNEDITED:
+            continue
+        unedited = _UNEDITED[gate.name]
+        was = held.get(gate.name)
+        taken = abs(gate.value - (unedited if was is None else was))
+        # Written so that a number which is not finite is a fault.
+        if not taken <= _ONE_SHARE * abs(gate.threshold - unedited):
+            return True
+    return bool(suspects(candidate))
 
 
 def suspects(candidate: Candidate) -> frozenset[str]:

@@ -3,8 +3,9 @@
 Pure: what a try is (edit, measure, promote or reject) is given. A batch that failed is cut in two by
 subjects, and each part is tried on its own, on top of the parts that passed. Facts that fell short
 themselves go into one part, since they are the likeliest cause; without such a hint the cut is in the middle.
-A single subject that fails while others passed is the cause. Where nothing passes, nobody is blamed: the
-gates or the model are wrong then, not one fact.
+A single subject that fails while others passed is tried for blame: whether it is the cause or only came last
+to a model near its bounds is for the try to say. Where nothing passes, nobody is blamed: the gates or the
+model are wrong then, not one fact.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ class Verdict:
         passed: whether every gate let it through; it is promoted then.
         suspects: subjects whose own facts fell short.
         reason: the gates that failed, in one sentence.
+        blamed: whether a subject tried for blame is the cause of its failure; it does not stay owed then.
     """
 
     passed: bool
     suspects: frozenset[str] = frozenset()
     reason: str = ""
+    blamed: bool = False
 
 
 @dataclass(slots=True)
@@ -71,7 +74,7 @@ def isolate(
     Args:
         rows: the requests of the batch.
         first: how the whole batch went.
-        attempt: tries some requests; told True, a part that fails is blamed and does not stay owed.
+        attempt: tries some requests; told True, it also says whether a part that fails is to blame.
         tries: most attempts.
 
     Returns:
@@ -83,14 +86,13 @@ def isolate(
     while parts and len(parts[0]) < len(rows) and result.tries < tries:
         part = parts.pop(0)
         alone = len({row.subject for row in part}) == 1
-        blame = alone and result.promoted > 0
-        verdict = attempt(part, blame)
+        verdict = attempt(part, alone and result.promoted > 0)
         result.tries += 1
         if verdict.passed:
             result.promoted += len(part)
             # With others live, a subject that failed alone before can be judged.
             parts, again = [*parts, *again], []
-        elif blame:
+        elif verdict.blamed:
             result.blamed.append((part[0].subject, verdict.reason))
         elif alone:
             again.append(part)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows.batch import at_fault
+from flows.gates import Gate, Metrics, judge
 from flows.isolate import Verdict, isolate, split
+from flows.settings import GateThresholds
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class Model:
             return Verdict(True)
         if blame:
             self.failed.extend(part)
-        return Verdict(False, wrong if self.hints else frozenset(), "exact 0.100 (bound 0.600): FAILED")
+        suspects = wrong if self.hints else frozenset()
+        return Verdict(False, suspects, "exact 0.100 (bound 0.600): FAILED", blamed=blame)
 
 
 @given(
@@ -72,6 +78,56 @@ def test_no_more_tries_than_allowed_and_nothing_is_lost(tries, bad):
     found = isolate(batch, model.attempt(batch, False), model.attempt, tries=tries)
     assert found.tries <= tries
     assert found.promoted + len(found.blamed) + found.left == len(batch)
+
+
+def test_a_model_near_its_bounds_blames_nobody():
+    """Room for four more subjects, whichever come: the rest stays owed."""
+    batch = rows(*"ABCDEFGHIJ")
+    live: list[Row] = []
+
+    def attempt(part: list[Row], blame: bool) -> Verdict:
+        if len(live) + len(part) > 4:
+            return Verdict(False, reason="perplexity 0.081 (bound 0.080): FAILED")
+        live.extend(part)
+        return Verdict(True)
+
+    found = isolate(batch, attempt(batch, False), attempt, tries=1000)
+    assert (found.promoted, found.left, found.blamed) == (4, 6, [])
+
+
+def gates(*, perplexity: float, retention: float | None = 1.0) -> tuple[Gate, ...]:
+    metrics = Metrics(
+        efficacy=1.0,
+        exact=1.0,
+        heldback=1.0,
+        heldback_exact=1.0,
+        efficacy_before=0.0,
+        exact_before=0.0,
+        retention=retention,
+        retention_exact=retention,
+        neighbours=1.0,
+        neighbours_same=1.0,
+        perplexity=20.0 * (1.0 + perplexity),
+        perplexity_base=20.0,
+    )
+    return tuple(judge(metrics, GateThresholds()))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fault"),
+    [
+        (gates(perplexity=0.079), gates(perplexity=0.081), False),
+        (gates(perplexity=0.01), gates(perplexity=0.081), True),
+        (gates(perplexity=0.079), gates(perplexity=float("nan")), True),
+        (gates(perplexity=0.01, retention=0.951), gates(perplexity=0.011, retention=0.949), False),
+        (gates(perplexity=0.01, retention=None), gates(perplexity=0.011, retention=0.9), True),
+    ],
+)
+def test_who_comes_last_to_a_full_model_is_not_at_fault(before, after, fault):
+    """One subject is, where it alone took more than a tenth of what the gate gives away."""
+    marks = SimpleNamespace(tonight=())
+    candidate, last = (SimpleNamespace(gates=found, marks=marks) for found in (after, before))
+    assert at_fault(candidate, last) is fault
 
 
 def test_a_hint_saves_tries():
