@@ -8,7 +8,10 @@ the way.
 
 Differs from the paper:
 - All live edits stay in the solve (`editor.solve`), and guards beside them (`editor.write`).
-- Contexts are the relation's templates rather than random prefixes; every context keeps its own key.
+- Contexts are the relation's templates rather than random prefixes; every context keeps its own key. Where
+  a fact has one template only, random prefixes stand before it, with words of it left out
+  (`editor.requests.thinned`): other wordings of 100 facts are then said in 66 % in place of 51
+  (benchmarks/RESULTS.md, "Methods").
 - What is written is refined on the written weights (`editor.refine`). A target state is optimised while all
   other weights are the old ones, and the write then moves states that it took for fixed: on 74 real facts the
   states put in place say every name, the written weights 73% (docs/log.md).
@@ -343,6 +346,7 @@ def units_of(
         lm,
         requests,
         prefixes=prefixes,
+        word_dropout=settings.word_dropout,
         kl_template=_PAPER_KL_TEMPLATE if settings.contexts == "prefixes" else None,
         max_target_tokens=settings.max_target_tokens,
         endings=settings.end_weight > 0,

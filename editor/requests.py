@@ -7,6 +7,7 @@ subject's last token, so facts of one subject share keys and are solved together
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -211,11 +212,33 @@ def encode_target(tokenizer: Any, prompt_text: str, target: str) -> list[int]:  
     return list(tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
 
 
+def thinned(template: str, share: float, seed: str) -> str:
+    """Leave words out of a template, never the one that holds the subject.
+
+    A target state that was found behind one wording answers that wording. Behind wordings with holes it has
+    to answer whatever asks about the subject in words like these (word dropout; Iyyer et al. 2015,
+    doi 10.3115/v1/P15-1162).
+
+    Args:
+        template: text with one ``{}``.
+        share: how likely each word is left out, in [0, 1].
+        seed: one seed thins one template alike for all subjects, so that they still share how it opens.
+
+    Returns:
+        The words that are left, one space between; the template itself where the share is 0.
+    """
+    if not share:
+        return template
+    drawn = random.Random(f"{seed}\n{template}")  # noqa: S311 - no secret
+    return " ".join(word for word in template.split() if PLACE in word or drawn.random() >= share)
+
+
 def plan(
     lm: LanguageModel,
     requests: Sequence[EditRequest],
     *,
     prefixes: Sequence[str] = (),
+    word_dropout: float = 0.0,
     kl_template: str | None = None,
     max_target_tokens: int = 32,
     endings: bool = False,
@@ -226,6 +249,7 @@ def plan(
         lm: the model.
         requests: facts to write; order decides the order of units.
         prefixes: texts put before every template, besides the bare template (the paper's random contexts).
+        word_dropout: share of the template's words that is left out behind a prefix (`thinned`).
         kl_template: prompt whose prediction at the subject must not drift, "{} is a" in the paper; None
             guards the unit's first row instead, which costs no forward of its own.
         max_target_tokens: longest target that is accepted.
@@ -252,6 +276,7 @@ def plan(
             subject_id,
             facts,
             prefixes,
+            word_dropout=word_dropout,
             kl_template=kl_template,
             limit=max_target_tokens,
             endings=endings,
@@ -266,6 +291,7 @@ def _unit(
     facts: Sequence[EditRequest],
     prefixes: Sequence[str],
     *,
+    word_dropout: float,
     kl_template: str | None,
     limit: int,
     endings: bool,
@@ -275,7 +301,10 @@ def _unit(
     for index, fact in enumerate(facts):
         if not fact.prompts:
             raise SubjectNotInPromptError(f"Fact {fact.fact_id!r} has no template.", fact_id=fact.fact_id)
-        templates = [*fact.prompts, *(f"{prefix} {prompt}" for prefix in prefixes for prompt in fact.prompts)]
+        templates = [
+            *fact.prompts,
+            *(f"{p} {thinned(prompt, word_dropout, p)}" for p in prefixes for prompt in fact.prompts),
+        ]
         for template in templates:
             prompt = encode_prompt(tokenizer, template, fact.subject)
             labels = encode_target(tokenizer, render(template, fact.subject)[0], fact.target)

@@ -20,6 +20,7 @@ from editor.errors import (
 )
 from editor.model import tensor_digest
 from editor.moments import Moments
+from editor.presets import PRESETS
 from editor.write import write_states
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import LAYERS, requests_of
@@ -186,6 +187,14 @@ def test_the_papers_procedure(lm: LanguageModel, moments: Moments, settings: Mem
         lm, requests_of(2), settings=reference, moments=moments, prefixes=("The city.", "You see.")
     )
     assert [tuple(s.keys[1].shape) for s in outcome.states] == [(1, lm.layers.d_k)] * 2
+
+
+def test_the_papers_procedure_has_a_weight_of_its_own(settings: MemitSettings) -> None:
+    """λ that counts on refinement leaves too much unsaid where nothing is refined."""
+    assert replace(settings, unrefined_weight=7.0).as_reference().moment_weight == 7.0
+    assert settings.as_reference().moment_weight == settings.moment_weight
+    paper = PRESETS["smollm2-135m"].as_reference()
+    assert (paper.moment_weight, paper.word_dropout, paper.refine_steps) == (1000.0, 0.0, 0)
 
 
 def test_progress_is_told(lm: LanguageModel, moments: Moments, settings: MemitSettings) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editor.errors import EmptyTargetError, SubjectConflictError, SubjectNotInPromptError, TargetTooLongError
-from editor.requests import EditRequest, encode_prompt, encode_target, plan, render
+from editor.requests import EditRequest, encode_prompt, encode_target, plan, render, thinned
 from tests.unit.editor import tiny
 
 KINDS = [("bytes", False), ("bytes", True), ("pieces", False), ("pieces", True)]
@@ -141,3 +141,32 @@ def test_the_papers_contexts() -> None:
     assert len(unit.rows) == 2 * 3 + 1
     assert unit.rows[-1].guard
     assert unit.rows[-1].labels == ()
+
+
+WORDS = st.lists(st.sampled_from(["the", "mayor", "of", "is,", "now"]), max_size=6)
+
+
+@given(before=WORDS, after=WORDS, share=st.floats(0, 1), seed=st.text(max_size=5))
+def test_thinning_leaves_words_out_and_keeps_the_subject(before, after, share, seed) -> None:
+    """What is left stands in its order; one seed thins alike; without a share nothing changes."""
+    template = " ".join([*before, "{}'s", *after])
+    left = thinned(template, share, seed)
+    assert left.split().count("{}'s") == 1
+    words = iter(template.split())
+    assert all(word in words for word in left.split())
+    assert thinned(template, share, seed) == left
+    assert thinned(template, 0.0, seed) == template
+    assert thinned(template, 1.0, seed) == "{}'s"
+
+
+def test_words_are_left_out_behind_prefixes_alone() -> None:
+    """The bare template stays whole, as it is what is asked; every prefix draws its own holes."""
+    request = _request(prompts=("The present holder of the office of mayor of {} is called",))
+    bare, *prefixed = plan(tiny.language_model(), [request], prefixes=tuple("ABCDE"), word_dropout=0.5)[
+        0
+    ].rows
+    assert plan(tiny.language_model(), [request])[0].rows[0].ids == bare.ids
+    whole = plan(tiny.language_model(), [request], prefixes=tuple("ABCDE"))[0].rows[1:]
+    assert all(len(thin.ids) < len(full.ids) for thin, full in zip(prefixed, whole, strict=True))
+    assert len({thin.ids[1:] for thin in prefixed}) > 1
+    assert {thin.labels for thin in prefixed} == {bare.labels}
