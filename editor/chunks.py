@@ -8,7 +8,7 @@ and at the first block that the search reaches; of the tokens before, keys and v
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -29,13 +29,11 @@ if TYPE_CHECKING:
     from editor.presets import MemitSettings
     from editor.requests import Row, Unit
 
-    _Item = tuple[int, Row, float]
-    """Unit, row, and the row's weight in its unit."""
-
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 @dataclass(slots=True)
@@ -131,8 +129,10 @@ class Chunk:
 
     def losses(
         self, lm: LanguageModel, hidden: Float[Tensor, "rows tokens d"], count: int, settings: MemitSettings
-    ) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"]]:
-        """Return mean target NLL, and weighted word end and KL, of every unit that has rows here.
+    ) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"], Float[Tensor, " units"]]:
+        """Return mean target NLL, weighted word end and KL, and missed tokens of every unit here.
+
+        A token is missed where it is not the likeliest.
 
         Args:
             lm: the model.
@@ -140,11 +140,13 @@ class Chunk:
             count: units.
             settings: weights of the terms.
         """
-        nll = beside = torch.zeros(count, device=hidden.device)
+        nll = beside = missed = torch.zeros(count, device=hidden.device)
         if len(self.labels):
             logits = logits_of(lm.model, hidden[self.row_of, self.column_of])
             rows = torch.nn.functional.cross_entropy(logits.float(), self.labels, reduction="none")
             nll = nll.index_add(0, self.unit[self.row_of], rows * self.weights)
+            wrong = (logits.detach().argmax(dim=1) != self.labels).float()
+            missed = missed.index_add(0, self.unit[self.row_of], wrong)
         if len(self.ends):
             logs = logits_of(lm.model, hidden[self.ends, self.end_columns]).float().log_softmax(dim=1)
             rows = -logs[:, lm.word_ends].logsumexp(dim=1)
@@ -154,7 +156,7 @@ class Chunk:
             now = logits_of(lm.model, hidden[self.guarded, 0]).float().log_softmax(dim=1)
             rows = (self.guard.exp() * (self.guard - now)).sum(dim=1)
             beside = beside.index_add(0, self.unit[self.guarded], settings.kl_factor * rows)
-        return nll, beside
+        return nll, beside, missed
 
     def keep(self, rows: Bool[Tensor, " rows"]) -> Chunk:
         """Return the chunk without the other rows."""
@@ -184,13 +186,91 @@ class Chunk:
         )
 
 
-def drafts(lm: LanguageModel, units: Sequence[Unit], batch_tokens: int, *, start: int) -> list[Chunk]:
-    """Batch rows of like length, and run the blocks below `start` once, in the model's own precision."""
-    flat = _weighted(units)
-    plain = sorted((item for item in flat if item[1].fact >= 0), key=_tail_length)
-    guards = sorted((item for item in flat if item[1].fact < 0), key=lambda item: len(item[1].ids))
-    groups = [*_groups(plain, batch_tokens), *_groups(guards, batch_tokens)]
-    return [_draft(lm, group, start) for group in groups]
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A row up to where the search begins.
+
+    Attributes:
+        unit: which unit it belongs to.
+        row: its tokens.
+        weight: its weight in its unit.
+        states: input of the first block that the search reaches.
+    """
+
+    unit: int
+    row: Row
+    weight: float
+    states: Float[Tensor, "tokens d"]
+
+    @property
+    def tail(self) -> tuple[int, int]:
+        """How many tokens run in the search, and how many there are."""
+        return len(self.row.ids) - self.row.lookup, len(self.row.ids)
+
+
+@torch.no_grad()
+def draft(lm: LanguageModel, units: Sequence[Unit], batch_tokens: int, *, start: int) -> list[Draft]:
+    """Run the blocks below `start` once, in the model's own precision.
+
+    Args:
+        lm: the model.
+        units: tokenised subjects; their rows share a weight of 1.
+        batch_tokens: most tokens of one forward.
+        start: the first block that the search reaches.
+    """
+    flat = [
+        (number, row, 1.0 / max(1, sum(one.fact >= 0 for one in unit.rows)))
+        for number, unit in enumerate(units)
+        for row in unit.rows
+    ]
+    made: list[Draft] = []
+    for group in _groups(
+        sorted(flat, key=lambda item: len(item[1].ids)), batch_tokens, lambda item: len(item[1].ids)
+    ):
+        ids, mask, positions = activations.padded([row.ids for _, row, _ in group], lm.device)
+        states = _states_after(lm, start - 1, ids, mask, positions)
+        made += [
+            Draft(number, row, weight, own[: len(row.ids)])
+            for (number, row, weight), own in zip(group, states, strict=True)
+        ]
+    return made
+
+
+def batched(lm: LanguageModel, drafts: Sequence[Draft], batch_tokens: int, *, start: int) -> list[Chunk]:
+    """Put rows of like length together, those of guards apart.
+
+    Args:
+        lm: the model.
+        drafts: the rows.
+        batch_tokens: most tokens of one forward in the search.
+        start: the first block that the search reaches.
+    """
+    told = sorted((one for one in drafts if one.row.fact >= 0), key=lambda one: one.tail)
+    guards = sorted((one for one in drafts if one.row.fact < 0), key=lambda one: len(one.row.ids))
+    groups = [*_groups(told, batch_tokens, _tail_length), *_groups(guards, batch_tokens, _tail_length)]
+    return [_chunk(lm, group, start) for group in groups]
+
+
+def in_turns(units: Sequence[Unit], turns: int) -> list[list[Unit]]:
+    """Return the units of each turn: every `turns`-th context of each of their facts, and one at least."""
+    return [[_in_turn(unit, turn, turns) for unit in units] for turn in range(turns)]
+
+
+def fewer(unit: Unit, count: int) -> Unit:
+    """Return the unit with so many contexts of each fact, the first among them; with all for a count of 1."""
+    kept = [row for own in _by_fact(unit) for row in own[:: -(-len(own) // count) if count > 1 else 1]]
+    return replace(unit, rows=tuple(kept))
+
+
+def _in_turn(unit: Unit, turn: int, turns: int) -> Unit:
+    return replace(unit, rows=tuple(row for own in _by_fact(unit) for row in own[turn % len(own) :: turns]))
+
+
+def _by_fact(unit: Unit) -> list[list[Row]]:
+    found: dict[int, list[Row]] = {}
+    for row in unit.rows:
+        found.setdefault(row.fact, []).append(row)
+    return list(found.values())
 
 
 def with_smaller_batches(units: Sequence[Unit], batch_tokens: int, attempt: Callable[..., Result]) -> Result:
@@ -236,21 +316,16 @@ def require_finite(
         )
 
 
-def _weighted(units: Sequence[Unit]) -> list[_Item]:
-    weights = [1.0 / max(1, sum(row.fact >= 0 for row in unit.rows)) for unit in units]
-    return [(number, row, weights[number]) for number, unit in enumerate(units) for row in unit.rows]
+def _tail_length(one: Draft) -> int:
+    return one.tail[0]
 
 
-def _tail_length(item: _Item) -> tuple[int, int]:
-    row = item[1]
-    return len(row.ids) - row.lookup, len(row.ids)
-
-
-def _groups(items: list[_Item], batch_tokens: int) -> list[list[_Item]]:
-    groups: list[list[_Item]] = []
+def _groups(items: Sequence[Item], batch_tokens: int, length_of: Callable[[Item], int]) -> list[list[Item]]:
+    """Cut items into runs of at most so many tokens, padding counted."""
+    groups: list[list[Item]] = []
     widest = 0
     for item in items:
-        length = _tail_length(item)[0]
+        length = length_of(item)
         if not groups or max(widest, length) * (len(groups[-1]) + 1) > batch_tokens:
             groups.append([])
             widest = 0
@@ -259,12 +334,10 @@ def _groups(items: list[_Item], batch_tokens: int) -> list[list[_Item]]:
     return groups
 
 
-@torch.no_grad()
-def _draft(lm: LanguageModel, group: list[_Item], start: int) -> Chunk:
-    rows = [row for _, row, _ in group]
-    device = lm.device
-    ids, mask, positions = activations.padded([row.ids for row in rows], device)
-    states = _states_after(lm, start - 1, ids, mask, positions)
+def _chunk(lm: LanguageModel, group: Sequence[Draft], start: int) -> Chunk:
+    rows, device = [one.row for one in group], lm.device
+    ids, _, positions = activations.padded([row.ids for row in rows], device)
+    states = torch.nn.utils.rnn.pad_sequence([one.states for one in group], batch_first=True)
     cut = torch.tensor([row.lookup for row in rows], device=device)
     tails = torch.tensor([len(row.ids) for row in rows], device=device) - cut
     # Where no block is left to run, nothing looks back.
@@ -274,14 +347,14 @@ def _draft(lm: LanguageModel, group: list[_Item], start: int) -> Chunk:
     safe = index.clamp(max=ids.shape[1] - 1)
     real = torch.cat([positions[:, :before] < cut[:, None], steps < tails[:, None]], dim=1)
     targets = [
-        (number, row.first - row.lookup + offset, label, weight / len(row.labels))
-        for number, (_, row, weight) in enumerate(group)
-        for offset, label in enumerate(row.labels)
+        (number, one.row.first - one.row.lookup + offset, label, one.weight / len(one.row.labels))
+        for number, one in enumerate(group)
+        for offset, label in enumerate(one.row.labels)
     ]
     ends = [
-        (number, row.end - row.lookup, weight)
-        for number, (_, row, weight) in enumerate(group)
-        if row.end is not None
+        (number, one.row.end - one.row.lookup, one.weight)
+        for number, one in enumerate(group)
+        if one.row.end is not None
     ]
     return Chunk(
         start=start,
@@ -292,7 +365,7 @@ def _draft(lm: LanguageModel, group: list[_Item], start: int) -> Chunk:
         earlier=ids[:, :before],
         before=states[:, :before],
         stored={},
-        unit=torch.tensor([number for number, _, _ in group], device=device),
+        unit=torch.tensor([one.unit for one in group], device=device),
         row_of=torch.tensor([item[0] for item in targets], dtype=torch.long, device=device),
         column_of=torch.tensor([item[1] for item in targets], dtype=torch.long, device=device),
         labels=torch.tensor([item[2] for item in targets], dtype=torch.long, device=device),

@@ -29,8 +29,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from editor import recall, targets
+from editor.chunks import fewer
 from editor.errors import SubjectConflictError
 from editor.keys import KeyReader
+from editor.precision import lowered
 from editor.refine import Refined, refine
 from editor.requests import Unit, plan
 from editor.state import SubjectState, digest_of
@@ -196,16 +198,21 @@ def _matched(units: Sequence[Unit], live: Sequence[SubjectState]) -> dict[str, S
 
 
 def _slipped(lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings) -> list[Unit]:
-    """Return the units that greedy decoding gets wrong on a fact's first prompt, the unlikeliest first."""
+    """Return the units that greedy decoding gets wrong on a fact's first prompt, the unlikeliest first.
+
+    They have been said before, and come back with a context a turn.
+    """
     if not settings.refine_steps or not settings.refine_older:
         return []
     firsts = [(number, row) for number, unit in enumerate(units) for row in _first_rows(unit)]
-    rated = recall.rate(lm, [(row.ids, row.first, row.labels) for _, row in firsts])
+    with lowered(lm, settings, start=0):
+        rated = recall.rate(lm, [(row.ids, row.first, row.labels) for _, row in firsts])
     worst: dict[int, float] = {}
     for (number, row), rating in zip(firsts, rated, strict=True):
         if not rating.exact or (row.end is not None and not rating.ended):
             worst[number] = min(rating.probability, worst.get(number, 1.0))
-    return [units[number] for number in sorted(worst, key=worst.__getitem__)[: settings.refine_older]]
+    chosen = sorted(worst, key=worst.__getitem__)[: settings.refine_older]
+    return [fewer(units[number], settings.turns) for number in chosen]
 
 
 def _first_rows(unit: Unit) -> list[Row]:

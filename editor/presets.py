@@ -10,6 +10,8 @@ import logging
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from editor.errors import MethodError
+
 if TYPE_CHECKING:
     import torch
 
@@ -51,6 +53,10 @@ class MemitSettings:
         end_weight: weight of the word's end after the target, beside the target's own tokens; 0 is the paper.
         kl_factor: weight of the divergence on "{} is a".
         stop_loss: a subject is finished when its loss is below.
+        stop_said: it is finished too once all its target tokens were the likeliest at so many evaluations
+            (ENCORE, arXiv 2502.01636, counts two); 0 is the paper.
+        turns: in how many parts the contexts are taken, one part a step (stochastic gradient over contexts);
+            1 is the paper, and what "lbfgs" needs.
         contexts: "templates" optimises over the given templates; "prefixes" is the paper: random texts
             before them.
         prefix_count: how many random prefixes.
@@ -80,7 +86,9 @@ class MemitSettings:
     shift_cost: float = 0.0
     end_weight: float = 0.25
     kl_factor: float = 0.0625
+    turns: int = 1
     stop_loss: float = 0.05
+    stop_said: int = 0
     contexts: Literal["templates", "prefixes"] = "templates"
     prefix_count: int = 5
     word_dropout: float = 0.3
@@ -93,6 +101,19 @@ class MemitSettings:
     batch_tokens: int = 0
     max_target_tokens: int = 32
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            MethodError: L-BFGS is asked to descend on another function each step.
+        """
+        if self.optimiser == "lbfgs" and self.turns > 1:
+            raise MethodError(
+                f"L-BFGS needs the same contexts at every step, not {self.turns} turns: set turns to 1, or "
+                "take the optimiser 'adam'.",
+                method="lbfgs",
+            )
 
     def tokens_at_once(self, device: torch.device) -> int:
         """Return the batch size to start with on a device."""
@@ -119,6 +140,8 @@ class MemitSettings:
             optimiser="adam",
             shift_cost=0.0,
             end_weight=0.0,
+            stop_said=0,
+            turns=1,
             contexts="prefixes",
             word_dropout=0.0,
             keys="mean",
@@ -149,6 +172,8 @@ PRESETS: dict[str, MemitSettings] = {
         unrefined_weight=1000.0,
         learning_rate=0.25,
         steps=45,
+        turns=3,
+        refine_steps=60,
     ),
     "gpt2-xl": replace(_PAPER, layers=(13, 14, 15, 16, 17), moment_weight=20000.0, steps=20),
     "gpt-j-6b": replace(_PAPER, layers=(3, 4, 5, 6, 7, 8)),

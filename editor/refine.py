@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from editor import activations
-from editor.chunks import Chunk, drafts, require_finite, with_smaller_batches
+from editor.chunks import batched, draft, in_turns, require_finite, with_smaller_batches
 from editor.descent import RowAdam
 from editor.precision import lowered
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
+    from editor.chunks import Chunk
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
     from editor.requests import Unit
@@ -136,49 +137,56 @@ def _descend(
     unbounded = torch.full((len(layers) * len(owner),), torch.inf, device=lm.device)
     descent = RowAdam(unbounded, lm.layers.d, rate=rate)
     owners = owner.repeat(len(layers))
-    losses = torch.zeros(len(units), device=lm.device)
+    drafts = [
+        draft(lm, part, batch_tokens, start=layers[0])
+        for part in in_turns([_told(unit) for unit in units], settings.turns)
+    ]
+    losses = torch.zeros(len(drafts), len(units), device=lm.device)
     steps = torch.zeros(len(units), dtype=torch.long, device=lm.device)
-    chunks = [chunk for chunk in drafts(lm, units, batch_tokens, start=layers[0]) if len(chunk.labels)]
-    active = everyone
+    active, whole = everyone, True
     with activations.plain_attention(lm), lowered(lm, settings, start=layers[0]):
         for step in range(settings.refine_steps + 1):
             U = torch.split(descent.point, len(owner))
             changes = {layer: rows.T @ spans[layer] for layer, rows in zip(layers, U, strict=True)}  # Δ = U P
-            found, by_layer = _evaluate(lm, chunks, active, changes, settings)
-            gradient = torch.cat([spans[layer] @ by_layer[layer].T for layer in layers])  # ∂L/∂Δ Pᵀ
-            require_finite(found, active, units)
-            losses = torch.where(active, found, losses)
-            finished = active & (found < settings.refine_stop_loss)
-            descent.step(found[owners], gradient, active[owners], finished[owners])
-            asked, active = active, active & ~finished
+            gradient = torch.zeros_like(descent.point)
+            # All contexts where it is asked who rests, a part of them in between.
+            for turn in range(len(drafts)) if whole else [step % len(drafts)]:
+                # Batched anew as subjects rest: a few rows in each of many chunks cost as much as full ones.
+                going = [one for one in drafts[turn] if active[one.unit]]
+                chunks = batched(lm, going, batch_tokens, start=layers[0])
+                found, by_layer = _evaluate(lm, chunks, len(units), changes, settings)
+                require_finite(found, active, units)
+                losses[turn] = torch.where(active, found, losses[turn])
+                gradient += torch.cat([spans[layer] @ by_layer[layer].T for layer in layers])  # ∂L/∂Δ Pᵀ
+            loss = losses.mean(dim=0)
+            finished = active & (loss < settings.refine_stop_loss)
+            descent.step(loss[owners], gradient, active[owners], finished[owners])
+            active = active & ~finished
             if progress is not None:
                 progress(int((~active).sum()), len(units))
-            if step == settings.refine_steps or (asked.all() and not active.any()):
+            if step == settings.refine_steps or (whole and not active.any()):
                 break
             steps += active.long()
-            if not active.any():
+            whole = not active.any()
+            if whole:
                 active = everyone
     values = torch.split(descent.value, len(owner))
-    return _Found(dict(zip(layers, values, strict=True)), steps, losses)
+    return _Found(dict(zip(layers, values, strict=True)), steps, losses.mean(dim=0))
 
 
 def _evaluate(
     lm: LanguageModel,
     chunks: Sequence[Chunk],
-    active: Tensor,
+    count: int,
     changes: Mapping[int, Float[Tensor, "d d_k"]],
     settings: MemitSettings,
 ) -> tuple[Float[Tensor, " units"], dict[int, Float[Tensor, "d d_k"]]]:
-    """Return the loss of every active unit, and ∂L/∂Δ of their sum by layer."""
+    """Return the loss of each of so many units that has rows here, and ∂L/∂Δ of their sum by layer."""
     leaves = {layer: change.detach().requires_grad_() for layer, change in changes.items()}
-    losses = torch.zeros(len(active), device=active.device)
+    losses = torch.zeros(count, device=lm.device)
     for chunk in chunks:
-        rows = active[chunk.unit]
-        if not rows.any():
-            continue
-        asked = chunk if bool(rows.all()) else chunk.keep(rows)
-        hidden = _run(lm, asked, leaves)
-        nll, beside = asked.losses(lm, hidden, len(active), settings)
+        hidden = _run(lm, chunk, leaves)
+        nll, beside, _ = chunk.losses(lm, hidden, count, settings)
         (nll + beside).sum().backward()  # type: ignore[no-untyped-call]
         losses += (nll + beside).detach()
     return losses, {layer: leaf.grad for layer, leaf in leaves.items() if leaf.grad is not None}
@@ -190,6 +198,11 @@ def _run(lm: LanguageModel, chunk: Chunk, changes: Mapping[int, Tensor]) -> Floa
         hidden = chunk.run(lm, chunk.states)
     chunk.stored = {}  # of other weights at the next step; until then only the graph needs them
     return hidden
+
+
+def _told(unit: Unit) -> Unit:
+    """Without a KL sequence of its own, which is not asked for here."""
+    return replace(unit, rows=tuple(row for row in unit.rows if row.labels))
 
 
 def _moved(state: SubjectState, changes: Mapping[int, Float[Tensor, "m d"]]) -> SubjectState:

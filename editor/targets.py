@@ -20,6 +20,7 @@ it a shift_cost, without which it goes far for the last of the loss.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from editor import activations
-from editor.chunks import drafts, require_finite, with_smaller_batches
+from editor.chunks import batched, draft, in_turns, require_finite, with_smaller_batches
 from editor.descent import RowAdam, RowLBFGS
 from editor.layers import logits_of
 from editor.precision import dtype_of, lowered
@@ -130,18 +131,23 @@ def _optimise_wave(
     batch_tokens: int,
     report: Callable[[int], None],
 ) -> Targets:
-    chunks = drafts(lm, units, batch_tokens, start=settings.layers[-1] + 1)
+    start = settings.layers[-1] + 1
+    by_turn = [
+        batched(lm, draft(lm, part, batch_tokens, start=start), batch_tokens, start=start)
+        for part in in_turns(units, settings.turns)
+    ]
     with activations.plain_attention(lm):
-        for chunk in chunks:
-            _complete(lm, chunk, settings)
-        return _descend(lm, units, anchors, chunks, settings, report=report)
+        for chunks in by_turn:
+            for chunk in chunks:
+                _complete(lm, chunk, settings)
+        return _descend(lm, units, anchors, by_turn, settings, report=report)
 
 
 def _descend(
     lm: LanguageModel,
     units: Sequence[Unit],
     anchors: Tensor,
-    chunks: list[Chunk],
+    by_turn: list[list[Chunk]],
     settings: MemitSettings,
     *,
     report: Callable[[int], None],
@@ -152,29 +158,40 @@ def _descend(
     decay = settings.weight_decay / lengths.square()
     cost = settings.shift_cost / lengths
     active = torch.ones(len(units), dtype=torch.bool, device=anchors.device)
-    losses = torch.zeros(len(units), device=anchors.device)
+    # Of each turn's last evaluation; what was not asked yet is far from learnt.
+    losses, beside, missed = torch.full((3, len(by_turn), len(units)), torch.inf, device=anchors.device)
+    said = torch.zeros_like(active, dtype=torch.long)
     with ExitStack() as stack:
         for step in range(settings.steps + 1):
             if step == EXACT_STEPS:
                 stack.enter_context(lowered(lm, settings, start=settings.layers[-1] + 1))
-                for chunk in chunks:
+                for chunk in itertools.chain(*by_turn):
                     chunk.store_as(dtype_of(lm))
-            point = descent.point
-            nll, beside, gradient = _evaluate(lm, chunks, point, settings)
+            turn, point = step % len(by_turn), descent.point
+            earlier = losses[turn].clone()
+            *found, gradient = _evaluate(lm, by_turn[turn], point, settings)
+            for kept, now in zip((losses, beside, missed), found, strict=True):
+                kept[turn] = torch.where(active, now, kept[turn])
             size = point.norm(dim=1)
-            total = nll + beside + decay * size
-            require_finite(total, active, units)
+            require_finite(found[0] + found[1] + decay * size, active, units)
             # d/dδ of ‖δ‖, zero where δ is zero.
             gradient += (decay + cost)[:, None] * torch.nn.functional.normalize(point, dim=1)
+            total = losses.mean(dim=0) + beside.mean(dim=0) + decay * size
+            said += active & (missed.sum(dim=0) == 0)
             finished = active & (total < settings.stop_loss)
+            if settings.stop_said:
+                finished |= active & (said >= settings.stop_said)
             taken = descent.step(total + cost * size, gradient, active, finished)
-            losses = torch.where(taken, nll, losses)
+            losses[turn] = torch.where(taken, losses[turn], earlier)
             active = active & ~finished
             report(int((~active).sum()))
             if not active.any():
                 break
-            chunks = [_compact(chunk, active) for chunk in chunks if bool(active[chunk.unit].any())]
-    return Targets(descent.value, losses, descent.steps)
+            by_turn = [
+                [_compact(chunk, active) for chunk in chunks if bool(active[chunk.unit].any())]
+                for chunks in by_turn
+            ]
+    return Targets(descent.value, losses.mean(dim=0), descent.steps)
 
 
 def _descent(lengths: Float[Tensor, " units"], width: int, settings: MemitSettings) -> Descent:
@@ -186,19 +203,22 @@ def _descent(lengths: Float[Tensor, " units"], width: int, settings: MemitSettin
 
 def _evaluate(
     lm: LanguageModel, chunks: Sequence[Chunk], value: Tensor, settings: MemitSettings
-) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"], Float[Tensor, "units d"]]:
-    """Return the targets' NLL, what is asked beside it, and the gradient of their sum, per unit."""
+) -> tuple[
+    Float[Tensor, " units"], Float[Tensor, " units"], Float[Tensor, " units"], Float[Tensor, "units d"]
+]:
+    """Return the targets' NLL, what is asked beside it, missed tokens, and the gradient of the first two."""
     shift = value.detach().requires_grad_()
     count = len(value)
-    nll, beside = torch.zeros(count, device=value.device), torch.zeros(count, device=value.device)
+    nll, beside, missed = torch.zeros(3, count, device=value.device)
     gradient = torch.zeros_like(value)
     for chunk in chunks:
         hidden = chunk.run(lm, _shifted(chunk, shift))
-        chunk_nll, chunk_beside = chunk.losses(lm, hidden, count, settings)
+        chunk_nll, chunk_beside, chunk_missed = chunk.losses(lm, hidden, count, settings)
         gradient += torch.autograd.grad((chunk_nll + chunk_beside).sum(), shift)[0]
         nll += chunk_nll.detach()
         beside += chunk_beside.detach()
-    return nll, beside, gradient
+        missed += chunk_missed
+    return nll, beside, missed, gradient
 
 
 def _compact(chunk: Chunk, active: Tensor) -> Chunk:

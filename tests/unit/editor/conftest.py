@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from editor.chunks import batched, draft
 from editor.moments import Moments
 from editor.presets import MemitSettings
 from editor.requests import EditRequest
 from tests.unit.editor import tiny
 
 if TYPE_CHECKING:
+    from editor.chunks import Chunk
     from editor.model import LanguageModel
-    from editor.requests import Row
+    from editor.requests import Row, Unit
 
 LAYERS = (1, 2)
 NAMES = ("Germany", "France", "Sweden", "Brazil", "Norway", "Köln")
@@ -67,6 +69,11 @@ def requests_of(count: int, *, start: int = 0) -> list[EditRequest]:
         )
         for i in range(start, start + count)
     ]
+
+
+def chunks_of(lm: LanguageModel, units: list[Unit], start: int) -> list[Chunk]:
+    """Return the rows of some units as a search from a block on runs them, in one batch."""
+    return batched(lm, draft(lm, units, 4096, start=start), 4096, start=start)
 
 
 def whole_model_loss(lm: LanguageModel, row: Row, end_weight: float) -> torch.Tensor:

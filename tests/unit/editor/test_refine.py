@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from editor import memit, recall, refine
-from editor.chunks import drafts
 from editor.errors import NonFiniteError, SubjectConflictError
 from editor.write import History, Writer, write_states
 from tests.unit.editor import tiny
-from tests.unit.editor.conftest import LAYERS, requests_of, whole_model_loss
+from tests.unit.editor.conftest import LAYERS, chunks_of, requests_of, whole_model_loss
 
 if TYPE_CHECKING:
+    from editor.chunks import Chunk
     from editor.model import LanguageModel
     from editor.moments import Moments
     from editor.presets import MemitSettings
@@ -29,10 +29,8 @@ def losses_of(lm: LanguageModel, settings: MemitSettings, count: int) -> torch.T
     """Return what refinement descends on, a subject each, for the weights as they are."""
     units = memit.units_of(lm, requests_of(count), settings, ())
     nothing = {layer: torch.zeros(lm.layers.d, lm.layers.d_k) for layer in settings.layers}
-    everyone = torch.ones(count, dtype=torch.bool)
-    return refine._evaluate(
-        lm, drafts(lm, units, 512, start=settings.layers[0]), everyone, nothing, settings
-    )[0]
+    chunks = chunks_of(lm, units, settings.layers[0])
+    return refine._evaluate(lm, chunks, count, nothing, settings)[0]
 
 
 def values_of(states: tuple[SubjectState, ...]) -> list[torch.Tensor]:
@@ -65,9 +63,8 @@ def test_the_gradient_is_that_of_the_written_matrix(name: str, settings: MemitSe
             handle.remove()
     oracle.backward()
 
-    everyone = torch.ones(2, dtype=torch.bool)
-    chunks = drafts(lm, units, 512, start=1)
-    losses, by_layer = refine._evaluate(lm, chunks, everyone, {1: change}, settings)
+    chunks = chunks_of(lm, units, 1)
+    losses, by_layer = refine._evaluate(lm, chunks, 2, {1: change}, settings)
     torch.testing.assert_close(losses.sum(), oracle.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(by_layer[1], change.grad, rtol=1e-3, atol=1e-6)
 
@@ -123,15 +120,44 @@ def test_the_span_is_how_the_matrix_follows_the_values(
     torch.testing.assert_close(after - before, U.T @ span, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("turns", [1, 3])
 def test_nothing_is_done_where_all_is_said(
-    lm: LanguageModel, moments: Moments, settings: MemitSettings
+    lm: LanguageModel, moments: Moments, settings: MemitSettings, turns: int
 ) -> None:
-    """Below the stop nobody moves: one look, no step."""
-    lax = replace(settings, refine_stop_loss=100.0)
+    """Below the stop nobody moves: one look at all contexts, no step."""
+    lax = replace(settings, refine_stop_loss=100.0, turns=turns)
     plain = memit.edit(tiny.language_model("llama"), requests_of(2), settings=lax, moments=moments)
     outcome = memit.edit(lm, requests_of(2), settings=replace(lax, refine_steps=5), moments=moments)
     assert [report.refined for report in outcome.reports] == [0, 0]
     assert outcome.delta.digest == plain.delta.digest
+
+
+def test_a_step_asks_one_turn_and_a_look_asks_all(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first evaluation runs every context, since it says who rests; those after it a third."""
+    ran: list[int] = []
+    evaluate = refine._evaluate
+
+    def counted(lm: LanguageModel, chunks: list[Chunk], *rest: object) -> object:
+        ran.append(sum(len(chunk.ids) for chunk in chunks))
+        return evaluate(lm, chunks, *rest)
+
+    monkeypatch.setattr(refine, "_evaluate", counted)
+    chosen = replace(settings, steps=WEAK, refine_steps=4, turns=3)
+    memit.edit(lm, requests_of(2), settings=chosen, moments=moments)
+    assert ran == [2, 2, 2, *[2] * 4]
+
+
+def test_turns_win_back_what_the_write_left(moments: Moments, settings: MemitSettings) -> None:
+    """A third of the contexts a step serve all of them."""
+    chosen = replace(settings, moment_weight=1.0, learning_rate=0.025, turns=3)
+    left = []
+    for steps in (0, 12):
+        lm = tiny.language_model("llama")
+        memit.edit(lm, requests_of(4), settings=replace(chosen, refine_steps=steps), moments=moments)
+        left.append(float(losses_of(lm, chosen, 4).mean()))
+    assert left[1] < left[0] - 0.01
 
 
 def test_the_batch_does_not_matter(moments: Moments, settings: MemitSettings) -> None:

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from editor import targets
-from editor.chunks import drafts
-from editor.errors import OutOfMemoryError
+from editor.chunks import fewer, in_turns
+from editor.errors import MethodError, OutOfMemoryError
 from editor.keys import KeyReader
-from editor.requests import plan
+from editor.requests import Row, Unit, plan
 from tests.unit.editor import tiny
-from tests.unit.editor.conftest import requests_of, whole_model_loss
+from tests.unit.editor.conftest import chunks_of, requests_of, whole_model_loss
 
 if TYPE_CHECKING:
+    from editor.chunks import Chunk
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
-    from editor.requests import Unit
 
 
 def solve_for(lm: LanguageModel, units: list[Unit], settings: MemitSettings) -> targets.Targets:
@@ -56,14 +58,14 @@ def test_gradient_equals_a_whole_model_pass(
     """The loss and gradient of the cut-down run equal those of the whole model with a hook, all positions."""
     units = plan(lm, requests_of(1), endings=end_weight > 0)
     settings = replace(settings, kl_factor=0.0, end_weight=end_weight)
-    chunks = drafts(lm, units, 4096, start=settings.layers[-1] + 1)
+    chunks = chunks_of(lm, units, settings.layers[-1] + 1)
     for chunk in chunks:
         targets._complete(lm, chunk, settings)
     shift = torch.randn(1, lm.layers.d, generator=torch.Generator().manual_seed(0))
-    nll, beside, gradient = targets._evaluate(lm, chunks, shift, settings)
+    nll, beside, missed, gradient = targets._evaluate(lm, chunks, shift, settings)
 
     delta = shift[0].clone().requires_grad_()
-    losses = []
+    losses, wrong = [], 0
     for row in units[0].rows:
 
         def add(_module: object, _args: object, output: torch.Tensor, at: int = row.lookup) -> torch.Tensor:
@@ -73,9 +75,12 @@ def test_gradient_equals_a_whole_model_pass(
 
         handle = lm.layers.block(lm.model, settings.layers[-1]).register_forward_hook(add)
         losses.append(whole_model_loss(lm, row, end_weight))
+        logits = lm.model(input_ids=torch.tensor([row.ids])).logits[0, row.first :]
+        wrong += int((logits[: len(row.labels)].argmax(dim=1) != torch.tensor(row.labels)).sum())
         handle.remove()
     oracle = torch.stack(losses).mean()
     oracle.backward()
+    assert int(missed[0]) == wrong
     torch.testing.assert_close(nll[0] + beside[0], oracle.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient[0], delta.grad, rtol=1e-3, atol=1e-6)
 
@@ -89,6 +94,80 @@ def test_shift_stays_within_the_clamp(lm: LanguageModel, settings: MemitSettings
     found = targets.optimise(lm, units, states, settings)
     assert (found.shifts.norm(dim=1) <= 0.3 * states.norm(dim=1) * (1 + 1e-5)).all()
     assert (found.steps == settings.steps).all()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_subjects_may_stop_once_all_is_likeliest(
+    lm: LanguageModel, settings: MemitSettings, times: int
+) -> None:
+    """What the model says anyway stops at the first (second) evaluation; what it does not say goes on."""
+    short = [replace(fact, prompts=fact.prompts[:1], target=fact.target[:1]) for fact in requests_of(2)]
+    said, unsaid = plan(lm, short)
+    row = said.rows[0]
+    likeliest = lm.model(input_ids=torch.tensor([row.ids])).logits[0, row.first].argmax()
+    said = replace(said, rows=(replace(row, ids=row.ids[: row.first + 1], labels=(int(likeliest),)),))
+    settings = replace(settings, steps=3, stop_loss=0.0, learning_rate=1e-3)
+    found = solve_for(lm, [said, unsaid], replace(settings, stop_said=times))
+    assert found.steps.tolist() == [times - 1, settings.steps]
+    assert solve_for(lm, [said], settings).steps.tolist() == [settings.steps]
+
+
+@given(counts=st.lists(st.integers(1, 7), min_size=1, max_size=4), turns=st.integers(1, 5))
+def test_turns_share_the_contexts_out(counts: list[int], turns: int) -> None:
+    """Every context has its turn, none two while there are enough, and each fact is asked in every turn."""
+    rows = [
+        Row((fact, number), 0, 0, (1,), fact, 0)
+        for fact, count in enumerate(counts)
+        for number in range(count)
+    ]
+    unit = Unit("s", (), tuple(rows), ())
+    parts = [part.rows for [part] in in_turns([unit], turns)]
+    assert len(parts) == turns
+    assert {row.ids for part in parts for row in part} == {row.ids for row in rows}
+    for fact, count in enumerate(counts):
+        asked = [[row for row in part if row.fact == fact] for part in parts]
+        assert all(asked)
+        if count >= turns:
+            assert sum(map(len, asked)) == count
+            assert max(map(len, asked)) - min(map(len, asked)) <= 1
+        left = [row for row in fewer(unit, turns).rows if row.fact == fact]
+        assert left[0].ids == (fact, 0)
+        assert len(left) == count if turns == 1 else len(left) <= turns
+
+
+def test_a_step_runs_one_turn_of_the_contexts(
+    lm: LanguageModel, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three turns run a third of the rows a step, and nobody stops before all contexts were asked."""
+    ran: list[int] = []
+    evaluate = targets._evaluate
+
+    def counted(lm: LanguageModel, chunks: list[Chunk], *rest: object) -> object:
+        ran.append(sum(len(chunk.ids) for chunk in chunks))
+        return evaluate(lm, chunks, *rest)
+
+    monkeypatch.setattr(targets, "_evaluate", counted)
+    units = plan(lm, requests_of(2))
+    found = solve_for(lm, units, replace(settings, steps=6, turns=3, stop_loss=0.0))
+    assert ran == [2] * 7
+    assert torch.isfinite(found.losses).all()
+    found = solve_for(lm, units, replace(settings, steps=6, turns=3, stop_loss=1e9))
+    assert found.steps.tolist() == [2, 2]
+
+
+def test_turns_reach_what_all_contexts_at_once_reach(lm: LanguageModel, settings: MemitSettings) -> None:
+    """A third of the rows a step, and nearly as low a loss over all of them."""
+    units = plan(lm, requests_of(3))
+    settings = replace(settings, steps=30, stop_loss=0.0)
+    at_once, in_turn = (solve_for(lm, units, replace(settings, turns=turns)) for turns in (1, 3))
+    untouched = solve_for(lm, units, replace(settings, steps=0)).losses
+    assert ((untouched - in_turn.losses) > 0.8 * (untouched - at_once.losses)).all()
+
+
+def test_quasi_newton_steps_need_one_function(settings: MemitSettings) -> None:
+    """L-BFGS compares evaluations with each other; the error says what to set."""
+    with pytest.raises(MethodError, match="set turns to 1"):
+        replace(settings, optimiser="lbfgs", turns=2)
 
 
 def test_finished_subjects_take_no_more_steps(lm: LanguageModel, settings: MemitSettings) -> None:
