@@ -1,6 +1,6 @@
 """A thousand nights in small: what lasts, what wears, what it costs. Resumable after every batch.
 
-    python -m benchmarks.nights batches  --out FOLDER [--methods memit,memit-reference,alphaedit]
+    python -m benchmarks.nights batches  --out FOLDER [--methods memit,memit-reference,alphaedit,encore]
     python -m benchmarks.nights rebuild  --out FOLDER       what `batches` taught, from the base at larger λ
     python -m benchmarks.nights nights   --out FOLDER       40 nights x 25 real changes, then a rebuild
     python -m benchmarks.nights subjects --out FOLDER       10 facts a subject x 50 subjects
@@ -337,7 +337,7 @@ def _wanted(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--model", help="folder; default: the bundled model, converted into --out")
-    parser.add_argument("--methods", default="memit,memit-reference,alphaedit")
+    parser.add_argument("--methods", default="memit,memit-reference,alphaedit,encore")
     parser.add_argument("--tokens", type=int, default=15_000)
     parser.add_argument("--count", type=int, help="batches or nights")
     parser.add_argument("--size", type=int, help="edits a batch or night")

@@ -13,7 +13,8 @@ MEMIT's objective with the change projected to where the keys of preserved knowl
 | K_p | (d_k, m) | keys of all earlier batches, kept as K_p K_pᵀ |
 
 Differs: L₂ is the paper's 1 (10 in the released Llama-3 file); the threshold is the released 2·10⁻² on
-the eigenvalues of C.
+the eigenvalues of C; target states may be sought in bfloat16 after their first step
+(`MemitSettings.precision`).
 """
 
 from __future__ import annotations
@@ -86,7 +87,12 @@ class AlphaEdit(WeightMethod):
 
     def __init__(self, lm: LanguageModel, resources: Resources) -> None:
         super().__init__(lm, resources)
-        self.settings = replace(resources.settings.as_reference(), steps=STEPS, learning_rate=RATE)
+        self.settings = replace(
+            resources.settings.as_reference(),
+            steps=STEPS,
+            learning_rate=RATE,
+            precision=resources.settings.precision,
+        )
         self._prefixes: tuple[str, ...] | None = None
         self._projections: dict[int, Tensor] = {}
         self._past: dict[int, Tensor] = {}

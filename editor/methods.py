@@ -122,24 +122,50 @@ def _fact(kept: dict[str, Any]) -> EditRequest:
 
 
 class MemitReference(Memit):
-    """MEMIT as published: random prefixes, mean keys, no memory of earlier batches, no guards."""
+    """MEMIT as published: random prefixes, mean keys, no memory of earlier batches, no guards.
+
+    Differs: target states may be sought in bfloat16 after their first step (`MemitSettings.precision`), which
+    leaves a cosine of 0.9997 to those of float32 (benchmarks/RESULTS.md, "Editor").
+
+    Attributes:
+        remembers: whether later batches know of earlier ones.
+    """
+
+    remembers = False
 
     def settings(self) -> MemitSettings:
         """Return the paper's procedure with its step count and rate, on this model's layers and weight."""
-        published = self.resources.settings.as_reference()
-        return replace(published, steps=PUBLISHED_STEPS, learning_rate=PUBLISHED_RATE)
+        mine = self.resources.settings
+        return replace(
+            mine.as_reference(),
+            steps=PUBLISHED_STEPS,
+            learning_rate=PUBLISHED_RATE,
+            precision=mine.precision,
+        )
 
     def moments(self) -> Moments:
         """Return the second moments alone."""
         return replace(self.resources.moments(), guards=None)
 
-    def forget(self) -> None:
-        """Nothing is remembered."""
-
     def teach(self, requests: Sequence[EditRequest], progress: Progress | None) -> None:
-        """Write one batch as if it were the first."""
+        """Write one batch, as if it were the first unless earlier ones are remembered."""
         super().teach(requests, progress)
-        self._live, self._facts = {}, {}
+        if not self.remembers:
+            self.forget()
+
+
+class Encore(MemitReference):
+    """MEMIT as published, with memory, each search ended once its object is likeliest (arXiv 2502.01636).
+
+    Differs: the paper also holds the edited matrices' norm down by a multiple of the identity in the solve;
+    λC is what does that here.
+    """
+
+    remembers = True
+
+    def settings(self) -> MemitSettings:
+        """Return the paper's procedure with history, and the stop of ENCORE's released code."""
+        return replace(super().settings(), history=True, stop_said=2)
 
 
 class Unedited(WeightMethod):
@@ -172,6 +198,7 @@ METHODS: dict[str, Entry] = {
     "none": Entry(Unedited, "unedited", "the model as it is"),
     "memit": Entry(Memit, "MEMIT, factsync", "arXiv 2210.07229, with history, guards and refinement"),
     "memit-reference": Entry(MemitReference, "MEMIT, published", "arXiv 2210.07229"),
+    "encore": Entry(Encore, "MEMIT, history, stopped when said", "arXiv 2502.01636, without its norm term"),
     "rome": Entry(Rome, "ROME", "arXiv 2202.05262"),
     "alphaedit": Entry(AlphaEdit, "AlphaEdit", "arXiv 2410.02355"),
     "ft-w": Entry(FineTuneDecay, "FT-W", "arXiv 2210.07229, section 5.1"),

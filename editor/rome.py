@@ -15,7 +15,8 @@ Differs:
   key in Λ, which has been blamed for edits that break the model (rome, pull request 44).
 - v* = W k* + δ, with δ found at the block's output by the batched optimiser: what the matrix adds passes
   through unchanged there.
-- The layer is the middle of MEMIT's range.
+- The layer is the middle of MEMIT's range; δ may be sought in bfloat16 after its first step
+  (`MemitSettings.precision`).
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class Rome(WeightMethod):
             clamp=4.0,
             weight_decay=0.5,
             batch_tokens=0,
+            precision=resources.settings.precision,
         )
         self._ready: tuple[Tensor, tuple[str, ...]] | None = None
 

@@ -96,7 +96,7 @@ def test_what_batches_taught_is_rebuilt_at_larger_weights(bench):
     assert nights.rebuilt(bench, factors=(1.0, 50.0)).rows == log.rows, "nothing is measured twice"
 
 
-@pytest.mark.parametrize("method", ["memit-reference", "alphaedit"])
+@pytest.mark.parametrize("method", ["memit-reference", "alphaedit", "encore"])
 def test_other_methods_run_the_same_batches(bench, method):
     log = nights.batches(bench, method, count=2, size=2)
     assert log.rows[-1]["norm"] > 0
