@@ -82,7 +82,9 @@ def facts(count: int, prompts: tuple[str, ...] = TEMPLATES[:1]) -> list[EditRequ
 
 def same_objective(lm: LanguageModel, *, edits: int, reference: int, steps: int) -> dict[str, object]:
     """Compare the cost of a step, and the states after all of them."""
-    settings = replace(preset_for(lm), steps=steps, stop_loss=0.0, precision="float32", kl_factor=0.0625)
+    settings = replace(
+        preset_for(lm), steps=steps, turns=1, stop_loss=0.0, precision="float32", kl_factor=0.0625
+    )
     units = plan(lm, facts(edits), prefixes=PREFIXES, kl_template="{} is a")
     anchors = anchors_of(lm, units, settings)
     start = Clock()
@@ -115,7 +117,7 @@ def converged(lm: LanguageModel, *, edits: int, reference: int) -> dict[str, obj
     result: dict[str, object] = {
         "reference": {"per_edit": plain.shown(), "mean_loss": round(sum(losses) / reference, 4)}
     }
-    quick = replace(preset_for(lm), optimiser="lbfgs", shift_cost=0.4)
+    quick = replace(preset_for(lm), optimiser="lbfgs", shift_cost=0.4, turns=1)
     for name, prompts, settings in (
         ("adam, five templates", TEMPLATES, preset_for(lm)),
         ("lbfgs, five templates", TEMPLATES, quick),

@@ -106,13 +106,19 @@ class MemitSettings:
         """Refuse what does not go together.
 
         Raises:
-            MethodError: L-BFGS is asked to descend on another function each step.
+            MethodError: L-BFGS would descend on another function each step, or the steps end before all
+                contexts had their turn.
         """
         if self.optimiser == "lbfgs" and self.turns > 1:
             raise MethodError(
                 f"L-BFGS needs the same contexts at every step, not {self.turns} turns: set turns to 1, or "
                 "take the optimiser 'adam'.",
                 method="lbfgs",
+            )
+        if self.turns > self.steps + 1:
+            raise MethodError(
+                f"{self.steps} steps end before {self.turns} turns are over: set more steps or fewer turns.",
+                method="memit",
             )
 
     def tokens_at_once(self, device: torch.device) -> int:

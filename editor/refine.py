@@ -85,7 +85,8 @@ def refine(
 ) -> Refined:
     """Change values until every subject's loss is below the stop, or the steps are used up.
 
-    A subject below the stop rests; when all rest, all are asked again, for what the others moved.
+    A subject below the stop rests; when all rest, all are asked again, for what the others moved. Steps in
+    between take a part of the contexts (`MemitSettings.turns`).
 
     Args:
         lm: the model with the states written; its weights are not touched.

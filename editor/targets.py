@@ -14,8 +14,13 @@ over subjects, so rows stay independent and the result does not depend on what e
 what depends on δ is run: blocks above the last edited one, tokens from the subject's last on (the keys and
 values of those before are kept), logits at target positions; finished subjects leave.
 
-Differs from the paper, where the settings ask for it (`editor.descent`): L-BFGS in place of Adam, and with
-it a shift_cost, without which it goes far for the last of the loss.
+Differs from the paper, where the settings ask for it:
+- A step takes a part of the contexts, the next step another (`turns`): Adam goes as far in a step whatever it
+  is judged by, so a third of the contexts costs a third and ends as low (benchmarks/RESULTS.md, "Nights").
+  The loss is then the mean of every part's last one, and the KL is read in the first part.
+- A subject may also be finished once its targets are the likeliest (`stop_said`; ENCORE, arXiv 2502.01636).
+- L-BFGS in place of Adam (`editor.descent`), and with it a shift_cost, without which it goes far for the
+  last of the loss.
 """
 
 from __future__ import annotations

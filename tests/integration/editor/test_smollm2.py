@@ -65,7 +65,7 @@ def test_lbfgs_needs_half_of_adam_s_evaluations(folder: Path) -> None:
     """Both ways reach a mean loss below the stop, L-BFGS in half the steps and no further."""
     lm = LanguageModel.load(folder, device="cpu")
     units = plan(lm, requests())
-    settings = replace(preset_for(lm), steps=80)
+    settings = replace(preset_for(lm), steps=80, turns=1)
     reader = KeyReader(lm, [unit.columns[0] for unit in units], settings.layers)
     anchors = reader.read(settings.layers[0])[1].float()
     adam = targets.optimise(lm, units, anchors, settings)

@@ -164,10 +164,12 @@ def test_turns_reach_what_all_contexts_at_once_reach(lm: LanguageModel, settings
     assert ((untouched - in_turn.losses) > 0.8 * (untouched - at_once.losses)).all()
 
 
-def test_quasi_newton_steps_need_one_function(settings: MemitSettings) -> None:
-    """L-BFGS compares evaluations with each other; the error says what to set."""
+def test_what_does_not_go_with_turns_is_refused(settings: MemitSettings) -> None:
+    """L-BFGS compares evaluations with each other; and every context must have its turn."""
     with pytest.raises(MethodError, match="set turns to 1"):
         replace(settings, optimiser="lbfgs", turns=2)
+    with pytest.raises(MethodError, match="1 steps end before 3 turns"):
+        replace(settings, steps=1, turns=3)
 
 
 def test_finished_subjects_take_no_more_steps(lm: LanguageModel, settings: MemitSettings) -> None:
