@@ -30,7 +30,7 @@ from editor.moments import Moments, sample_prefixes
 from editor.presets import preset_for
 from flows import checking, neighbours
 from flows.editing import with_rivals
-from flows.process import keep_freed_memory
+from flows.process import give_back_freed_memory, keep_freed_memory
 from kb.relations import Relations
 
 if TYPE_CHECKING:
@@ -300,7 +300,9 @@ def _timed(work: Callable[[], object]) -> float:
     """CPU seconds of this process over all its threads: they hold on a shared machine."""
     start = Clock()
     work()
-    return start.since().cpu_s
+    seconds = start.since().cpu_s
+    give_back_freed_memory()
+    return seconds
 
 
 def _asked(lm: LanguageModel, method: Method, cases: Sequence[Case], probes: Sequence[str]) -> Row:

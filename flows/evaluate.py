@@ -25,6 +25,7 @@ from flows import checking, models
 from flows.asked import LEDGER, check, chosen, cut, selections, training
 from flows.errors import EvaluationInputError
 from flows.experiments import Experiment, ExperimentFolder
+from flows.process import give_back_freed_memory
 from flows.progress import report, say
 from kb.relations import Relations
 
@@ -195,7 +196,9 @@ def _teach(method: Method, cases: Sequence[Case]) -> float:
     # Processor time, not the clock: it holds on a machine that others use too.
     start = time.process_time()
     method.apply([case.request for case in cases], progress=report)
-    return time.process_time() - start
+    seconds = time.process_time() - start
+    give_back_freed_memory()
+    return seconds
 
 
 def _after(number: int) -> str:

@@ -16,6 +16,7 @@ from editor import state as states
 from flows import checking, editing, merging, models, neighbours, planning, pulling, translate
 from flows.editing import RETRACT, fact_id
 from flows.gates import judge
+from flows.process import give_back_freed_memory
 from storage.records.checkpoints import EditRow
 
 if TYPE_CHECKING:
@@ -238,6 +239,7 @@ def edit(
         watched=work.watched,
         progress=progress,
     )
+    give_back_freed_memory()
     digest = ws.files.put(
         {models.DELTA_FILE: outcome.delta.to_bytes(), models.STATES_FILE: states.to_bytes(outcome.states)},
         {"base": lm.digest, "parent": intent.parent_digest, "algorithm": "memit", "settings": recipe},

@@ -43,3 +43,13 @@ def keep_freed_memory() -> bool:
     if not taken:
         log.info("the allocator kept its own thresholds; editing is a little slower")
     return taken
+
+
+def give_back_freed_memory() -> None:
+    """Give freed memory back to the kernel, between stages whose blocks are of other sizes.
+
+    What `keep_freed_memory` keeps serves the next step of the same search; a later stage cuts it up and asks
+    for more beside it. Does nothing where the C library is not glibc.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -4,7 +4,7 @@ import platform
 import subprocess
 import sys
 
-from flows.process import THREADS, keep_freed_memory, tune_threads
+from flows.process import THREADS, give_back_freed_memory, keep_freed_memory, tune_threads
 
 _PROGRAM = """
 import ctypes, resource
@@ -45,3 +45,29 @@ def test_freed_memory_is_used_again_without_new_pages():
         assert not keep_freed_memory()
         return
     assert faults(keep=True) < 0.1 * faults(keep=False)
+
+
+_KEPT = """
+import ctypes, pathlib
+from flows.process import give_back_freed_memory, keep_freed_memory
+keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+blocks = [libc.malloc(64 << 20) for _ in range(8)]
+for block in blocks: ctypes.memset(block, 1, 64 << 20)
+for block in blocks: libc.free(block)
+def resident():
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+kept = resident()
+give_back_freed_memory()
+print((kept - resident()) * 4096 >> 20)
+"""
+
+
+def test_what_was_kept_is_given_back():
+    give_back_freed_memory()
+    if platform.libc_ver()[0] != "glibc":
+        return
+    done = subprocess.run([sys.executable, "-c", _KEPT], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 400, "MiB of the 512 that were freed"
