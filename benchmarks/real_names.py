@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("trials", nargs="*", default=[""])
     parser.add_argument("--facts", type=int, default=200)
     parser.add_argument("--corpus", type=Path, default=None)
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     settings = Settings.read().model_copy(update={"corpus": given.corpus})
     with Workspace.open(settings) as ws:
         relations = ws.relations
