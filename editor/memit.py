@@ -10,7 +10,7 @@ Differs from the paper:
 - All live edits stay in the solve (`editor.solve`), and guards beside them (`editor.write`).
 - Contexts are the relation's templates rather than random prefixes; every context keeps its own key. Where
   a fact has one template only, random prefixes stand before it, with words of it left out
-  (`editor.requests.thinned`): other wordings of 100 facts are then said in 66 % in place of 51
+  (`editor.requests.thinned`): other wordings of 100 facts are then said in 64 to 67 % for 51
   (benchmarks/RESULTS.md, "Methods").
 - What is written is refined on the written weights (`editor.refine`). A target state is optimised while all
   other weights are the old ones, and the write then moves states that it took for fixed: on 74 real facts the
