@@ -14,6 +14,8 @@ from editor.requests import EditRequest
 from tests.unit.editor import tiny
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from editor.chunks import Chunk
     from editor.model import LanguageModel
     from editor.requests import Row, Unit
@@ -74,6 +76,19 @@ def requests_of(count: int, *, start: int = 0) -> list[EditRequest]:
 def chunks_of(lm: LanguageModel, units: list[Unit], start: int) -> list[Chunk]:
     """Return the rows of some units as a search from a block on runs them, in one batch."""
     return batched(lm, draft(lm, units, 4096, start=start), 4096, start=start)
+
+
+def rows_run(monkeypatch: pytest.MonkeyPatch, search: ModuleType) -> list[int]:
+    """Return a list that grows by the rows of every evaluation of a search."""
+    ran: list[int] = []
+    evaluate = search._evaluate
+
+    def counted(lm: LanguageModel, chunks: list[Chunk], *rest: object) -> object:
+        ran.append(sum(len(chunk.ids) for chunk in chunks))
+        return evaluate(lm, chunks, *rest)
+
+    monkeypatch.setattr(search, "_evaluate", counted)
+    return ran
 
 
 def whole_model_loss(lm: LanguageModel, row: Row, end_weight: float) -> torch.Tensor:

@@ -12,10 +12,9 @@ from editor import memit, recall, refine
 from editor.errors import NonFiniteError, SubjectConflictError
 from editor.write import History, Writer, write_states
 from tests.unit.editor import tiny
-from tests.unit.editor.conftest import LAYERS, chunks_of, requests_of, whole_model_loss
+from tests.unit.editor.conftest import LAYERS, chunks_of, requests_of, rows_run, whole_model_loss
 
 if TYPE_CHECKING:
-    from editor.chunks import Chunk
     from editor.model import LanguageModel
     from editor.moments import Moments
     from editor.presets import MemitSettings
@@ -136,14 +135,7 @@ def test_a_step_asks_one_turn_and_a_look_asks_all(
     lm: LanguageModel, moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first evaluation runs every context, since it says who rests; those after it a third."""
-    ran: list[int] = []
-    evaluate = refine._evaluate
-
-    def counted(lm: LanguageModel, chunks: list[Chunk], *rest: object) -> object:
-        ran.append(sum(len(chunk.ids) for chunk in chunks))
-        return evaluate(lm, chunks, *rest)
-
-    monkeypatch.setattr(refine, "_evaluate", counted)
+    ran = rows_run(monkeypatch, refine)
     chosen = replace(settings, steps=WEAK, refine_steps=4, turns=3)
     memit.edit(lm, requests_of(2), settings=chosen, moments=moments)
     assert ran == [2, 2, 2, *[2] * 4]

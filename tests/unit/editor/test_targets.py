@@ -16,10 +16,9 @@ from editor.errors import MethodError, OutOfMemoryError
 from editor.keys import KeyReader
 from editor.requests import Row, Unit, plan
 from tests.unit.editor import tiny
-from tests.unit.editor.conftest import chunks_of, requests_of, whole_model_loss
+from tests.unit.editor.conftest import chunks_of, requests_of, rows_run, whole_model_loss
 
 if TYPE_CHECKING:
-    from editor.chunks import Chunk
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
 
@@ -139,14 +138,7 @@ def test_a_step_runs_one_turn_of_the_contexts(
     lm: LanguageModel, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three turns run a third of the rows a step, and nobody stops before all contexts were asked."""
-    ran: list[int] = []
-    evaluate = targets._evaluate
-
-    def counted(lm: LanguageModel, chunks: list[Chunk], *rest: object) -> object:
-        ran.append(sum(len(chunk.ids) for chunk in chunks))
-        return evaluate(lm, chunks, *rest)
-
-    monkeypatch.setattr(targets, "_evaluate", counted)
+    ran = rows_run(monkeypatch, targets)
     units = plan(lm, requests_of(2))
     found = solve_for(lm, units, replace(settings, steps=6, turns=3, stop_loss=0.0))
     assert ran == [2] * 7
