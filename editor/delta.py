@@ -193,6 +193,12 @@ def copies(lm: LanguageModel, layers: Iterable[int]) -> dict[int, Float[Tensor, 
     return {layer: lm.layers.matrix(lm.model, layer).clone() for layer in layers}
 
 
+def put_back(lm: LanguageModel, saved: Mapping[int, Float[Tensor, "d d_k"]]) -> None:
+    """Set some weights to what `copies` kept, bit for bit."""
+    for layer, weight in saved.items():
+        lm.layers.matrix(lm.model, layer).copy_(weight)
+
+
 def growth(lm: LanguageModel, originals: Mapping[int, Float[Tensor, "d d_k"]]) -> float:
     """Return how far a model's weights are from others: the largest ‖W - W₀‖ / ‖W₀‖ of a layer."""
     return max(

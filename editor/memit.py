@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from editor import delta as deltas
 from editor import recall, targets
 from editor.chunks import fewer
 from editor.errors import SubjectConflictError
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from editor.moments import Moments
     from editor.presets import MemitSettings
     from editor.requests import EditRequest, Row
+    from editor.write import Holds
 
     Progress = Callable[[str, int, int], None]
 
@@ -139,24 +141,34 @@ def edit(
     units = units_of(lm, requests, settings, prefixes)
     older = units_of(lm, watched, settings, prefixes)
     states_of = _matched(older, live)
-    history = History(lm, settings, moments, live if settings.history else ())
+    holds = _keys_now(lm, older, settings) if settings.history and settings.hold else {}
+    history = History(lm, settings, moments, live if settings.history else (), holds)
     with restored_on_failure(lm, settings.layers):
-        before = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in settings.layers}
+        before = deltas.copies(lm, settings.layers)
         coming = [unit.requests[0].subject for unit in units]
         writer = Writer(history, retired=retired, coming=coming)
         placed = _place(lm, writer, units, settings, progress=progress)
-        slipped = _slipped(lm, older, settings)
-        beside = history.without(unit.subject_id for unit in slipped)
-        written = [one.state for one in placed] + [states_of[unit.subject_id] for unit in slipped]
-        refined = _refined(lm, Writer(beside, live=written), [*units, *slipped], written, progress=progress)
-        for layer, weight in before.items():
-            lm.layers.matrix(lm.model, layer).copy_(weight)
-        delta = write_beside(beside, refined.states, retired=[*retired, *written[len(units) :]])
-    reports = tuple(
-        replace(one.report, refined=steps) for one, steps in zip(placed, refined.steps, strict=False)
-    )
+        turn, own = list(units), [one.state for one in placed]
+        written: list[SubjectState] = []
+        leaving, steps = list(retired), list[int]()
+        for number in range(settings.refine_rounds):
+            slipped = _slipped(lm, older, settings)
+            if number and not slipped:
+                break
+            log.info("%d of %d older subjects slipped", len(slipped), len(older))
+            found = [unit.subject_id for unit in slipped]
+            older = [unit for unit in older if unit.subject_id not in found]
+            history = history.without(found)
+            leaving += [states_of[subject] for subject in found]
+            turn, own = [*turn, *slipped], own + [states_of[subject] for subject in found]
+            refined = _refined(lm, Writer(history, live=[*written, *own]), turn, own, progress=progress)
+            written, steps = [*written, *refined.states], [*steps, *refined.steps]
+            deltas.put_back(lm, before)
+            delta = write_beside(history, written, retired=leaving)
+            turn, own = [], []
+    reports = tuple(replace(one.report, refined=taken) for one, taken in zip(placed, steps, strict=False))
     _warn_of_weak_writes(reports)
-    return EditOutcome(delta, refined.states, reports)
+    return EditOutcome(delta, tuple(written), reports)
 
 
 def _refined(
@@ -175,7 +187,7 @@ def _refined(
         if progress is not None:
             progress("refine", done, total)
 
-    spans = {layer: writer.span(layer) for layer in settings.layers}
+    spans = {layer: writer.span(layer, states) for layer in settings.layers}
     return refine(lm, units, states, spans, settings, progress=report)
 
 
@@ -195,6 +207,21 @@ def _matched(units: Sequence[Unit], live: Sequence[SubjectState]) -> dict[str, S
                 subject_id=unit.subject_id,
             )
     return by_subject
+
+
+@torch.no_grad()
+def _keys_now(lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings) -> Holds:
+    """Return the keys that each unit's first prompt has on the weights as they are."""
+    if not units:
+        return {}
+    texts = [unit.columns[0] for unit in units]
+    with lowered(lm, settings, start=0):
+        reader = KeyReader(lm, texts, settings.layers, batch_tokens=8 * settings.tokens_at_once(lm.device))
+        keys = {layer: reader.read(layer)[0].float() for layer in settings.layers}
+    return {
+        unit.subject_id: {layer: rows[number] for layer, rows in keys.items()}
+        for number, unit in enumerate(units)
+    }
 
 
 def _slipped(lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings) -> list[Unit]:

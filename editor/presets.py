@@ -28,6 +28,8 @@ _OF_THE_WRITE = frozenset(
         "refine_steps",
         "refine_stop_loss",
         "refine_older",
+        "refine_rounds",
+        "hold",
         "batch_tokens",
     }
 )
@@ -66,7 +68,11 @@ class MemitSettings:
         refine_steps: most steps in which written values are refined (`editor.refine`); 0 is the paper.
         refine_stop_loss: a subject rests while its loss on the written weights is below.
         refine_older: most subjects of older facts, of those that slipped, that are refined with tonight's.
+        refine_rounds: how often the written weights are asked which older facts slipped: after tonight's
+            write, and again after what was refined.
         history: carry the keys of live edits in the solve.
+        hold: weight in tonight's solve of the keys that older facts have by now (`editor.write.History`),
+            where an edit has 1; 0 leaves them to the keys that were measured when they were written.
         precision: of the target-state forwards after the first (`editor.targets.EXACT_STEPS`); "auto" takes
             bfloat16 where the processor is faster with it.
         batch_tokens: most tokens of one forward, halved when memory runs out; 0 takes 512 on a CPU, where
@@ -96,7 +102,9 @@ class MemitSettings:
     refine_steps: int = 30
     refine_stop_loss: float = 0.1
     refine_older: int = 64
+    refine_rounds: int = 2
     history: bool = True
+    hold: float = 64.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_tokens: int = 0
     max_target_tokens: int = 32
@@ -153,6 +161,7 @@ class MemitSettings:
             keys="mean",
             refine_steps=0,
             history=False,
+            hold=0.0,
             precision="float32",
         )
 

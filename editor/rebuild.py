@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from editor import delta as deltas
 from editor import memit
 from editor.write import write_states
 
@@ -89,14 +90,14 @@ def rebuild(
     changed = [one for one in wanted if one.subject_id not in reused]
     edited: tuple[SubjectState, ...] = ()
     reports: tuple[UnitReport, ...] = ()
-    originals = {layer: base.layers.matrix(base.model, layer).clone() for layer in settings.layers}
+    originals = deltas.copies(base, settings.layers)
     try:
         if changed or refine:
             write_states(base, kept, settings=settings, moments=moments)
             outcome = memit.edit(
                 base,
                 changed,
-                settings=replace(settings, refine_older=len(kept)),
+                settings=replace(settings, refine_older=len(kept), hold=0.0),  # the solve below holds nothing
                 moments=moments,
                 live=kept,
                 watched=[one for one in wanted if one.subject_id in reused] if refine else (),
@@ -105,8 +106,7 @@ def rebuild(
             )
             edited, reports = outcome.states, outcome.reports
     finally:
-        for layer, weight in originals.items():
-            base.layers.matrix(base.model, layer).copy_(weight)
+        deltas.put_back(base, originals)
     found = {state.subject_id: state for state in (*kept, *edited)}
     states = tuple(found[subject] for subject in sorted(found))
     delta = write_states(base, states, settings=settings, moments=moments)

@@ -22,7 +22,7 @@ from editor.errors import StateMismatchError
 from editor.state import stack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from editor.state import SubjectState
 
     Columns = tuple[Float[Tensor, "d_k n"], Float[Tensor, "d n"]]
+    Holds = Mapping[str, Mapping[int, Float[Tensor, " d_k"]]]
 
 
 def write_states(
@@ -92,14 +93,20 @@ class History:
         settings: layers and weights of the solve.
         moments: second moments of keys of the unedited model, and guards.
         live: states that the weights hold and that neither come nor leave tonight.
+        holds: keys that live subjects have by now, by subject.
     """
 
     def __init__(
-        self, lm: LanguageModel, settings: MemitSettings, moments: Moments, live: Sequence[SubjectState]
+        self,
+        lm: LanguageModel,
+        settings: MemitSettings,
+        moments: Moments,
+        live: Sequence[SubjectState],
+        holds: Holds | None = None,
     ) -> None:
         self.lm, self.settings, self.moments = lm, settings, moments
         self.labels = {state.label.casefold() for state in live}
-        self._live = live
+        self._live, self._holds = live, holds or {}
         self._standing: dict[int, solve.Standing] = {}
 
     def without(self, subjects: Iterable[str]) -> History:
@@ -108,14 +115,17 @@ class History:
         if not left_out:
             return self
         rest = [state for state in self._live if state.subject_id not in left_out]
-        return History(self.lm, self.settings, self.moments, rest)
+        holds = {subject: held for subject, held in self._holds.items() if subject not in left_out}
+        return History(self.lm, self.settings, self.moments, rest, holds)
 
     def at(self, layer: int) -> solve.Standing:
         """Return the part of one layer's solve that stands all night."""
         if layer not in self._standing:
             keys, _ = self.stack(self._live, layer)
             C = self.moments.layer(layer, self.lm.device)
-            self._standing[layer] = solve.Standing(C, self.settings.moment_weight, keys)
+            held = [self.settings.hold**0.5 * by_layer[layer].double() for by_layer in self._holds.values()]
+            standing = torch.cat([keys, *(key[:, None].to(keys.device) for key in held)], dim=1)
+            self._standing[layer] = solve.Standing(C, self.settings.moment_weight, standing)
         return self._standing[layer]
 
     def stack(self, states: Sequence[SubjectState], layer: int) -> Columns:
@@ -156,13 +166,19 @@ class Writer:
         """Layers and weights of the solve."""
         return self._history.settings
 
-    def span(self, layer: int) -> Float[Tensor, "n d_k"]:
-        """Return P = Kᵀ A⁻¹ for the keys of `live`: when their values change by U, the matrix does by U P."""
+    def span(self, layer: int, states: Sequence[SubjectState]) -> Float[Tensor, "n d_k"]:
+        """Return P = Kᵀ A⁻¹ for the keys of some states: when their values change by U, W does by U P.
+
+        Args:
+            layer: which.
+            states: the last ones of `live`.
+        """
         history = self._history
-        keys, _ = history.stack(self._live, layer)
+        held, _ = history.stack(self._live[: len(self._live) - len(states)], layer)
+        own, _ = history.stack(states, layer)
         staying, _, _ = self._duty.at(history.moments, layer, history.lm.layers.d, history.lm.device)
-        solved, _ = history.at(layer).solve(torch.cat([keys, staying[0]], dim=1), keys[:, :0])
-        return solved[:, : keys.shape[1]].T.float()
+        solved, _ = history.at(layer).solve(torch.cat([own, held, staying[0]], dim=1), own[:, :0])
+        return solved[:, : own.shape[1]].T.float()
 
     def write(self, layer: int, keys: Float[Tensor, "d_k n"], values: Float[Tensor, "d n"]) -> LowRank:
         """Solve one layer for W k = v beside all that stays, and add the change to its weight.
@@ -210,12 +226,11 @@ def restored_on_failure(lm: LanguageModel, layers: Sequence[int]) -> Iterator[No
         lm: the model.
         layers: layers that the body may write.
     """
-    saved = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in layers}
+    saved = deltas.copies(lm, layers)
     try:
         yield
     except BaseException:
-        for layer, weight in saved.items():
-            lm.layers.matrix(lm.model, layer).copy_(weight)
+        deltas.put_back(lm, saved)
         raise
 
 

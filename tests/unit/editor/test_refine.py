@@ -10,6 +10,7 @@ import torch
 
 from editor import memit, recall, refine
 from editor.errors import NonFiniteError, SubjectConflictError
+from editor.keys import KeyReader
 from editor.write import History, Writer, write_states
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import LAYERS, chunks_of, requests_of, rows_run, whole_model_loss
@@ -102,16 +103,20 @@ def test_it_changes_values_and_nothing_else(
 def test_the_span_is_how_the_matrix_follows_the_values(
     lm: LanguageModel, moments: Moments, settings: MemitSettings
 ) -> None:
-    """Writing values V + U in place of V moves the matrix by U P."""
+    """Writing values V + U in place of V moves the matrix by U P; also where only some of them move."""
     outcome = memit.edit(lm, requests_of(3), settings=settings, moments=moments)
     writer = Writer(History(lm, settings, moments, ()), live=outcome.states)
     layer = LAYERS[0]
-    span = writer.span(layer)
+    still, moving = outcome.states[:1], outcome.states[1:]
+    span = writer.span(layer, moving)
     U = torch.randn(len(span), lm.layers.d, generator=torch.Generator().manual_seed(1))
-    split = U.split([len(state.values[layer]) for state in outcome.states])  # type: ignore[no-untyped-call]
+    split = U.split([len(state.values[layer]) for state in moving])  # type: ignore[no-untyped-call]
     moved = [
-        replace(state, values={**state.values, layer: state.values[layer] + change})
-        for state, change in zip(outcome.states, split, strict=True)
+        *still,
+        *(
+            replace(state, values={**state.values, layer: state.values[layer] + change})
+            for state, change in zip(moving, split, strict=True)
+        ),
     ]
     fresh = tiny.language_model("llama")
     write_states(fresh, moved, settings=settings, moments=moments)
@@ -166,14 +171,17 @@ def test_the_batch_does_not_matter(moments: Moments, settings: MemitSettings) ->
 def test_older_facts_that_slipped_are_refined_with_tonights(
     lm: LanguageModel, moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the watched subjects the worst take part, as many as allowed; the others keep their state."""
+    """Of the watched subjects the worst take part, as many as allowed; the others keep their state.
+
+    With nothing held, the states are what the weights hold: from the base they give the same in one solve.
+    """
     first = memit.edit(lm, requests_of(3), settings=replace(settings, steps=WEAK), moments=moments)
     # A random model hardly says a name, so the probabilities stand in for its words.
     rated = [
         recall.Likelihood(p, exact=p > 0.4, tokens=1, matched=1, rank=1, ended=True) for p in (0.3, 0.9, 0.1)
     ]
     monkeypatch.setattr(memit.recall, "rate", lambda _lm, rows: rated[: len(rows)])
-    chosen = replace(settings, steps=WEAK, refine_steps=6, refine_older=1)
+    chosen = replace(settings, steps=WEAK, refine_steps=6, refine_older=1, refine_rounds=1, hold=0.0)
     second = memit.edit(
         lm,
         requests_of(1, start=3),
@@ -184,13 +192,86 @@ def test_older_facts_that_slipped_are_refined_with_tonights(
     )
     assert [state.subject_id for state in second.states] == ["s3", "s2"]
     assert [report.subject_id for report in second.reports] == ["s3"]
-    # What the ledger then holds is what the weights hold: the same from the base in one solve.
     fresh = tiny.language_model("llama")
     write_states(fresh, [*first.states[:2], *second.states], settings=settings, moments=moments)
     for layer in LAYERS:
         torch.testing.assert_close(
             lm.layers.matrix(lm.model, layer), fresh.layers.matrix(fresh.model, layer), rtol=1e-4, atol=1e-5
         )
+
+
+def test_what_refinement_itself_moved_is_refined_after_it(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The written weights are asked again; who slipped then is refined alone, and all is written at once."""
+    first = memit.edit(lm, requests_of(3), settings=replace(settings, steps=WEAK), moments=moments)
+    said, lost = (
+        recall.Likelihood(p, exact=p > 0.4, tokens=1, matched=1, rank=1, ended=True) for p in (0.9, 0.1)
+    )
+    looks = iter([[said] * 3, [said, lost, said], [said] * 2])
+    asked: list[int] = []
+
+    def rate(_lm: LanguageModel, rows: list[object]) -> list[recall.Likelihood]:
+        asked.append(len(rows))
+        return next(looks)
+
+    monkeypatch.setattr(memit.recall, "rate", rate)
+    turns: list[list[str]] = []
+
+    def refined(*args: object, **kwargs: object) -> refine.Refined:
+        turns.append([unit.subject_id for unit in args[1]])  # type: ignore[attr-defined]
+        return refine.refine(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(memit, "refine", refined)
+    second = memit.edit(
+        lm,
+        requests_of(1, start=3),
+        settings=replace(settings, steps=WEAK, refine_steps=6, refine_rounds=3, hold=0.0),
+        moments=moments,
+        live=first.states,
+        watched=requests_of(3),
+    )
+    assert asked == [3, 3, 2]
+    assert turns == [["s3"], ["s1"]]
+    assert [state.subject_id for state in second.states] == ["s3", "s1"]
+    fresh = tiny.language_model("llama")
+    kept = [first.states[0], first.states[2], *second.states]
+    write_states(fresh, kept, settings=settings, moments=moments)
+    for layer in LAYERS:
+        torch.testing.assert_close(
+            lm.layers.matrix(lm.model, layer), fresh.layers.matrix(fresh.model, layer), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_older_facts_are_held_at_the_keys_that_they_have_by_now(
+    moments: Moments, settings: MemitSettings
+) -> None:
+    """The more the write holds them, the less it moves them."""
+    texts = [
+        unit.columns[0] for unit in memit.units_of(tiny.language_model("llama"), requests_of(3), settings, ())
+    ]
+    moved = []
+    for hold in (0.0, 1.0, 1e6):
+        lm = tiny.language_model("llama")
+        first = memit.edit(lm, requests_of(3), settings=settings, moments=moments)
+        keys = {layer: KeyReader(lm, texts, LAYERS).read(layer)[0] for layer in LAYERS}
+        before = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in LAYERS}
+        memit.edit(
+            lm,
+            requests_of(2, start=3),
+            settings=replace(settings, hold=hold),
+            moments=moments,
+            live=first.states,
+            watched=requests_of(3),
+        )
+        moved.append(
+            sum(
+                float(((lm.layers.matrix(lm.model, layer) - before[layer]) @ keys[layer].T).norm())
+                for layer in LAYERS
+            )
+        )
+    assert moved[1] < moved[0]
+    assert moved[2] < 0.01 * moved[0]
 
 
 def test_watching_a_part_of_a_subject_is_refused(
