@@ -2,12 +2,13 @@
 
 The main path (`edit`): tokenise; find target states; layer by layer measure keys, spread what is left of the
 residual over the layers that remain, solve, write (`_place`); refine the values that were written, beside
-those of older facts that have slipped (`editor.refine`). In the end the weights are put back
-and all that changed is written in one solve a layer. Weights are put back bit for bit when anything fails on
-the way.
+those of older facts that have slipped, and then those that refinement moved (`editor.refine`). In the end the
+weights are put back and all that changed is written in one solve a layer. Weights are put back bit for bit
+when anything fails on the way.
 
 Differs from the paper:
-- All live edits stay in the solve (`editor.solve`), and guards beside them (`editor.write`).
+- All live edits stay in the solve (`editor.solve`), and beside them guards and the keys that older facts have
+  by now (`editor.write`).
 - Contexts are the relation's templates rather than random prefixes; every context keeps its own key. Where
   a fact has one template only, random prefixes stand before it, with words of it left out
   (`editor.requests.thinned`): other wordings of 100 facts are then said in 64 to 67 % for 51
@@ -37,7 +38,7 @@ from editor.precision import lowered
 from editor.refine import Refined, refine
 from editor.requests import Unit, plan
 from editor.state import SubjectState, digest_of
-from editor.write import History, Writer, check_fit, restored_on_failure, write_beside
+from editor.write import History, Writer, check_fit, restored_on_failure, reweighed, write_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from editor.moments import Moments
     from editor.presets import MemitSettings
     from editor.requests import EditRequest, Row
-    from editor.write import Holds
 
     Progress = Callable[[str, int, int], None]
 
@@ -141,8 +141,7 @@ def edit(
     units = units_of(lm, requests, settings, prefixes)
     older = units_of(lm, watched, settings, prefixes)
     states_of = _matched(older, live)
-    holds = _keys_now(lm, older, settings) if settings.history and settings.hold else {}
-    history = History(lm, settings, moments, live if settings.history else (), holds)
+    history = History(lm, settings, moments, live if settings.history else ())
     with restored_on_failure(lm, settings.layers):
         before = deltas.copies(lm, settings.layers)
         coming = [unit.requests[0].subject for unit in units]
@@ -160,9 +159,15 @@ def edit(
             older = [unit for unit in older if unit.subject_id not in found]
             history = history.without(found)
             leaving += [states_of[subject] for subject in found]
-            turn, own = [*turn, *slipped], own + [states_of[subject] for subject in found]
+            turn, own = [*turn, *slipped], own + [reweighed(lm, states_of[subject], 1.0) for subject in found]
             refined = _refined(lm, Writer(history, live=[*written, *own]), turn, own, progress=progress)
-            written, steps = [*written, *refined.states], [*steps, *refined.steps]
+            steps += refined.steps
+            own = list(refined.states)
+            if settings.hold != 1.0:
+                deltas.put_back(lm, before)
+                write_beside(history, [*written, *own], retired=leaving)
+                own = _settled(lm, turn, own, settings)
+            written += own
             deltas.put_back(lm, before)
             delta = write_beside(history, written, retired=leaving)
             turn, own = [], []
@@ -209,19 +214,25 @@ def _matched(units: Sequence[Unit], live: Sequence[SubjectState]) -> dict[str, S
     return by_subject
 
 
-@torch.no_grad()
-def _keys_now(lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings) -> Holds:
-    """Return the keys that each unit's first prompt has on the weights as they are."""
+def _settled(
+    lm: LanguageModel, units: Sequence[Unit], states: Sequence[SubjectState], settings: MemitSettings
+) -> list[SubjectState]:
+    """Return the states as they are kept: at the keys of the written weights, counted `hold` times."""
     if not units:
-        return {}
-    texts = [unit.columns[0] for unit in units]
-    with lowered(lm, settings, start=0):
-        reader = KeyReader(lm, texts, settings.layers, batch_tokens=8 * settings.tokens_at_once(lm.device))
-        keys = {layer: reader.read(layer)[0].float() for layer in settings.layers}
-    return {
-        unit.subject_id: {layer: rows[number] for layer, rows in keys.items()}
-        for number, unit in enumerate(units)
-    }
+        return []
+    columns = _Columns.of(units, lm.device, mean=settings.keys == "mean")
+    reader = KeyReader(
+        lm, columns.texts, settings.layers, batch_tokens=8 * settings.tokens_at_once(lm.device)
+    )
+    keys = {layer: columns.mean(reader.read(layer)[0]).cpu() for layer in settings.layers}
+    own = [(columns.owner == number).nonzero().squeeze(1).cpu() for number in range(len(units))]
+    return [
+        replace(
+            reweighed(lm, state, settings.hold, keys={layer: rows[chosen] for layer, rows in keys.items()}),
+            moment_weight=settings.moment_weight,
+        )
+        for state, chosen in zip(states, own, strict=True)
+    ]
 
 
 def _slipped(lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings) -> list[Unit]:

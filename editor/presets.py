@@ -71,8 +71,8 @@ class MemitSettings:
         refine_rounds: how often the written weights are asked which older facts slipped: after tonight's
             write, and again after what was refined.
         history: carry the keys of live edits in the solve.
-        hold: weight in tonight's solve of the keys that older facts have by now (`editor.write.History`),
-            where an edit has 1; 0 leaves them to the keys that were measured when they were written.
+        hold: how often the solve counts a fact from the night after it was written, at the keys that it had
+            when all was written; 1 keeps it as it was written.
         precision: of the target-state forwards after the first (`editor.targets.EXACT_STEPS`); "auto" takes
             bfloat16 where the processor is faster with it.
         batch_tokens: most tokens of one forward, halved when memory runs out; 0 takes 512 on a CPU, where
@@ -104,7 +104,7 @@ class MemitSettings:
     refine_older: int = 64
     refine_rounds: int = 2
     history: bool = True
-    hold: float = 64.0
+    hold: float = 16.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_tokens: int = 0
     max_target_tokens: int = 32
@@ -161,7 +161,7 @@ class MemitSettings:
             keys="mean",
             refine_steps=0,
             history=False,
-            hold=0.0,
+            hold=1.0,
             precision="float32",
         )
 

@@ -5,10 +5,11 @@ they are found) is kept with it as a digest: where that is unchanged, its stored
 as they are. The subjects that are left are edited beside them. Then everything is written once more, in one
 solve from the base, so that the checkpoint is one change and does not tell in which order it was found.
 
-By the algebra of `editor.solve` the weights are those of the nights it replaces, to rounding. With a larger
-λ they stay nearer to the base, and some facts slip; where `refine` is asked for, those are refined, as a
-night refines older facts (`editor.refine`). It gives perplexity back: values that nights refined further
-than they need to be are written lighter, and only the few that no longer hold are raised again.
+By the algebra of `editor.solve` the weights are those of the nights it replaces, to rounding, but for what
+those nights held beside it (`editor.write`). With a larger λ they stay nearer to the base, and some facts
+slip; where `refine` is asked for, those are refined, as a night refines older facts (`editor.refine`). It
+gives perplexity back: values that nights refined further than they need to be are written lighter, and only
+the few that no longer hold are raised again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from editor import delta as deltas
 from editor import memit
-from editor.write import write_states
+from editor.write import reweighed, write_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -92,12 +93,16 @@ def rebuild(
     reports: tuple[UnitReport, ...] = ()
     originals = deltas.copies(base, settings.layers)
     try:
+        if refine and any(state.moment_weight not in {0.0, settings.moment_weight} for state in kept):
+            write_states(base, kept, settings=settings, moments=moments)
+            kept = [_as_asked(base, state, settings) for state in kept]
+            deltas.put_back(base, originals)
         if changed or refine:
             write_states(base, kept, settings=settings, moments=moments)
             outcome = memit.edit(
                 base,
                 changed,
-                settings=replace(settings, refine_older=len(kept), hold=0.0),  # the solve below holds nothing
+                settings=replace(settings, refine_older=len(kept)),
                 moments=moments,
                 live=kept,
                 watched=[one for one in wanted if one.subject_id in reused] if refine else (),
@@ -105,6 +110,7 @@ def rebuild(
                 progress=progress,
             )
             edited, reports = outcome.states, outcome.reports
+            kept = [_as_kept(base, state, settings) for state in kept]
     finally:
         deltas.put_back(base, originals)
     found = {state.subject_id: state for state in (*kept, *edited)}
@@ -112,6 +118,19 @@ def rebuild(
     delta = write_states(base, states, settings=settings, moments=moments)
     refined = reused & {state.subject_id for state in edited}
     return Rebuilt(delta, states, tuple(sorted(reused)), tuple(sorted(refined)), reports)
+
+
+def _as_asked(base: LanguageModel, state: SubjectState, settings: MemitSettings) -> SubjectState:
+    """Return a state with the values that were asked for: what counts many times, a larger λ hardly moves."""
+    share = state.moment_weight / settings.moment_weight if state.moment_weight else 1.0
+    return replace(reweighed(base, state, 1.0, share=share), moment_weight=0.0)
+
+
+def _as_kept(base: LanguageModel, state: SubjectState, settings: MemitSettings) -> SubjectState:
+    """Return a state counted as nights count it."""
+    if state.weight == settings.hold:
+        return state
+    return replace(reweighed(base, state, settings.hold), moment_weight=settings.moment_weight)
 
 
 def unchanged(

@@ -31,6 +31,9 @@ class SubjectState:
         values: by layer, (m, d): what the written matrix was asked to give for each key.
         depends: digest of all that z was made from (model, layers, prompts, targets, settings).
         label: the subject's text; frees the guards that were set on it.
+        weight: how often the solve counts the state, where one that is being written counts once: keys and
+            values are multiplied by its root.
+        moment_weight: λ of the solve that set its values, if it counts more than once; 0 otherwise.
     """
 
     subject_id: str
@@ -39,12 +42,21 @@ class SubjectState:
     values: Mapping[int, Float[Tensor, "m d"]]
     depends: str
     label: str = ""
+    weight: float = 1.0
+    moment_weight: float = 0.0
 
 
 def to_bytes(states: Sequence[SubjectState]) -> bytes:
     """Store a list of states as one safetensors blob; equal lists give equal bytes."""
     index = [
-        {"subject": s.subject_id, "facts": list(s.fact_ids), "depends": s.depends, "label": s.label}
+        {
+            "subject": s.subject_id,
+            "facts": list(s.fact_ids),
+            "depends": s.depends,
+            "label": s.label,
+            "weight": s.weight,
+            "moment_weight": s.moment_weight,
+        }
         for s in states
     ]
     tensors: dict[str, Tensor] = {}
@@ -76,6 +88,8 @@ def from_bytes(blob: bytes) -> list[SubjectState]:
                 _by_layer(tensors, f"{number:06d}:v"),
                 entry["depends"],
                 entry.get("label", ""),
+                entry.get("weight", 1.0),
+                entry.get("moment_weight", 0.0),
             )
             for number, entry in enumerate(index)
         ]

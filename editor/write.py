@@ -1,8 +1,12 @@
 """Writing keys and values into the weights: one solve a layer, beside everything that must stay.
 
-A night has one `History`: λC and the keys of live edits, which every solve of that night shares. A writer
-adds what else stands in one solve: edits that come, those that leave, and the guards, which are other
-subjects' keys held at what the unedited model makes of them. It writes one layer at a time while target
+A night has one `History`: λC, the keys of live edits and the holds, which every solve of that night shares.
+A hold is the key that an older fact's first prompt has by now: keys drift when layers below them are written,
+and those that were stored then protect what nobody asks any more. It asks for no change, leaves with the
+night, and is kept nowhere.
+
+A writer adds what else stands in one solve: edits that come, those that leave, and the guards, which are
+other subjects' keys held at what the unedited model makes of them. It writes one layer at a time while target
 states are placed (`Writer.write`), and all of them where keys and values are known (`write_states`): by the
 algebra of `editor.solve` that gives the same weights without running the model.
 """
@@ -10,7 +14,7 @@ algebra of `editor.solve` that gives the same weights without running the model.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,7 +37,6 @@ if TYPE_CHECKING:
     from editor.state import SubjectState
 
     Columns = tuple[Float[Tensor, "d_k n"], Float[Tensor, "d n"]]
-    Holds = Mapping[str, Mapping[int, Float[Tensor, " d_k"]]]
 
 
 def write_states(
@@ -93,7 +96,6 @@ class History:
         settings: layers and weights of the solve.
         moments: second moments of keys of the unedited model, and guards.
         live: states that the weights hold and that neither come nor leave tonight.
-        holds: keys that live subjects have by now, by subject.
     """
 
     def __init__(
@@ -102,11 +104,10 @@ class History:
         settings: MemitSettings,
         moments: Moments,
         live: Sequence[SubjectState],
-        holds: Holds | None = None,
     ) -> None:
         self.lm, self.settings, self.moments = lm, settings, moments
         self.labels = {state.label.casefold() for state in live}
-        self._live, self._holds = live, holds or {}
+        self._live = live
         self._standing: dict[int, solve.Standing] = {}
 
     def without(self, subjects: Iterable[str]) -> History:
@@ -115,17 +116,14 @@ class History:
         if not left_out:
             return self
         rest = [state for state in self._live if state.subject_id not in left_out]
-        holds = {subject: held for subject, held in self._holds.items() if subject not in left_out}
-        return History(self.lm, self.settings, self.moments, rest, holds)
+        return History(self.lm, self.settings, self.moments, rest)
 
     def at(self, layer: int) -> solve.Standing:
         """Return the part of one layer's solve that stands all night."""
         if layer not in self._standing:
             keys, _ = self.stack(self._live, layer)
             C = self.moments.layer(layer, self.lm.device)
-            held = [self.settings.hold**0.5 * by_layer[layer].double() for by_layer in self._holds.values()]
-            standing = torch.cat([keys, *(key[:, None].to(keys.device) for key in held)], dim=1)
-            self._standing[layer] = solve.Standing(C, self.settings.moment_weight, standing)
+            self._standing[layer] = solve.Standing(C, self.settings.moment_weight, keys)
         return self._standing[layer]
 
     def stack(self, states: Sequence[SubjectState], layer: int) -> Columns:
@@ -216,6 +214,38 @@ class Writer:
         )
         deltas.add(weight, change.dense())
         return change
+
+
+def reweighed(
+    lm: LanguageModel,
+    state: SubjectState,
+    weight: float,
+    *,
+    keys: Mapping[int, Float[Tensor, "m d_k"]] | None = None,
+    share: float = 1.0,
+) -> SubjectState:
+    """Return a state that pulls the weights as this one does, counted otherwise or from other keys.
+
+    By the normal equations, weights are where λ C holds against the pulls Σ e kᵀ, with e = w (v - W k) what
+    the solve leaves of a value that counts w times. With e as it is, v' = W k' + e / w', and where the keys
+    stay as they are, so do the weights.
+
+    Args:
+        lm: the model with the state written.
+        state: any.
+        weight: w'.
+        keys: k' by layer; None for those of the state.
+        share: of the pull that is kept.
+    """
+    new_keys, new_values = {}, {}
+    old, new = state.weight**0.5, weight**0.5
+    for layer, stored in state.keys.items():
+        W = lm.layers.matrix(lm.model, layer).double().cpu()
+        pull = share * old * (state.values[layer].double() - stored.double() @ W.T)
+        k = stored.double() / old if keys is None else keys[layer].double().cpu()
+        new_keys[layer] = (new * k).float()
+        new_values[layer] = (new * k @ W.T + pull / new).float()
+    return replace(state, keys=new_keys, values=new_values, weight=weight)
 
 
 @contextmanager

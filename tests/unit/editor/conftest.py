@@ -39,7 +39,10 @@ def lm() -> LanguageModel:
 
 @pytest.fixture
 def settings() -> MemitSettings:
-    """Settings that write firmly into a tiny model, in one pass."""
+    """Settings that write firmly into a tiny model, in one pass, and keep states as they were written.
+
+    λ is so small that float32 would drown what a larger `hold` leaves of a value.
+    """
     return MemitSettings(
         layers=LAYERS,
         moment_weight=0.05,
@@ -47,6 +50,7 @@ def settings() -> MemitSettings:
         learning_rate=0.3,
         stop_loss=0.02,
         refine_steps=0,
+        hold=1.0,
         precision="float32",
     )
 

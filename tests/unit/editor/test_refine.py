@@ -10,7 +10,6 @@ import torch
 
 from editor import memit, recall, refine
 from editor.errors import NonFiniteError, SubjectConflictError
-from editor.keys import KeyReader
 from editor.write import History, Writer, write_states
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import LAYERS, chunks_of, requests_of, rows_run, whole_model_loss
@@ -173,7 +172,7 @@ def test_older_facts_that_slipped_are_refined_with_tonights(
 ) -> None:
     """Of the watched subjects the worst take part, as many as allowed; the others keep their state.
 
-    With nothing held, the states are what the weights hold: from the base they give the same in one solve.
+    The states are what the weights hold: from the base they give the same in one solve.
     """
     first = memit.edit(lm, requests_of(3), settings=replace(settings, steps=WEAK), moments=moments)
     # A random model hardly says a name, so the probabilities stand in for its words.
@@ -181,7 +180,7 @@ def test_older_facts_that_slipped_are_refined_with_tonights(
         recall.Likelihood(p, exact=p > 0.4, tokens=1, matched=1, rank=1, ended=True) for p in (0.3, 0.9, 0.1)
     ]
     monkeypatch.setattr(memit.recall, "rate", lambda _lm, rows: rated[: len(rows)])
-    chosen = replace(settings, steps=WEAK, refine_steps=6, refine_older=1, refine_rounds=1, hold=0.0)
+    chosen = replace(settings, steps=WEAK, refine_steps=6, refine_older=1, refine_rounds=1)
     second = memit.edit(
         lm,
         requests_of(1, start=3),
@@ -226,7 +225,7 @@ def test_what_refinement_itself_moved_is_refined_after_it(
     second = memit.edit(
         lm,
         requests_of(1, start=3),
-        settings=replace(settings, steps=WEAK, refine_steps=6, refine_rounds=3, hold=0.0),
+        settings=replace(settings, steps=WEAK, refine_steps=6, refine_rounds=3),
         moments=moments,
         live=first.states,
         watched=requests_of(3),
@@ -241,37 +240,6 @@ def test_what_refinement_itself_moved_is_refined_after_it(
         torch.testing.assert_close(
             lm.layers.matrix(lm.model, layer), fresh.layers.matrix(fresh.model, layer), rtol=1e-4, atol=1e-5
         )
-
-
-def test_older_facts_are_held_at_the_keys_that_they_have_by_now(
-    moments: Moments, settings: MemitSettings
-) -> None:
-    """The more the write holds them, the less it moves them."""
-    texts = [
-        unit.columns[0] for unit in memit.units_of(tiny.language_model("llama"), requests_of(3), settings, ())
-    ]
-    moved = []
-    for hold in (0.0, 1.0, 1e6):
-        lm = tiny.language_model("llama")
-        first = memit.edit(lm, requests_of(3), settings=settings, moments=moments)
-        keys = {layer: KeyReader(lm, texts, LAYERS).read(layer)[0] for layer in LAYERS}
-        before = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in LAYERS}
-        memit.edit(
-            lm,
-            requests_of(2, start=3),
-            settings=replace(settings, hold=hold),
-            moments=moments,
-            live=first.states,
-            watched=requests_of(3),
-        )
-        moved.append(
-            sum(
-                float(((lm.layers.matrix(lm.model, layer) - before[layer]) @ keys[layer].T).norm())
-                for layer in LAYERS
-            )
-        )
-    assert moved[1] < moved[0]
-    assert moved[2] < 0.01 * moved[0]
 
 
 def test_watching_a_part_of_a_subject_is_refused(
