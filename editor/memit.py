@@ -7,8 +7,8 @@ weights are put back and all that changed is written in one solve a layer. Weigh
 when anything fails on the way.
 
 Differs from the paper:
-- All live edits stay in the solve (`editor.solve`), and beside them guards and the keys that older facts have
-  by now (`editor.write`).
+- All live edits stay in the solve (`editor.solve`), and guards beside them (`editor.write`); from the night
+  after, at the keys that they had on the written weights and counted more often (`_settled`).
 - Contexts are the relation's templates rather than random prefixes; every context keeps its own key. Where
   a fact has one template only, random prefixes stand before it, with words of it left out
   (`editor.requests.thinned`): other wordings of 100 facts are then said in 64 to 67 % for 51
@@ -217,7 +217,10 @@ def _matched(units: Sequence[Unit], live: Sequence[SubjectState]) -> dict[str, S
 def _settled(
     lm: LanguageModel, units: Sequence[Unit], states: Sequence[SubjectState], settings: MemitSettings
 ) -> list[SubjectState]:
-    """Return the states as they are kept: at the keys of the written weights, counted `hold` times."""
+    """Return the states as they are kept: at the keys of the written weights, counted `hold` times.
+
+    Keys were measured before the layers below had their last change.
+    """
     if not units:
         return []
     columns = _Columns.of(units, lm.device, mean=settings.keys == "mean")

@@ -5,11 +5,10 @@ they are found) is kept with it as a digest: where that is unchanged, its stored
 as they are. The subjects that are left are edited beside them. Then everything is written once more, in one
 solve from the base, so that the checkpoint is one change and does not tell in which order it was found.
 
-By the algebra of `editor.solve` the weights are those of the nights it replaces, to rounding, but for what
-those nights held beside it (`editor.write`). With a larger λ they stay nearer to the base, and some facts
-slip; where `refine` is asked for, those are refined, as a night refines older facts (`editor.refine`). It
-gives perplexity back: values that nights refined further than they need to be are written lighter, and only
-the few that no longer hold are raised again.
+By the algebra of `editor.solve` the weights are those of the nights it replaces, to rounding. With a larger
+λ they stay nearer to the base, and some facts slip; where `refine` is asked for, those are refined, as a
+night refines older facts (`editor.refine`). It gives perplexity back: values that nights refined further
+than they need to be are written lighter, and only the few that no longer hold are raised again.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
 """Writing keys and values into the weights: one solve a layer, beside everything that must stay.
 
-A night has one `History`: λC, the keys of live edits and the holds, which every solve of that night shares.
-A hold is the key that an older fact's first prompt has by now: keys drift when layers below them are written,
-and those that were stored then protect what nobody asks any more. It asks for no change, leaves with the
-night, and is kept nowhere.
-
-A writer adds what else stands in one solve: edits that come, those that leave, and the guards, which are
-other subjects' keys held at what the unedited model makes of them. It writes one layer at a time while target
+A night has one `History`: λC and the keys of live edits, which every solve of that night shares. A writer
+adds what else stands in one solve: edits that come, those that leave, and the guards, which are other
+subjects' keys held at what the unedited model makes of them. It writes one layer at a time while target
 states are placed (`Writer.write`), and all of them where keys and values are known (`write_states`): by the
 algebra of `editor.solve` that gives the same weights without running the model.
+
+A state may count more than once in the solve, and be exchanged for one that pulls the weights alike
+(`reweighed`).
 """
 
 from __future__ import annotations
