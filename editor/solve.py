@@ -58,19 +58,24 @@ class Standing:
         self._lower = factor(normal_matrix(C, moment_weight, live))
 
     def solve(
-        self, K: Float[Tensor, "d_k n"], others: Float[Tensor, "d_k m"]
+        self,
+        K: Float[Tensor, "d_k n"],
+        others: Float[Tensor, "d_k m"],
+        *,
+        held: Float[Tensor, "d_k h"],
     ) -> tuple[Float[Tensor, "d_k n"], Float[Tensor, "d_k m"]]:
-        """Return A⁻¹ K and A⁻¹ others for A = M + K Kᵀ, in float64."""
+        """Return A⁻¹ K and A⁻¹ others for A = M + K Kᵀ + held heldᵀ, in float64."""
         lower, n = self._lower, K.shape[1]
-        if n >= len(lower):
-            solved = torch.cholesky_solve(torch.cat([K, others], dim=1), factor(lower @ lower.T + K @ K.T))
+        J = torch.cat([K, held], dim=1)
+        if J.shape[1] >= len(lower):
+            solved = torch.cholesky_solve(torch.cat([K, others], dim=1), factor(lower @ lower.T + J @ J.T))
             return solved[:, :n], solved[:, n:]
-        MK = torch.cholesky_solve(K, lower)
-        small = factor(torch.eye(n, dtype=K.dtype, device=K.device) + K.T @ MK)
-        # A⁻¹K = M⁻¹K (I + KᵀM⁻¹K)⁻¹, and A⁻¹B = M⁻¹B - A⁻¹K KᵀM⁻¹B.
-        AK = torch.cholesky_solve(MK.T, small).T
+        MJ = torch.cholesky_solve(J, lower)
+        small = factor(torch.eye(J.shape[1], dtype=J.dtype, device=J.device) + J.T @ MJ)
+        # A⁻¹J = M⁻¹J (I + JᵀM⁻¹J)⁻¹, and A⁻¹B = M⁻¹B - A⁻¹J JᵀM⁻¹B.
+        AJ = torch.cholesky_solve(MJ.T, small).T
         MB = torch.cholesky_solve(others, lower)
-        return AK, MB - AK @ (K.T @ MB)
+        return AJ[:, :n], MB - AJ @ (J.T @ MB)
 
 
 def low_rank_update(
@@ -99,9 +104,9 @@ def low_rank_update(
         SingularMomentsError: λC + Σ k kᵀ is not positive definite.
         NonFiniteError: the solution is not finite.
     """
-    AK, AL = standing.solve(torch.cat([coming.double(), held.double()], dim=1), leaving.double())
+    AK, AL = standing.solve(coming.double(), leaving.double(), held=held.double())
     left = torch.cat([coming_residuals.double(), -leaving_residuals.double()], dim=1)
-    right = torch.cat([AK[:, : coming.shape[1]], AL], dim=1).T
+    right = torch.cat([AK, AL], dim=1).T
     if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
         raise NonFiniteError("The weight change is not finite: nothing was written.", where="solve")
     return left, right

@@ -98,11 +98,7 @@ class History:
     """
 
     def __init__(
-        self,
-        lm: LanguageModel,
-        settings: MemitSettings,
-        moments: Moments,
-        live: Sequence[SubjectState],
+        self, lm: LanguageModel, settings: MemitSettings, moments: Moments, live: Sequence[SubjectState]
     ) -> None:
         self.lm, self.settings, self.moments = lm, settings, moments
         self.labels = {state.label.casefold() for state in live}
@@ -174,8 +170,9 @@ class Writer:
         held, _ = history.stack(self._live[: len(self._live) - len(states)], layer)
         own, _ = history.stack(states, layer)
         staying, _, _ = self._duty.at(history.moments, layer, history.lm.layers.d, history.lm.device)
-        solved, _ = history.at(layer).solve(torch.cat([own, held, staying[0]], dim=1), own[:, :0])
-        return solved[:, : own.shape[1]].T.float()
+        beside = torch.cat([held, staying[0]], dim=1)
+        solved, _ = history.at(layer).solve(own, own[:, :0], held=beside)
+        return solved.T.float()
 
     def write(self, layer: int, keys: Float[Tensor, "d_k n"], values: Float[Tensor, "d n"]) -> LowRank:
         """Solve one layer for W k = v beside all that stays, and add the change to its weight.
