@@ -7,6 +7,7 @@ edited layers cost one pass over the blocks below them plus 5 + 4 + 3 + 2 + 1 bl
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from editor.model import LanguageModel
+    from editor.requests import Unit
 
 _FORWARD_TOKENS = 32
 """What one more forward costs, in tokens: texts are parted only where they share more than that."""
@@ -179,3 +181,45 @@ class _Run:
             # Blocks below `layer` are final: the next measurement starts here.
             self._input, self.start = states[layer - 1], layer
         return keys[layer], states[last]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which key columns belong to which unit.
+
+    Attributes:
+        texts: token ids of all columns, unit after unit.
+        text_owner: unit of each text.
+        first: index of each unit's first text.
+        owner: unit of each column: of each text, or with averaged keys one a unit.
+    """
+
+    texts: list[tuple[int, ...]]
+    text_owner: Tensor
+    first: Tensor
+    owner: Tensor
+
+    @classmethod
+    def of(cls, units: Sequence[Unit], device: torch.device, *, mean: bool) -> Columns:
+        """Gather the columns of some units; with `mean`, one a unit."""
+        owner = [number for number, unit in enumerate(units) for _ in unit.columns]
+        own = torch.tensor(owner, dtype=torch.long, device=device)
+        return cls(
+            [column for unit in units for column in unit.columns],
+            own,
+            torch.tensor([owner.index(number) for number in range(len(units))], device=device),
+            torch.arange(len(units), device=device) if mean else own,
+        )
+
+    def own(self, rows: Float[Tensor, "texts d"]) -> Float[Tensor, "columns d"]:
+        """Return a state a column: a unit's averaged column has that of its first text."""
+        return rows.float() if self.owner is self.text_owner else rows[self.first].float()
+
+    def mean(self, rows: Float[Tensor, "texts d_k"]) -> Float[Tensor, "columns d_k"]:
+        """Return a key a column; averaged as the reference does: half the bare one, half the others' mean."""
+        if self.owner is self.text_owner:
+            return rows.float()
+        own, sizes = rows[self.first].float(), torch.bincount(self.text_owner)
+        total = torch.zeros_like(own).index_add(0, self.text_owner, rows.float())
+        others = (total - own) / (sizes - 1).clamp(min=1)[:, None]
+        return torch.where(sizes[:, None] > 1, 0.5 * own + 0.5 * others, own)

@@ -2,13 +2,12 @@
 
 The main path (`edit`): tokenise; find target states; layer by layer measure keys, spread what is left of the
 residual over the layers that remain, solve, write (`_place`); refine the values that were written, beside
-those of older facts that have slipped, and then those that refinement moved (`editor.refine`). In the end the
-weights are put back and all that changed is written in one solve a layer. Weights are put back bit for bit
-when anything fails on the way.
+those of older facts that have slipped, and write everything as it is kept, as one change (`editor.settle`).
+Weights are put back bit for bit when anything fails on the way.
 
 Differs from the paper:
 - All live edits stay in the solve (`editor.solve`), and guards beside them (`editor.write`); from the night
-  after, at the keys that they had on the written weights and counted more often (`_settled`).
+  after, at the keys that they had on the written weights and counted more often (`editor.settle`).
 - Contexts are the relation's templates rather than random prefixes; every context keeps its own key. Where
   a fact has one template only, random prefixes stand before it, with words of it left out
   (`editor.requests.thinned`): other wordings of 100 facts are then said in 64 to 67 % for 51
@@ -30,27 +29,24 @@ from typing import TYPE_CHECKING
 import torch
 
 from editor import delta as deltas
-from editor import recall, targets
-from editor.chunks import fewer
+from editor import targets
 from editor.errors import SubjectConflictError
-from editor.keys import KeyReader
-from editor.precision import lowered
-from editor.refine import Refined, refine
-from editor.requests import Unit, plan
+from editor.keys import Columns, KeyReader
+from editor.requests import plan
+from editor.settle import settle
 from editor.state import SubjectState, digest_of
-from editor.write import History, Writer, check_fit, restored_on_failure, reweighed, write_beside
+from editor.write import History, Writer, check_fit, restored_on_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from jaxtyping import Float
     from torch import Tensor
 
     from editor.delta import Delta
     from editor.model import LanguageModel
     from editor.moments import Moments
     from editor.presets import MemitSettings
-    from editor.requests import EditRequest, Row
+    from editor.requests import EditRequest, Unit
 
     Progress = Callable[[str, int, int], None]
 
@@ -147,53 +143,21 @@ def edit(
         coming = [unit.requests[0].subject for unit in units]
         writer = Writer(history, retired=retired, coming=coming)
         placed = _place(lm, writer, units, settings, progress=progress)
-        turn, own = list(units), [one.state for one in placed]
-        written: list[SubjectState] = []
-        leaving, steps = list(retired), list[int]()
-        for number in range(settings.refine_rounds):
-            slipped = _slipped(lm, older, settings)
-            if number and not slipped:
-                break
-            log.info("%d of %d older subjects slipped", len(slipped), len(older))
-            found = [unit.subject_id for unit in slipped]
-            older = [unit for unit in older if unit.subject_id not in found]
-            history = history.without(found)
-            leaving += [states_of[subject] for subject in found]
-            turn, own = [*turn, *slipped], own + [reweighed(lm, states_of[subject], 1.0) for subject in found]
-            refined = _refined(lm, Writer(history, live=[*written, *own]), turn, own, progress=progress)
-            steps += refined.steps
-            own = list(refined.states)
-            if settings.hold != 1.0:
-                deltas.put_back(lm, before)
-                write_beside(history, [*written, *own], retired=leaving)
-                own = _settled(lm, turn, own, settings)
-            written += own
-            deltas.put_back(lm, before)
-            delta = write_beside(history, written, retired=leaving)
-            turn, own = [], []
-    reports = tuple(replace(one.report, refined=taken) for one, taken in zip(placed, steps, strict=False))
+        settled = settle(
+            lm,
+            history,
+            units,
+            [one.state for one in placed],
+            older=[(unit, states_of[unit.subject_id]) for unit in older],
+            retired=retired,
+            before=before,
+            progress=progress,
+        )
+    reports = tuple(
+        replace(one.report, refined=taken) for one, taken in zip(placed, settled.steps, strict=False)
+    )
     _warn_of_weak_writes(reports)
-    return EditOutcome(delta, tuple(written), reports)
-
-
-def _refined(
-    lm: LanguageModel,
-    writer: Writer,
-    units: Sequence[Unit],
-    states: Sequence[SubjectState],
-    *,
-    progress: Progress | None,
-) -> Refined:
-    settings = writer.settings
-    if not settings.refine_steps or not units:
-        return Refined(tuple(states), (0,) * len(states), (0.0,) * len(states))
-
-    def report(done: int, total: int) -> None:
-        if progress is not None:
-            progress("refine", done, total)
-
-    spans = {layer: writer.span(layer, states) for layer in settings.layers}
-    return refine(lm, units, states, spans, settings, progress=report)
+    return EditOutcome(settled.delta, settled.states, reports)
 
 
 def _matched(units: Sequence[Unit], live: Sequence[SubjectState]) -> dict[str, SubjectState]:
@@ -212,57 +176,6 @@ def _matched(units: Sequence[Unit], live: Sequence[SubjectState]) -> dict[str, S
                 subject_id=unit.subject_id,
             )
     return by_subject
-
-
-def _settled(
-    lm: LanguageModel, units: Sequence[Unit], states: Sequence[SubjectState], settings: MemitSettings
-) -> list[SubjectState]:
-    """Return the states as they are kept: at the keys of the written weights, counted `hold` times.
-
-    Keys were measured before the layers below had their last change.
-    """
-    if not units:
-        return []
-    columns = _Columns.of(units, lm.device, mean=settings.keys == "mean")
-    reader = KeyReader(
-        lm, columns.texts, settings.layers, batch_tokens=8 * settings.tokens_at_once(lm.device)
-    )
-    keys = {layer: columns.mean(reader.read(layer)[0]).cpu() for layer in settings.layers}
-    own = [(columns.owner == number).nonzero().squeeze(1).cpu() for number in range(len(units))]
-    return [
-        replace(
-            reweighed(lm, state, settings.hold, keys={layer: rows[chosen] for layer, rows in keys.items()}),
-            moment_weight=settings.moment_weight,
-        )
-        for state, chosen in zip(states, own, strict=True)
-    ]
-
-
-def _slipped(lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings) -> list[Unit]:
-    """Return the units that greedy decoding gets wrong on a fact's first prompt, the unlikeliest first.
-
-    They have been said before, and come back with a context a turn.
-    """
-    if not settings.refine_steps or not settings.refine_older:
-        return []
-    firsts = [(number, row) for number, unit in enumerate(units) for row in _first_rows(unit)]
-    with lowered(lm, settings, start=0):
-        rated = recall.rate(lm, [(row.ids, row.first, row.labels) for _, row in firsts])
-    worst: dict[int, float] = {}
-    for (number, row), rating in zip(firsts, rated, strict=True):
-        if not rating.exact or (row.end is not None and not rating.ended):
-            worst[number] = min(rating.probability, worst.get(number, 1.0))
-    chosen = sorted(worst, key=worst.__getitem__)[: settings.refine_older]
-    return [fewer(units[number], settings.turns) for number in chosen]
-
-
-def _first_rows(unit: Unit) -> list[Row]:
-    """Return the first row of each fact."""
-    firsts: dict[int, Row] = {}
-    for row in unit.rows:
-        if row.labels:
-            firsts.setdefault(row.fact, row)
-    return list(firsts.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +204,7 @@ def _place(
         if progress is not None:
             progress("targets", done, total)
 
-    columns = _Columns.of(units, lm.device, mean=settings.keys == "mean")
+    columns = Columns.of(units, lm.device, mean=settings.keys == "mean")
     reader = KeyReader(
         lm, columns.texts, settings.layers, batch_tokens=8 * settings.tokens_at_once(lm.device)
     )
@@ -339,47 +252,6 @@ def _place(
         )
         placed.append(_Placed(state, told))
     return placed
-
-
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """Which key columns belong to which unit.
-
-    Attributes:
-        texts: token ids of all columns, unit after unit.
-        text_owner: unit of each text.
-        first: index of each unit's first text.
-        owner: unit of each column: of each text, or with averaged keys one a unit.
-    """
-
-    texts: list[tuple[int, ...]]
-    text_owner: Tensor
-    first: Tensor
-    owner: Tensor
-
-    @classmethod
-    def of(cls, units: Sequence[Unit], device: torch.device, *, mean: bool) -> _Columns:
-        owner = [number for number, unit in enumerate(units) for _ in unit.columns]
-        own = torch.tensor(owner, dtype=torch.long, device=device)
-        return cls(
-            [column for unit in units for column in unit.columns],
-            own,
-            torch.tensor([owner.index(number) for number in range(len(units))], device=device),
-            torch.arange(len(units), device=device) if mean else own,
-        )
-
-    def own(self, rows: Float[Tensor, "texts d"]) -> Float[Tensor, "columns d"]:
-        """Return a state a column: a unit's averaged column has that of its first text."""
-        return rows.float() if self.owner is self.text_owner else rows[self.first].float()
-
-    def mean(self, rows: Float[Tensor, "texts d_k"]) -> Float[Tensor, "columns d_k"]:
-        """Return a key a column; averaged as the reference does: half the bare one, half the others' mean."""
-        if self.owner is self.text_owner:
-            return rows.float()
-        own, sizes = rows[self.first].float(), torch.bincount(self.text_owner)
-        total = torch.zeros_like(own).index_add(0, self.text_owner, rows.float())
-        others = (total - own) / (sizes - 1).clamp(min=1)[:, None]
-        return torch.where(sizes[:, None] > 1, 0.5 * own + 0.5 * others, own)
 
 
 def units_of(

@@ -114,9 +114,15 @@ class MemitSettings:
         """Refuse what does not go together.
 
         Raises:
-            MethodError: L-BFGS would descend on another function each step, or the steps end before all
-                contexts had their turn.
+            MethodError: L-BFGS would descend on another function each step, the steps end before all
+                contexts had their turn, or nothing would ever be written.
         """
+        if self.refine_rounds < 1 or self.hold <= 0:
+            raise MethodError(
+                f"{self.refine_rounds} rounds at a weight of {self.hold:g} write nothing: set "
+                "refine_rounds to 1 or more, and hold above 0.",
+                method="memit",
+            )
         if self.optimiser == "lbfgs" and self.turns > 1:
             raise MethodError(
                 f"L-BFGS needs the same contexts at every step, not {self.turns} turns: set turns to 1, or "

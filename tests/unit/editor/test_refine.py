@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from editor import memit, recall, refine
+from editor import memit, recall, refine, settle
 from editor.errors import NonFiniteError, SubjectConflictError
 from editor.write import History, Writer, write_states
 from tests.unit.editor import tiny
@@ -179,7 +179,7 @@ def test_older_facts_that_slipped_are_refined_with_tonights(
     rated = [
         recall.Likelihood(p, exact=p > 0.4, tokens=1, matched=1, rank=1, ended=True) for p in (0.3, 0.9, 0.1)
     ]
-    monkeypatch.setattr(memit.recall, "rate", lambda _lm, rows: rated[: len(rows)])
+    monkeypatch.setattr(recall, "rate", lambda _lm, rows: rated[: len(rows)])
     chosen = replace(settings, steps=WEAK, refine_steps=6, refine_older=1, refine_rounds=1)
     second = memit.edit(
         lm,
@@ -214,14 +214,14 @@ def test_what_refinement_itself_moved_is_refined_after_it(
         asked.append(len(rows))
         return next(looks)
 
-    monkeypatch.setattr(memit.recall, "rate", rate)
+    monkeypatch.setattr(recall, "rate", rate)
     turns: list[list[str]] = []
 
     def refined(*args: object, **kwargs: object) -> refine.Refined:
         turns.append([unit.subject_id for unit in args[1]])  # type: ignore[attr-defined]
         return refine.refine(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(memit, "refine", refined)
+    monkeypatch.setattr(settle, "refine", refined)
     second = memit.edit(
         lm,
         requests_of(1, start=3),

@@ -1,0 +1,189 @@
+"""From states as they were placed to states as they are kept: refine, ask older facts, exchange, write.
+
+A round refines what was written and the older facts that slipped by it (`editor.refine`); when the weights
+are written, each state is exchanged for one at the keys that it has on them, counted `hold` times from then
+on (`editor.write.reweighed`). Refinement moves older facts more than the write does, so they are asked again,
+and those that slipped by it are refined alone, in a round of their own.
+
+Each round writes all of the night once more, on the weights of the night before, so that the night is one
+change.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from editor import delta as deltas
+from editor import recall
+from editor.chunks import fewer
+from editor.keys import Columns, KeyReader
+from editor.precision import lowered
+from editor.refine import Refined, refine
+from editor.write import Writer, reweighed, write_beside
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from editor.delta import Delta
+    from editor.model import LanguageModel
+    from editor.presets import MemitSettings
+    from editor.requests import Row, Unit
+    from editor.state import SubjectState
+    from editor.write import History
+
+    Progress = Callable[[str, int, int], None]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a night came to.
+
+    Attributes:
+        delta: its change, as added to the model.
+        states: one a unit, in their order, then one an older subject that had slipped.
+        steps: in how many steps each was refined.
+    """
+
+    delta: Delta
+    states: tuple[SubjectState, ...]
+    steps: tuple[int, ...]
+
+
+def settle(
+    lm: LanguageModel,
+    history: History,
+    units: Sequence[Unit],
+    placed: Sequence[SubjectState],
+    *,
+    older: Sequence[tuple[Unit, SubjectState]],
+    retired: Sequence[SubjectState],
+    before: Mapping[int, Float[Tensor, "d d_k"]],
+    progress: Progress | None = None,
+) -> Settled:
+    """Refine what was placed and what slips by it, and write it as it is kept.
+
+    Args:
+        lm: the model with the placed states written.
+        history: what stood when they were.
+        units: tokenised subjects.
+        placed: the state of each.
+        older: live subjects that are asked whether they slipped, with their states.
+        retired: states that leave.
+        before: the edited weights of the night before.
+        progress: called with (stage, done, total).
+
+    Returns:
+        The change and the states to keep; the model has them written.
+
+    Raises:
+        NonFiniteError: a loss or a change is not finite.
+        OutOfMemoryError: memory ran out at the smallest batch.
+    """
+    settings = history.settings
+    turn, own = list(units), list(placed)
+    written: list[SubjectState] = []
+    leaving, steps = list(retired), list[int]()
+
+    def write(states: Sequence[SubjectState]) -> Delta:
+        deltas.put_back(lm, before)
+        return write_beside(history, states, retired=leaving)
+
+    for number in range(settings.refine_rounds):
+        slipped = _slipped(lm, older, settings)
+        if number and not slipped:
+            break
+        log.info("%d of %d older subjects slipped", len(slipped), len(older))
+        found = {unit.subject_id for unit, _ in slipped}
+        older = [(unit, state) for unit, state in older if unit.subject_id not in found]
+        history = history.without(found)
+        leaving += [state for _, state in slipped]
+        turn += [unit for unit, _ in slipped]
+        own += [reweighed(lm, state, 1.0) for _, state in slipped]
+        refined = _refined(lm, Writer(history, live=[*written, *own]), turn, own, progress)
+        own, steps = list(refined.states), [*steps, *refined.steps]
+        delta = write([*written, *own])
+        if settings.hold != 1.0:
+            own = _as_kept(lm, turn, own, settings)
+            delta = write([*written, *own])
+        written += own
+        turn, own = [], []
+    return Settled(delta, tuple(written), tuple(steps))
+
+
+def _refined(
+    lm: LanguageModel,
+    writer: Writer,
+    units: Sequence[Unit],
+    states: Sequence[SubjectState],
+    progress: Progress | None,
+) -> Refined:
+    settings = writer.settings
+    if not settings.refine_steps or not units:
+        return Refined(tuple(states), (0,) * len(states), (0.0,) * len(states))
+
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress("refine", done, total)
+
+    spans = {layer: writer.span(layer, states) for layer in settings.layers}
+    return refine(lm, units, states, spans, settings, progress=report)
+
+
+def _as_kept(
+    lm: LanguageModel, units: Sequence[Unit], states: Sequence[SubjectState], settings: MemitSettings
+) -> list[SubjectState]:
+    """Return the states as they are kept: at the keys of the written weights, counted `hold` times.
+
+    Keys were measured before the layers below had their last change.
+    """
+    if not units:
+        return []
+    columns = Columns.of(units, lm.device, mean=settings.keys == "mean")
+    reader = KeyReader(
+        lm, columns.texts, settings.layers, batch_tokens=8 * settings.tokens_at_once(lm.device)
+    )
+    keys = {layer: columns.mean(reader.read(layer)[0]).cpu() for layer in settings.layers}
+    own = [(columns.owner == number).nonzero().squeeze(1).cpu() for number in range(len(units))]
+    return [
+        replace(
+            reweighed(lm, state, settings.hold, keys={layer: rows[chosen] for layer, rows in keys.items()}),
+            moment_weight=settings.moment_weight,
+        )
+        for state, chosen in zip(states, own, strict=True)
+    ]
+
+
+def _slipped(
+    lm: LanguageModel, older: Sequence[tuple[Unit, SubjectState]], settings: MemitSettings
+) -> list[tuple[Unit, SubjectState]]:
+    """Return those of which greedy decoding gets a fact's first prompt wrong, the unlikeliest first.
+
+    They have been said before, and come back with a context a turn.
+    """
+    if not settings.refine_steps or not settings.refine_older:
+        return []
+    firsts = [(number, row) for number, (unit, _) in enumerate(older) for row in _first_rows(unit)]
+    with lowered(lm, settings, start=0):
+        rated = recall.rate(lm, [(row.ids, row.first, row.labels) for _, row in firsts])
+    worst: dict[int, float] = {}
+    for (number, row), rating in zip(firsts, rated, strict=True):
+        if not rating.exact or (row.end is not None and not rating.ended):
+            worst[number] = min(rating.probability, worst.get(number, 1.0))
+    chosen = sorted(worst, key=worst.__getitem__)[: settings.refine_older]
+    return [(fewer(older[number][0], settings.turns), older[number][1]) for number in chosen]
+
+
+def _first_rows(unit: Unit) -> list[Row]:
+    """Return the first row of each fact."""
+    firsts: dict[int, Row] = {}
+    for row in unit.rows:
+        if row.labels:
+            firsts.setdefault(row.fact, row)
+    return list(firsts.values())
