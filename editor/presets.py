@@ -67,7 +67,7 @@ class MemitSettings:
         keys: "each" writes every context's own key; "mean" is the paper: one averaged key a subject.
         refine_steps: most steps in which written values are refined (`editor.refine`); 0 is the paper.
         refine_stop_loss: a subject rests while its loss on the written weights is below.
-        refine_older: most subjects of older facts, of those that slipped, that are refined with tonight's.
+        refine_older: most subjects of older facts, of those that slipped, that are refined in a round.
         refine_rounds: how often the written weights are asked which older facts slipped: after tonight's
             write, and again after what was refined.
         history: carry the keys of live edits in the solve.
