@@ -109,7 +109,7 @@ def rebuild(
                 progress=progress,
             )
             edited, reports = outcome.states, outcome.reports
-            kept = [_as_kept(base, state, settings) for state in kept]
+            kept = [_counted(base, state, settings) for state in kept]
     finally:
         deltas.put_back(base, originals)
     found = {state.subject_id: state for state in (*kept, *edited)}
@@ -122,14 +122,14 @@ def rebuild(
 def _as_asked(base: LanguageModel, state: SubjectState, settings: MemitSettings) -> SubjectState:
     """Return a state with the values that were asked for: what counts many times, a larger λ hardly moves."""
     share = state.moment_weight / settings.moment_weight if state.moment_weight else 1.0
-    return replace(reweighed(base, state, 1.0, share=share), moment_weight=0.0)
+    return reweighed(base, state, 1.0, share=share)
 
 
-def _as_kept(base: LanguageModel, state: SubjectState, settings: MemitSettings) -> SubjectState:
+def _counted(base: LanguageModel, state: SubjectState, settings: MemitSettings) -> SubjectState:
     """Return a state counted as nights count it."""
     if state.weight == settings.hold:
         return state
-    return replace(reweighed(base, state, settings.hold), moment_weight=settings.moment_weight)
+    return reweighed(base, state, settings.hold, set_at=settings.moment_weight)
 
 
 def unchanged(

@@ -12,7 +12,7 @@ change.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from editor import delta as deltas
@@ -152,9 +152,12 @@ def _as_kept(
     keys = {layer: columns.mean(reader.read(layer)[0]).cpu() for layer in settings.layers}
     own = [(columns.owner == number).nonzero().squeeze(1).cpu() for number in range(len(units))]
     return [
-        replace(
-            reweighed(lm, state, settings.hold, keys={layer: rows[chosen] for layer, rows in keys.items()}),
-            moment_weight=settings.moment_weight,
+        reweighed(
+            lm,
+            state,
+            settings.hold,
+            set_at=settings.moment_weight,
+            keys={layer: rows[chosen] for layer, rows in keys.items()},
         )
         for state, chosen in zip(states, own, strict=True)
     ]

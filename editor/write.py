@@ -217,6 +217,7 @@ def reweighed(
     state: SubjectState,
     weight: float,
     *,
+    set_at: float = 0.0,
     keys: Mapping[int, Float[Tensor, "m d_k"]] | None = None,
     share: float = 1.0,
 ) -> SubjectState:
@@ -230,6 +231,7 @@ def reweighed(
         lm: the model with the state written.
         state: any.
         weight: w'.
+        set_at: λ of the solve that wrote it, for a state that is to count more than once.
         keys: k' by layer; None for those of the state.
         share: of the pull that is kept.
     """
@@ -241,7 +243,7 @@ def reweighed(
         k = stored.double() / old if keys is None else keys[layer].double().cpu()
         new_keys[layer] = (new * k).float()
         new_values[layer] = (new * k @ W.T + pull / new).float()
-    return replace(state, keys=new_keys, values=new_values, weight=weight)
+    return replace(state, keys=new_keys, values=new_values, weight=weight, moment_weight=set_at)
 
 
 @contextmanager
