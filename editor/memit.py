@@ -137,10 +137,11 @@ def edit(
     units = units_of(lm, requests, settings, prefixes)
     older = units_of(lm, watched, settings, prefixes)
     states_of = _matched(older, live)
-    history = History(lm, settings, moments, live if settings.history else ())
+    coming = [unit.requests[0].subject for unit in units]
+    changing = {text.casefold() for text in (*coming, *(state.label for state in retired))}
+    history = History(lm, settings, moments, live if settings.history else (), changing=changing)
     with restored_on_failure(lm, settings.layers):
         before = deltas.copies(lm, settings.layers)
-        coming = [unit.requests[0].subject for unit in units]
         writer = Writer(history, retired=retired, coming=coming)
         placed = _place(lm, writer, units, settings, progress=progress)
         settled = settle(

@@ -28,7 +28,6 @@ _OF_THE_WRITE = frozenset(
         "refine_steps",
         "refine_stop_loss",
         "refine_older",
-        "refine_rounds",
         "hold",
         "batch_tokens",
     }
@@ -67,9 +66,7 @@ class MemitSettings:
         keys: "each" writes every context's own key; "mean" is the paper: one averaged key a subject.
         refine_steps: most steps in which written values are refined (`editor.refine`); 0 is the paper.
         refine_stop_loss: a subject rests while its loss on the written weights is below.
-        refine_older: most subjects of older facts, of those that slipped, that are refined in a round.
-        refine_rounds: how often the written weights are asked which older facts slipped: after tonight's
-            write, and again after what was refined.
+        refine_older: most subjects of older facts, of those that slipped, that are refined.
         history: carry the keys of live edits in the solve.
         hold: how often the solve counts a fact from the night after it was written, at the keys that it had
             when all was written; 1 keeps it as it was written.
@@ -101,8 +98,7 @@ class MemitSettings:
     keys: Literal["each", "mean"] = "each"
     refine_steps: int = 30
     refine_stop_loss: float = 0.1
-    refine_older: int = 64
-    refine_rounds: int = 2
+    refine_older: int = 32
     history: bool = True
     hold: float = 16.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -117,11 +113,9 @@ class MemitSettings:
             MethodError: L-BFGS would descend on another function each step, the steps end before all
                 contexts had their turn, or nothing would ever be written.
         """
-        if self.refine_rounds < 1 or self.hold <= 0:
+        if self.hold <= 0:
             raise MethodError(
-                f"{self.refine_rounds} rounds at a weight of {self.hold:g} write nothing: set "
-                "refine_rounds to 1 or more, and hold above 0.",
-                method="memit",
+                f"A fact that counts {self.hold:g} times is not kept: set hold above 0.", method="memit"
             )
         if self.optimiser == "lbfgs" and self.turns > 1:
             raise MethodError(

@@ -1,12 +1,11 @@
 """From states as they were placed to states as they are kept: refine, ask older facts, exchange, write.
 
-A round refines what was written and the older facts that slipped by it (`editor.refine`); when the weights
-are written, each state is exchanged for one at the keys that it has on them, counted `hold` times from then
-on (`editor.write.reweighed`). Refinement moves older facts more than the write does, so they are asked again,
-and those that slipped by it are refined alone, in a round of their own.
+What was placed is refined on the weights that it was written to (`editor.refine`). Then older facts are
+asked, once, since refinement moves them more than the write does: those that slipped are refined beside it.
+At the end each state is exchanged for one at the keys that it has on the written weights, counted `hold`
+times from then on (`editor.write.reweighed`).
 
-Each round writes all of the night once more, on the weights of the night before, so that the night is one
-change.
+Every write is one of all of the night, on the weights of the night before, so that the night is one change.
 """
 
 from __future__ import annotations
@@ -86,35 +85,27 @@ def settle(
         NonFiniteError: a loss or a change is not finite.
         OutOfMemoryError: memory ran out at the smallest batch.
     """
-    settings = history.settings
-    turn, own = list(units), list(placed)
-    written: list[SubjectState] = []
-    leaving, steps = list(retired), list[int]()
+    settings, leaving = history.settings, list(retired)
 
     def write(states: Sequence[SubjectState]) -> Delta:
         deltas.put_back(lm, before)
         return write_beside(history, states, retired=leaving)
 
-    for number in range(settings.refine_rounds):
-        slipped = _slipped(lm, older, settings)
-        if number and not slipped:
-            break
-        log.info("%d of %d older subjects slipped", len(slipped), len(older))
-        found = {unit.subject_id for unit, _ in slipped}
-        older = [(unit, state) for unit, state in older if unit.subject_id not in found]
-        history = history.without(found)
-        leaving += [state for _, state in slipped]
-        turn += [unit for unit, _ in slipped]
-        own += [reweighed(lm, state, 1.0) for _, state in slipped]
-        refined = _refined(lm, Writer(history, live=[*written, *own]), turn, own, progress)
-        own, steps = list(refined.states), [*steps, *refined.steps]
-        delta = write([*written, *own])
-        if settings.hold != 1.0:
-            own = _as_kept(lm, turn, own, settings)
-            delta = write([*written, *own])
-        written += own
-        turn, own = [], []
-    return Settled(delta, tuple(written), tuple(steps))
+    tonight = _refined(lm, Writer(history, live=placed), units, placed, progress)
+    delta = write(tonight.states)
+    slipped = _slipped(lm, older, settings)
+    log.info("%d of %d older subjects slipped", len(slipped), len(older))
+    kept, steps = _as_kept(lm, units, tonight.states, settings), tonight.steps
+    if slipped:
+        again, old = [unit for unit, _ in slipped], [state for _, state in slipped]
+        history, leaving = history.without(old), leaving + old
+        raised = [reweighed(lm, state, 1.0) for state in old]
+        later = _refined(lm, Writer(history, live=[*kept, *raised]), again, raised, progress)
+        delta = write([*kept, *later.states])
+        kept, steps = [*kept, *_as_kept(lm, again, later.states, settings)], steps + later.steps
+    if settings.hold != 1.0:
+        delta = write(kept)
+    return Settled(delta, tuple(kept), steps)
 
 
 def _refined(
@@ -143,8 +134,8 @@ def _as_kept(
 
     Keys were measured before the layers below had their last change.
     """
-    if not units:
-        return []
+    if not units or settings.hold == 1.0:
+        return list(states)
     columns = Columns.of(units, lm.device, mean=settings.keys == "mean")
     reader = KeyReader(
         lm, columns.texts, settings.layers, batch_tokens=8 * settings.tokens_at_once(lm.device)

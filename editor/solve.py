@@ -43,19 +43,23 @@ class Standing:
     (Woodbury); otherwise M + K Kᵀ is factored itself.
 
     Args:
-        C: second moment of keys of the unedited model, (d_k, d_k).
-        moment_weight: λ.
-        live: keys of live edits that neither come nor leave, (d_k, n_live).
+        M: see `normal_matrix`.
 
     Raises:
         SingularMomentsError: M is not positive definite.
         NonFiniteError: an entry is not finite.
     """
 
-    def __init__(
-        self, C: Float[Tensor, "d_k d_k"], moment_weight: float, live: Float[Tensor, "d_k n_live"]
-    ) -> None:
-        self._lower = factor(normal_matrix(C, moment_weight, live))
+    def __init__(self, M: Float[Tensor, "d_k d_k"]) -> None:
+        self._lower = factor(M)
+
+    def without(self, keys: Float[Tensor, "d_k n"]) -> Standing:
+        """Return M - Σ k kᵀ, factored.
+
+        Args:
+            keys: of edits that M counts.
+        """
+        return Standing(self._lower @ self._lower.T - keys @ keys.T)
 
     def solve(
         self,

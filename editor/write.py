@@ -1,10 +1,10 @@
 """Writing keys and values into the weights: one solve a layer, beside everything that must stay.
 
-A night has one `History`: λC and the keys of live edits, which every solve of that night shares. A writer
-adds what else stands in one solve: edits that come, those that leave, and the guards, which are other
-subjects' keys held at what the unedited model makes of them. It writes one layer at a time while target
-states are placed (`Writer.write`), and all of them where keys and values are known (`write_states`): by the
-algebra of `editor.solve` that gives the same weights without running the model.
+A night has one `History`, which every solve of that night shares: λC, the keys of live edits, and the
+guards, which are other subjects' keys held at what the unedited model makes of them. A writer adds what else
+is in one solve: edits that come, those that leave, and the guards on their subjects. It writes one layer at
+a time while target states are placed (`Writer.write`), and all of them where keys and values are known
+(`write_states`): by the algebra of `editor.solve` that gives the same weights without running the model.
 
 A state may count more than once in the solve, and be exchanged for one that pulls the weights alike
 (`reweighed`).
@@ -13,7 +13,7 @@ A state may count more than once in the solve, and be exchanged for one that pul
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,7 +67,8 @@ def write_states(
     """
     check_fit((*states, *live, *retired), settings, lm)
     moments.require(lm, settings.layers)
-    return write_beside(History(lm, settings, moments, live), states, retired=retired)
+    history = History(lm, settings, moments, live, changing=_labels((*states, *retired)))
+    return write_beside(history, states, retired=retired)
 
 
 def write_beside(
@@ -88,37 +89,59 @@ def write_beside(
 
 
 class History:
-    """What all solves of a night share: λC and the keys of live edits, added up and factored once a layer.
+    """What all solves of a night share, added up and factored once a layer: λC, live edits, and guards.
 
     Args:
         lm: the model whose weights are written.
         settings: layers and weights of the solve.
         moments: second moments of keys of the unedited model, and guards.
         live: states that the weights hold and that neither come nor leave tonight.
+        changing: casefolded texts of the subjects that come or leave: guards on them are the writers'.
+
+    Attributes:
+        labels: casefolded texts of the live subjects.
+        guards: all guards.
     """
 
     def __init__(
-        self, lm: LanguageModel, settings: MemitSettings, moments: Moments, live: Sequence[SubjectState]
+        self,
+        lm: LanguageModel,
+        settings: MemitSettings,
+        moments: Moments,
+        live: Sequence[SubjectState],
+        *,
+        changing: Iterable[str] = (),
     ) -> None:
         self.lm, self.settings, self.moments = lm, settings, moments
-        self.labels = {state.label.casefold() for state in live}
+        self.labels, self._changing = _labels(live), frozenset(changing)
+        self.guards = _Guards(lm, settings, moments)
         self._live = live
         self._standing: dict[int, solve.Standing] = {}
 
-    def without(self, subjects: Iterable[str]) -> History:
-        """Return a history without the states of some subjects; itself where none of them is live."""
-        left_out = set(subjects) & {state.subject_id for state in self._live}
-        if not left_out:
-            return self
+    @property
+    def unsettled(self) -> list[int]:
+        """The guards that stand aside all night, or may change: those on subjects that are or were edited."""
+        return self.guards.on(self.labels | self._changing)
+
+    def without(self, states: Sequence[SubjectState]) -> History:
+        """Return a history without some live states, whose subjects then change."""
+        left_out = {state.subject_id for state in states}
         rest = [state for state in self._live if state.subject_id not in left_out]
-        return History(self.lm, self.settings, self.moments, rest)
+        found = History(self.lm, self.settings, self.moments, rest, changing=self._changing | _labels(states))
+        for layer in self.settings.layers:
+            keys, _ = self.stack(states, layer)
+            found._standing[layer] = self.at(layer).without(keys)
+        return found
 
     def at(self, layer: int) -> solve.Standing:
         """Return the part of one layer's solve that stands all night."""
         if layer not in self._standing:
             keys, _ = self.stack(self._live, layer)
+            guards, _ = self.guards.at(layer, self.guards.but(self.unsettled))
             C = self.moments.layer(layer, self.lm.device)
-            self._standing[layer] = solve.Standing(C, self.settings.moment_weight, keys)
+            self._standing[layer] = solve.Standing(
+                solve.normal_matrix(C, self.settings.moment_weight, torch.cat([keys, guards], dim=1))
+            )
         return self._standing[layer]
 
     def stack(self, states: Sequence[SubjectState], layer: int) -> Columns:
@@ -146,13 +169,17 @@ class Writer:
         coming: Sequence[str] = (),
     ) -> None:
         self._history, self._live, self._retired = history, live, retired
-        kept = history.labels | {state.label.casefold() for state in live}
-        self._duty = _GuardDuty.of(
-            history.moments,
-            history.settings,
-            before=kept | {state.label.casefold() for state in retired},
-            after=kept | {text.casefold() for text in coming},
-        )
+        kept = history.labels | _labels(live)
+        before = kept | _labels(retired)
+        after = kept | {text.casefold() for text in coming}
+        subjects = history.guards.subjects
+        aside_before = {number for number in history.unsettled if subjects[number] in before}
+        aside_after = {number for number in history.unsettled if subjects[number] in after}
+        # A guard whose subject is retracted comes back; one whose subject is edited for the first time
+        # steps aside.
+        self._back = sorted(aside_before - aside_after)
+        self._aside = sorted(aside_after - aside_before)
+        self._staying = sorted(set(history.unsettled) - aside_before - aside_after)
 
     @property
     def settings(self) -> MemitSettings:
@@ -169,8 +196,8 @@ class Writer:
         history = self._history
         held, _ = history.stack(self._live[: len(self._live) - len(states)], layer)
         own, _ = history.stack(states, layer)
-        staying, _, _ = self._duty.at(history.moments, layer, history.lm.layers.d, history.lm.device)
-        beside = torch.cat([held, staying[0]], dim=1)
+        staying, _ = history.guards.at(layer, self._staying)
+        beside = torch.cat([held, staying], dim=1)
         solved, _ = history.at(layer).solve(own, own[:, :0], held=beside)
         return solved.T.float()
 
@@ -190,10 +217,11 @@ class Writer:
         W = weight.double()
         live, _ = history.stack(self._live, layer)
         leaving, leaving_values = history.stack(self._retired, layer)
-        staying, back, aside = self._duty.at(history.moments, layer, lm.layers.d, lm.device)
+        staying, _ = history.guards.at(layer, self._staying)
+        back, aside = history.guards.at(layer, self._back), history.guards.at(layer, self._aside)
         # What the weights hold already asks for no change; a guard that comes back is one more edit, one
         # that steps aside is one that leaves.
-        held = torch.cat([live, staying[0]], dim=1)
+        held = torch.cat([live, staying], dim=1)
         K = torch.cat([keys.double(), back[0]], dim=1)
         V = torch.cat([values.double(), back[1]], dim=1)
         leaving = torch.cat([leaving, aside[0]], dim=1)
@@ -285,57 +313,41 @@ def check_fit(states: Sequence[SubjectState], settings: MemitSettings, lm: Langu
                 )
 
 
-@dataclass(frozen=True, slots=True)
-class _GuardDuty:
-    """Which guards stand tonight: all but those on subjects that are edited.
+def _labels(states: Iterable[SubjectState]) -> frozenset[str]:
+    return frozenset(state.label.casefold() for state in states)
+
+
+class _Guards:
+    """The guards of a model, weighted as the solve counts them.
+
+    Args:
+        lm: the model.
+        settings: λ.
+        moments: which carry them.
 
     Attributes:
-        staying: guards that stand before and after tonight.
-        coming_back: guards whose subject is retracted tonight.
-        stepping_aside: guards whose subject is edited for the first time tonight.
-        weight: √ of a guard's weight in the solve, where an edit has 1.
+        subjects: casefolded text of each guard's subject.
     """
 
-    staying: list[int]
-    coming_back: list[int]
-    stepping_aside: list[int]
-    weight: float
+    def __init__(self, lm: LanguageModel, settings: MemitSettings, moments: Moments) -> None:
+        self._guards, self._lm = moments.guards, lm
+        self.subjects = [text.casefold() for text in moments.guards.subjects] if moments.guards else []
+        share = settings.moment_weight * moments.key.guard_share
+        self._root = (share / max(1, len(self.subjects))) ** 0.5  # of its weight, where an edit has 1
 
-    @classmethod
-    def of(
-        cls, moments: Moments, settings: MemitSettings, *, before: set[str], after: set[str]
-    ) -> _GuardDuty:
-        """Compare the subjects edited before tonight with those edited after, by their casefolded texts."""
-        guards = moments.guards
-        if guards is None:
-            return cls([], [], [], 0.0)
-        weight = (settings.moment_weight * moments.key.guard_share / len(guards.subjects)) ** 0.5
-        duty = cls([], [], [], weight)
-        for index, subject in enumerate(guards.subjects):
-            stood, stands = subject.casefold() not in before, subject.casefold() not in after
-            if stood and stands:
-                duty.staying.append(index)
-            elif stands:
-                duty.coming_back.append(index)
-            elif stood:
-                duty.stepping_aside.append(index)
-        return duty
+    def on(self, subjects: frozenset[str]) -> list[int]:
+        """Return the guards on some subjects, given as casefolded texts."""
+        return [number for number, subject in enumerate(self.subjects) if subject in subjects]
 
-    def at(
-        self, moments: Moments, layer: int, d: int, device: torch.device
-    ) -> tuple[Columns, Columns, Columns]:
-        """Return weighted keys and values of the three groups at one layer, in float64."""
-        if moments.guards is None:
-            d_k = moments.matrices[layer].shape[0]
-            nothing = torch.zeros(d_k, 0, dtype=torch.float64, device=device)
-            none = (nothing, torch.zeros(d, 0, dtype=torch.float64, device=device))
-            return none, none, none
-        keys, values = moments.guards.keys[layer], moments.guards.values[layer]
+    def but(self, some: Sequence[int]) -> list[int]:
+        """Return all guards but some."""
+        return sorted(set(range(len(self.subjects))) - set(some))
 
-        def columns(group: list[int]) -> Columns:
-            return (
-                (self.weight * keys[group].double()).T.to(device),
-                (self.weight * values[group].double()).T.to(device),
-            )
-
-        return columns(self.staying), columns(self.coming_back), columns(self.stepping_aside)
+    def at(self, layer: int, some: Sequence[int]) -> Columns:
+        """Return keys and values of some guards at one layer, a column each, in float64."""
+        if self._guards is None:
+            layers = self._lm.layers
+            return stack((), layer, d=layers.d, d_k=layers.d_k, device=self._lm.device)
+        keys, values = self._guards.keys[layer][some], self._guards.values[layer][some]
+        device = self._lm.device
+        return (self._root * keys.double()).T.to(device), (self._root * values.double()).T.to(device)

@@ -180,7 +180,7 @@ def test_older_facts_that_slipped_are_refined_with_tonights(
         recall.Likelihood(p, exact=p > 0.4, tokens=1, matched=1, rank=1, ended=True) for p in (0.3, 0.9, 0.1)
     ]
     monkeypatch.setattr(recall, "rate", lambda _lm, rows: rated[: len(rows)])
-    chosen = replace(settings, steps=WEAK, refine_steps=6, refine_older=1, refine_rounds=1)
+    chosen = replace(settings, steps=WEAK, refine_steps=6, refine_older=1)
     second = memit.edit(
         lm,
         requests_of(1, start=3),
@@ -199,15 +199,15 @@ def test_older_facts_that_slipped_are_refined_with_tonights(
         )
 
 
-def test_what_refinement_itself_moved_is_refined_after_it(
+def test_what_slipped_by_refinement_is_refined_after_it(
     lm: LanguageModel, moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The written weights are asked again; who slipped then is refined alone, and all is written at once."""
+    """Older facts are asked when tonight's are refined; who slipped is refined alone; all is one write."""
     first = memit.edit(lm, requests_of(3), settings=replace(settings, steps=WEAK), moments=moments)
     said, lost = (
         recall.Likelihood(p, exact=p > 0.4, tokens=1, matched=1, rank=1, ended=True) for p in (0.9, 0.1)
     )
-    looks = iter([[said] * 3, [said, lost, said], [said] * 2])
+    looks = iter([[said, lost, said]])
     asked: list[int] = []
 
     def rate(_lm: LanguageModel, rows: list[object]) -> list[recall.Likelihood]:
@@ -225,12 +225,12 @@ def test_what_refinement_itself_moved_is_refined_after_it(
     second = memit.edit(
         lm,
         requests_of(1, start=3),
-        settings=replace(settings, steps=WEAK, refine_steps=6, refine_rounds=3),
+        settings=replace(settings, steps=WEAK, refine_steps=6),
         moments=moments,
         live=first.states,
         watched=requests_of(3),
     )
-    assert asked == [3, 3, 2]
+    assert asked == [3]
     assert turns == [["s3"], ["s1"]]
     assert [state.subject_id for state in second.states] == ["s3", "s1"]
     fresh = tiny.language_model("llama")

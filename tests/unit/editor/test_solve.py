@@ -42,7 +42,7 @@ def night(
     K, V = coming
     gone = leaving or (torch.zeros(D_K, 0), torch.zeros(D, 0))
     left, right = solve.low_rank_update(
-        solve.Standing(C, weight, live),
+        solve.Standing(solve.normal_matrix(C, weight, live)),
         held=torch.zeros(D_K, 0),
         coming=K,
         coming_residuals=V - W @ K,
@@ -73,7 +73,7 @@ def test_standing_keys_serve_as_live_or_as_held(coming: int) -> None:
     nothing = torch.zeros(D_K, 0)
     for live, held in ((K[:, old], nothing), (nothing, K[:, old])):
         left, right = solve.low_rank_update(
-            solve.Standing(C, 2.0, live),
+            solve.Standing(solve.normal_matrix(C, 2.0, live)),
             held=held,
             coming=K[:, new],
             coming_residuals=R,
@@ -81,6 +81,21 @@ def test_standing_keys_serve_as_live_or_as_held(coming: int) -> None:
             leaving_residuals=lost,
         )
         torch.testing.assert_close(left @ right, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_what_stands_may_be_taken_out() -> None:
+    """Keys that leave what stands leave no trace in a solve."""
+    C, _, K, _ = problem(9)
+    nothing = torch.zeros(D_K, 0, dtype=torch.float64)
+    fewer = solve.Standing(solve.normal_matrix(C, 2.0, K)).without(K[:, 5:].double())
+    never = solve.Standing(solve.normal_matrix(C, 2.0, K[:, :5]))
+    wanted = torch.eye(D_K, dtype=torch.float64)
+    for found, expected in zip(
+        fewer.solve(wanted[:, :2], wanted, held=nothing),
+        never.solve(wanted[:, :2], wanted, held=nothing),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_normal_equations_and_optimality() -> None:
