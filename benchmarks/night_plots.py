@@ -22,6 +22,9 @@ TITLES = (
 SPAN = 3
 """Nights whose median stands for an early or a late one: one night's seconds wobble."""
 
+WIDE = 8
+"""A panel whose largest value is so many times its least, shares apart, is drawn on a logarithmic scale."""
+
 
 def show(out: Path) -> str:
     """Draw every picture into the folder and return every table.
@@ -129,6 +132,9 @@ def _draw(path: Path, lines: Mapping[str, Sequence[Found]], over: str, panels: S
             for name, rows in lines.items():
                 points = [(row[over], value(row)) for row in rows if value(row) is not None]
                 axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
+            reached = [y for line in axes.lines for y in line.get_ydata()]
+            if reached and min(reached) > 1.0 and max(reached) > WIDE * min(reached):
+                axes.set_yscale("log")
             axes.set_title(title)
             axes.set_xlabel(over)
             if number == 0:
