@@ -138,7 +138,7 @@ def edit(
     older = units_of(lm, watched, settings, prefixes)
     states_of = _matched(older, live)
     coming = [unit.requests[0].subject for unit in units]
-    changing = {text.casefold() for text in (*coming, *(state.label for state in retired))}
+    changing = [*coming, *(state.label for state in retired)]
     history = History(lm, settings, moments, live if settings.history else (), changing=changing)
     with restored_on_failure(lm, settings.layers):
         before = deltas.copies(lm, settings.layers)

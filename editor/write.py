@@ -96,7 +96,7 @@ class History:
         settings: layers and weights of the solve.
         moments: second moments of keys of the unedited model, and guards.
         live: states that the weights hold and that neither come nor leave tonight.
-        changing: casefolded texts of the subjects that come or leave: guards on them are the writers'.
+        changing: texts of the subjects that come or leave: guards on them are the writers'.
 
     Attributes:
         labels: casefolded texts of the live subjects.
@@ -113,7 +113,7 @@ class History:
         changing: Iterable[str] = (),
     ) -> None:
         self.lm, self.settings, self.moments = lm, settings, moments
-        self.labels, self._changing = _labels(live), frozenset(changing)
+        self.labels, self._changing = _labels(live), frozenset(text.casefold() for text in changing)
         self.guards = _Guards(lm, settings, moments)
         self._live = live
         self._standing: dict[int, solve.Standing] = {}
