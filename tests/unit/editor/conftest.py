@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from editor import mend
+from editor.cases import Question, case_of
 from editor.chunks import batched, draft
+from editor.method import Resources
 from editor.moments import Moments
 from editor.presets import MemitSettings
 from editor.requests import EditRequest
@@ -16,6 +19,7 @@ from tests.unit.editor import tiny
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from editor.cases import Case
     from editor.chunks import Chunk
     from editor.model import LanguageModel
     from editor.requests import Row, Unit
@@ -103,3 +107,16 @@ def whole_model_loss(lm: LanguageModel, row: Row, end_weight: float) -> torch.Te
         return loss
     assert row.ids[row.end] == row.labels[-1]
     return loss - end_weight * logits[-1].softmax(dim=0)[lm.word_ends].sum().log()
+
+
+def training(count: int = 20) -> list[Case]:
+    """Return records for methods that learn before they edit."""
+    near = (Question("The capital of Norway is", "Oslo"),)
+    return [case_of(one, relation="P6", neighbourhood=near) for one in requests_of(count, start=40)]
+
+
+@pytest.fixture
+def resources(settings: MemitSettings, moments: Moments, monkeypatch: pytest.MonkeyPatch) -> Resources:
+    """What methods are made with; MEND trains for four steps."""
+    monkeypatch.setattr(mend.Mend, "steps", 4)
+    return Resources(settings, lambda: moments, training())
