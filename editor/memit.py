@@ -24,6 +24,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,7 +39,7 @@ from editor.state import SubjectState, digest_of
 from editor.write import History, Writer, check_fit, restored_on_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -157,7 +158,7 @@ def edit(
     reports = tuple(
         replace(one.report, refined=taken) for one, taken in zip(placed, settled.steps, strict=False)
     )
-    _warn_of_weak_writes(reports)
+    _warn_of_weak_writes(reports, settings)
     return EditOutcome(settled.delta, settled.states, reports)
 
 
@@ -293,14 +294,16 @@ def _check_subjects(requests: Sequence[EditRequest], live: Sequence[SubjectState
         seen.add(state.subject_id)
 
 
-def _warn_of_weak_writes(reports: Iterable[UnitReport]) -> None:
-    left = sorted(report.residual for report in reports)
-    share = left[len(left) // 2] if left else 0.0
-    if share > _WEAK_WRITE:
+def _warn_of_weak_writes(reports: Sequence[UnitReport], settings: MemitSettings) -> None:
+    """Say so where most of a batch is neither written nor won back: a wrong λ is silent otherwise."""
+    if not reports:
+        return
+    left = median(report.residual for report in reports)
+    if left > _WEAK_WRITE and median(report.refined for report in reports) >= settings.refine_steps:
         log.warning(
             "the write left %.0f%% of the wanted shift: the moment weight is too large for these keys; "
             "calibrate",
-            100 * share,
+            100 * left,
         )
 
 

@@ -50,6 +50,24 @@ def test_the_write_puts_the_target_states_in_place(
     assert all(state_.keys.keys() == set(LAYERS) for state_ in outcome.states)
 
 
+def test_a_weak_write_is_warned_of_unless_refinement_has_steps_left(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A λ too large for the keys would be silent otherwise; steps left over say that all is said."""
+    heavy = replace(settings, moment_weight=2000.0)
+    before = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in LAYERS}
+    outcome = memit.edit(lm, requests_of(4), settings=heavy, moments=moments)
+    assert min(report.residual for report in outcome.reports) > 0.5
+    assert "moment weight is too large" in caplog.text
+    caplog.clear()
+    for layer, weight in before.items():
+        lm.layers.matrix(lm.model, layer).copy_(weight)
+    easy = replace(heavy, refine_steps=5, refine_stop_loss=20.0)
+    outcome = memit.edit(lm, requests_of(4), settings=easy, moments=moments)
+    assert max(report.refined for report in outcome.reports) < 5
+    assert "moment weight" not in caplog.text
+
+
 def test_known_states_are_written_without_running_the_model(
     lm: LanguageModel, moments: Moments, settings: MemitSettings
 ) -> None:
