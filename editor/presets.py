@@ -61,8 +61,8 @@ class MemitSettings:
         contexts: "templates" optimises over the given templates; "prefixes" is the paper: random texts
             before them.
         prefix_count: how many random prefixes.
-        word_dropout: share of a template's words left out behind a random prefix (`editor.requests.thinned`);
-            0 is the paper.
+        word_dropout: share of words left out where templates are taught a second time, with holes
+            (`editor.requests.contexts`); 0 is the paper.
         keys: "each" writes every context's own key; "mean" is the paper: one averaged key a subject.
         refine_steps: most steps in which written values are refined (`editor.refine`); 0 is the paper.
         refine_stop_loss: a subject rests while its loss on the written weights is below.
@@ -157,6 +157,7 @@ class MemitSettings:
             stop_said=0,
             turns=1,
             contexts="prefixes",
+            prefix_count=5,
             word_dropout=0.0,
             keys="mean",
             refine_steps=0,
@@ -179,15 +180,16 @@ _PAPER = MemitSettings(
 )
 
 PRESETS: dict[str, MemitSettings] = {
-    # Rate 0.25 costs less perplexity than 0.35 or 0.5, and λ 8000 less than 1000; what 45 steps and the write
-    # leave, refinement finishes (benchmarks/RESULTS.md, "Nights").
+    # Rate 0.25 costs less perplexity than 0.35 or 0.5, and a large λ less than a small one; what 45 steps and
+    # the write leave, refinement finishes (benchmarks/RESULTS.md, "Nights").
     "smollm2-135m": MemitSettings(
         layers=(4, 5, 6, 7, 8),
-        moment_weight=8000.0,
+        moment_weight=16000.0,
         unrefined_weight=1000.0,
         learning_rate=0.25,
         steps=45,
-        turns=3,
+        turns=5,
+        prefix_count=9,
         refine_steps=60,
     ),
     "gpt2-xl": replace(_PAPER, layers=(13, 14, 15, 16, 17), moment_weight=20000.0, steps=20),

@@ -8,6 +8,7 @@ subject's last token, so facts of one subject share keys and are solved together
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -225,12 +226,29 @@ def thinned(template: str, share: float, seed: str) -> str:
         seed: one seed thins one template alike for all subjects, so that they still share how it opens.
 
     Returns:
-        The words that are left, one space between; the template itself where the share is 0.
+        The words that are left, one space between; the template itself where the share is 0, or where the
+        subject alone would be left, which asks for nothing.
     """
     if not share:
         return template
     drawn = random.Random(f"{seed}\n{template}")  # noqa: S311 - no secret
-    return " ".join(word for word in template.split() if PLACE in word or drawn.random() >= share)
+    left = [word for word in template.split() if PLACE in word or drawn.random() >= share]
+    return " ".join(left) if len(left) > 1 else template
+
+
+def contexts(prompts: Sequence[str], prefixes: Sequence[str] = (), word_dropout: float = 0.0) -> list[str]:
+    """Return the templates that a fact is taught with: as they stand, and again with words left out.
+
+    Args:
+        prompts: a fact's templates, at least one.
+        prefixes: texts to put before those with holes, each in turn.
+        word_dropout: share of the words that is left out.
+
+    Returns:
+        Templates, each once; those that the fact is asked with come first.
+    """
+    again = [(prefix, thinned(one, word_dropout, prefix)) for prefix in prefixes or ("",) for one in prompts]
+    return list(dict.fromkeys([*prompts, *(f"{prefix} {holed}".lstrip() for prefix, holed in again)]))
 
 
 def plan(
@@ -249,7 +267,7 @@ def plan(
         lm: the model.
         requests: facts to write; order decides the order of units.
         prefixes: texts put before every template, besides the bare template (the paper's random contexts).
-        word_dropout: share of the template's words that is left out behind a prefix (`thinned`).
+        word_dropout: share of words that is left out where templates are taught again (`contexts`).
         kl_template: prompt whose prediction at the subject must not drift, "{} is a" in the paper; None
             guards the unit's first row instead, which costs no forward of its own.
         max_target_tokens: longest target that is accepted.
@@ -298,14 +316,15 @@ def _unit(
 ) -> Unit:
     rows: list[Row] = []
     columns: dict[tuple[int, ...], int] = {}
-    for index, fact in enumerate(facts):
+    for fact in facts:
         if not fact.prompts:
             raise SubjectNotInPromptError(f"Fact {fact.fact_id!r} has no template.", fact_id=fact.fact_id)
-        templates = [
-            *fact.prompts,
-            *(f"{p} {thinned(prompt, word_dropout, p)}" for p in prefixes for prompt in fact.prompts),
-        ]
-        for template in templates:
+    asked = [contexts(fact.prompts, prefixes, word_dropout) for fact in facts]
+    shared = Counter(template for templates in asked for template in templates)
+    for index, fact in enumerate(facts):
+        for template in asked[index]:
+            if shared[template] > 1 and template not in fact.prompts:
+                continue  # with so many words gone it asks for another fact of the subject as well
             prompt = encode_prompt(tokenizer, template, fact.subject)
             labels = encode_target(tokenizer, render(template, fact.subject)[0], fact.target)
             if len(labels) > limit:

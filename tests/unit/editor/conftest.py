@@ -43,7 +43,7 @@ def lm() -> LanguageModel:
 
 @pytest.fixture
 def settings() -> MemitSettings:
-    """Settings that write firmly into a tiny model, in one pass, and keep states as they were written.
+    """Settings that write templates without holes firmly into a tiny model, and keep states as written.
 
     λ is so small that float32 would drown what a larger `hold` leaves of a value.
     """
@@ -53,6 +53,7 @@ def settings() -> MemitSettings:
         steps=30,
         learning_rate=0.3,
         stop_loss=0.02,
+        word_dropout=0.0,
         refine_steps=0,
         hold=1.0,
         precision="float32",

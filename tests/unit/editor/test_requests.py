@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editor.errors import EmptyTargetError, SubjectConflictError, SubjectNotInPromptError, TargetTooLongError
-from editor.requests import EditRequest, encode_prompt, encode_target, plan, render, thinned
+from editor.requests import EditRequest, contexts, encode_prompt, encode_target, plan, render, thinned
 from tests.unit.editor import tiny
 
 KINDS = [("bytes", False), ("bytes", True), ("pieces", False), ("pieces", True)]
@@ -152,15 +154,38 @@ def test_thinning_leaves_words_out_and_keeps_the_subject(before, after, share, s
     template = " ".join([*before, "{}'s", *after])
     left = thinned(template, share, seed)
     assert left.split().count("{}'s") == 1
+    assert len(left.split()) > 1 or left == template
     words = iter(template.split())
     assert all(word in words for word in left.split())
     assert thinned(template, share, seed) == left
     assert thinned(template, 0.0, seed) == template
-    assert thinned(template, 1.0, seed) == "{}'s"
+    assert thinned(template, 1.0, seed) == template, "a subject alone asks for nothing"
 
 
-def test_words_are_left_out_behind_prefixes_alone() -> None:
-    """The bare template stays whole, as it is what is asked; every prefix draws its own holes."""
+@given(prompts=st.lists(WORDS.map(lambda words: " ".join([*words, "{} is"])), min_size=1, max_size=5))
+def test_templates_are_taught_as_they_stand_and_again_with_holes(prompts) -> None:
+    """What is asked comes first; nothing twice; without a share nothing is added."""
+    taught, whole = contexts(prompts, word_dropout=0.5), list(dict.fromkeys(prompts))
+    assert taught[: len(whole)] == whole
+    assert len(set(taught)) == len(taught)
+    assert set(taught) == {*prompts, *(thinned(prompt, 0.5, "") for prompt in prompts)}
+    assert contexts(prompts) == whole
+
+
+def test_a_wording_that_asks_for_two_facts_of_a_subject_teaches_neither() -> None:
+    """Holes may leave two relations the same words; the templates themselves are always taught."""
+    capital = _request(prompts=("The capital of {} is",))
+    coast = replace(capital, fact_id="coast", target="Ada", prompts=("The coast of {} is",))
+    lm = tiny.language_model()
+    assert thinned(capital.prompts[0], 0.5, "") == thinned(coast.prompts[0], 0.5, "") == "{} is"
+    assert [len(unit.rows) for unit in plan(lm, [capital], word_dropout=0.5)] == [2]
+    (both,) = plan(lm, [capital, coast], word_dropout=0.5)
+    (whole,) = plan(lm, [capital, coast])
+    assert both.rows == whole.rows
+
+
+def test_every_prefix_draws_its_own_holes() -> None:
+    """The bare template stays whole, as it is what is asked."""
     request = _request(prompts=("The present holder of the office of mayor of {} is called",))
     bare, *prefixed = plan(tiny.language_model(), [request], prefixes=tuple("ABCDE"), word_dropout=0.5)[
         0
