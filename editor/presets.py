@@ -177,6 +177,7 @@ _PAPER = MemitSettings(
     weight_decay=0.5,
     end_weight=0.0,
     kl_factor=0.0625,
+    word_dropout=0.0,
 )
 
 PRESETS: dict[str, MemitSettings] = {
@@ -231,4 +232,4 @@ def preset_for(lm: LanguageModel) -> MemitSettings:
         first,
         last,
     )
-    return MemitSettings(layers=tuple(range(first, last + 1)), moment_weight=15000.0)
+    return MemitSettings(layers=tuple(range(first, last + 1)), moment_weight=15000.0, turns=5)
