@@ -251,6 +251,39 @@ def contexts(prompts: Sequence[str], prefixes: Sequence[str] = (), word_dropout:
     return list(dict.fromkeys([*prompts, *(f"{prefix} {holed}".lstrip() for prefix, holed in again)]))
 
 
+def wordings(
+    facts: Sequence[EditRequest], prefixes: Sequence[str] = (), word_dropout: float = 0.0
+) -> list[tuple[int, str]]:
+    """Return what the facts of one subject are taught with (`contexts`).
+
+    Args:
+        facts: of one subject.
+        prefixes: as for `contexts`.
+        word_dropout: as for `contexts`.
+
+    Returns:
+        (index of the fact, template), fact after fact. What several of them come down to without some of
+        their words asks for none of them, and is left out.
+
+    Raises:
+        SubjectNotInPromptError: a fact has no template.
+    """
+    for fact in facts:
+        if not fact.prompts:
+            raise SubjectNotInPromptError(f"Fact {fact.fact_id!r} has no template.", fact_id=fact.fact_id)
+    found = [
+        (index, template)
+        for index, fact in enumerate(facts)
+        for template in contexts(fact.prompts, prefixes, word_dropout)
+    ]
+    shared = Counter(template for _, template in found)
+    return [
+        (index, template)
+        for index, template in found
+        if shared[template] == 1 or template in facts[index].prompts
+    ]
+
+
 def plan(
     lm: LanguageModel,
     requests: Sequence[EditRequest],
@@ -316,46 +349,39 @@ def _unit(
 ) -> Unit:
     rows: list[Row] = []
     columns: dict[tuple[int, ...], int] = {}
-    for fact in facts:
-        if not fact.prompts:
-            raise SubjectNotInPromptError(f"Fact {fact.fact_id!r} has no template.", fact_id=fact.fact_id)
-    asked = [contexts(fact.prompts, prefixes, word_dropout) for fact in facts]
-    shared = Counter(template for templates in asked for template in templates)
-    for index, fact in enumerate(facts):
-        for template in asked[index]:
-            if shared[template] > 1 and template not in fact.prompts:
-                continue  # with so many words gone it asks for another fact of the subject as well
-            prompt = encode_prompt(tokenizer, template, fact.subject)
-            labels = encode_target(tokenizer, render(template, fact.subject)[0], fact.target)
-            if len(labels) > limit:
-                raise TargetTooLongError(
-                    f"The target {fact.target!r} of fact {fact.fact_id!r} has {len(labels)} tokens, "
-                    "more than the "
-                    f"limit of {limit}: shorten the label or raise max_target_tokens.",
-                    fact_id=fact.fact_id,
-                    target=fact.target,
-                    tokens=len(labels),
-                    limit=limit,
-                )
-            column = columns.setdefault(prompt.ids[: prompt.lookup + 1], len(columns))
-            ids = (*prompt.ids, *(labels if endings else labels[:-1]))
-            end = len(ids) - 1 if endings else None
-            guard = kl_template is None and not rows
-            rows.append(
-                Row(
-                    ids,
-                    prompt.lookup,
-                    len(prompt.ids) - 1,
-                    tuple(labels),
-                    index,
-                    column,
-                    guard=guard,
-                    end=end,
-                )
+    for index, template in wordings(facts, prefixes, word_dropout):
+        prompt = encode_prompt(tokenizer, template, facts[index].subject)
+        labels = _labels(tokenizer, template, facts[index], limit)
+        ids = (*prompt.ids, *(labels if endings else labels[:-1]))
+        rows.append(
+            Row(
+                ids,
+                prompt.lookup,
+                len(prompt.ids) - 1,
+                labels,
+                index,
+                columns.setdefault(prompt.ids[: prompt.lookup + 1], len(columns)),
+                guard=kl_template is None and not rows,
+                end=len(ids) - 1 if endings else None,
             )
+        )
     if kl_template is not None:
         prompt = encode_prompt(tokenizer, kl_template, facts[0].subject)
         rows.append(
             Row(prompt.ids[: prompt.lookup + 1], prompt.lookup, prompt.lookup, (), -1, -1, guard=True)
         )
     return Unit(subject_id, tuple(fact.fact_id for fact in facts), tuple(rows), tuple(columns), tuple(facts))
+
+
+def _labels(tokenizer: Any, template: str, fact: EditRequest, limit: int) -> tuple[int, ...]:  # noqa: ANN401 - many classes
+    labels = encode_target(tokenizer, render(template, fact.subject)[0], fact.target)
+    if len(labels) > limit:
+        raise TargetTooLongError(
+            f"The target {fact.target!r} of fact {fact.fact_id!r} has {len(labels)} tokens, more than the "
+            f"limit of {limit}: shorten the label or raise max_target_tokens.",
+            fact_id=fact.fact_id,
+            target=fact.target,
+            tokens=len(labels),
+            limit=limit,
+        )
+    return tuple(labels)
