@@ -93,6 +93,13 @@ def _nights(name: str, found: Found, out: Path) -> str:
     ratio = cost_ratio(rows)
     lines = [f"**{name}**: {len(rows)} nights, late to early cost {'-' if ratio is None else f'{ratio:.2f}'}"]
     lines += [
+        f"- rebuilt after night {row['night']}: {again['refined']} of {again['live']} refined in "
+        f"{again['seconds']:.0f} CPU seconds; exact {_percent(again['before']['exact'])} before, "
+        f"{_percent(again['after']['exact'])} after"
+        for row in rows
+        if (again := row.get("rebuilt"))
+    ]
+    lines += [
         f"- {part}: " + ", ".join(f"{key} {_percent(value)}" for key, value in end[part].items())
         for part in ("all", "oldest", "newest")
         if part in end

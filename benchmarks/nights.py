@@ -2,7 +2,7 @@
 
     python -m benchmarks.nights batches  --out FOLDER [--methods memit,memit-reference,alphaedit,encore]
     python -m benchmarks.nights rebuild  --out FOLDER       what `batches` taught, from the base at larger λ
-    python -m benchmarks.nights nights   --out FOLDER       40 nights x 25 real changes, then a rebuild
+    python -m benchmarks.nights nights   --out FOLDER       40 nights x 25 real changes, rebuilt every 20
     python -m benchmarks.nights subjects --out FOLDER       10 facts a subject x 50 subjects
     python -m benchmarks.nights show     --out FOLDER       tables, pictures, and the cost of late nights
 
@@ -180,22 +180,30 @@ def rebuilt(bench: Bench, name: str = "memit", *, factors: Sequence[float] = (1.
 
 
 def many_nights(
-    bench: Bench, name: str = "memit", *, count: int = 40, size: int = 25, until: int | None = None
+    bench: Bench,
+    name: str = "memit",
+    *,
+    count: int = 40,
+    size: int = 25,
+    every: int = 20,
+    until: int | None = None,
 ) -> Log:
-    """Real changes of office, night after night, a third of them replacing earlier ones; then a rebuild.
+    """Real changes of office, night after night, a third replacing earlier ones; rebuilt now and then.
 
     Args:
         bench: the model.
         name: of the method.
         count: nights.
         size: changes a night.
+        every: rebuild after so many nights, as the product does (`rebuild_nights`); 0: never.
         until: the night to stop after and measure at; a later call goes on from there.
     """
     stream = night_data.changes_of_office(
         bench.data / "officeholder_replacements.csv", count * size, replaced=count * size // 3
     )
     parts = night_data.nights(stream, size)[:until]
-    log = Log(bench.out, f"nights-{name}", {"count": count, "size": size, "model": bench.source})
+    setup = {"count": count, "size": size, "every": every, "model": bench.source}
+    log = Log(bench.out, f"nights-{name}", setup)
     lm, method, originals = _started(bench, name, log)
     for number in range(len(log.rows), len(parts)):
         tonight = [fact for fact, _ in parts[number]]
@@ -208,11 +216,31 @@ def many_nights(
             **_recall(lm, tonight),
             **_wear(bench, lm, method, originals),
         }
+        if every and (number + 1) % every == 0 and isinstance(method, methods.Memit):
+            row["rebuilt"] = _rebuilt(lm, method, parts[: number + 1])
+            row["rebuilt"] |= _wear(bench, lm, method, originals)
         log.add(row, method)
         print(json.dumps(row), flush=True)
     if log.end is None and len(log.rows) == len(parts):
         log.finish(_after_nights(bench, lm, method, parts, log))
     return log
+
+
+def _rebuilt(
+    lm: LanguageModel, method: methods.Memit, parts: Sequence[Sequence[tuple[EditRequest, bool]]]
+) -> Row:
+    live = list({fact.fact_id: fact for part in parts for fact, _ in part}.values())
+    before = _recall(lm, live)
+    start = Clock()
+    made = method.rebuild()
+    seconds = start.since().cpu_s
+    return {
+        "seconds": seconds,
+        "live": len(live),
+        "refined": len(made.refined),
+        "before": before,
+        "after": _recall(lm, live),
+    }
 
 
 def _after_nights(
@@ -343,6 +371,7 @@ def _wanted(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=15_000)
     parser.add_argument("--count", type=int, help="batches or nights")
     parser.add_argument("--size", type=int, help="edits a batch or night")
+    parser.add_argument("--every", type=int, default=20, help="rebuild after so many nights; 0: never")
     parser.add_argument("--until", type=int, help="night to stop after for now")
     return parser.parse_args(argv)
 
@@ -355,7 +384,7 @@ def _runs(asked: argparse.Namespace, bench: Bench) -> Iterator[Callable[[], Log]
     elif asked.experiment == "rebuild":
         yield partial(rebuilt, bench)
     elif asked.experiment == "nights":
-        yield partial(many_nights, bench, until=asked.until, **sizes)
+        yield partial(many_nights, bench, every=asked.every, until=asked.until, **sizes)
     else:
         yield partial(many_facts, bench)
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from editor import memit
+from editor import rebuild as rebuilds
 from editor import state as states
 from editor.alphaedit import AlphaEdit
 from editor.errors import UnknownMethodError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from editor.model import LanguageModel
     from editor.moments import Moments
     from editor.presets import MemitSettings
+    from editor.rebuild import Rebuilt
     from editor.state import SubjectState
 
 PUBLISHED_STEPS, PUBLISHED_RATE = 25, 0.5
@@ -68,9 +70,6 @@ class Memit(WeightMethod):
     def teach(self, requests: Sequence[EditRequest], progress: Progress | None) -> None:
         """Write one batch beside all that is live; a subject that is taught again is replaced."""
         self.prepare()
-        # One wording alone makes a target state that serves that wording alone.
-        alone = all(len(request.prompts) == 1 for request in requests)
-        prefixed = self.settings().contexts == "prefixes" or alone
         asked = {request.subject_id for request in requests}
         older = {name: fact for name, fact in self._facts.items() if fact.subject_id not in asked}
         outcome = memit.edit(
@@ -81,11 +80,42 @@ class Memit(WeightMethod):
             live=[state for subject, state in self._live.items() if subject not in asked],
             retired=[state for subject, state in self._live.items() if subject in asked],
             watched=list(older.values()),
-            prefixes=(self._prefixes or ()) if prefixed else (),
+            prefixes=self._contexts(requests),
             progress=progress,
         )
         self._live.update({state.subject_id: state for state in outcome.states})
         self._facts = {**older, **{request.fact_id: request for request in requests}}
+
+    def rebuild(self) -> Rebuilt:
+        """Write all that is live anew from the original weights, and refine what slipped (`editor.rebuild`).
+
+        Returns:
+            What it made; on any exception the weights are as before.
+        """
+        self.prepare()
+        facts, before = list(self._facts.values()), self.changed()
+        self._put(self._originals or before)
+        try:
+            made = rebuilds.rebuild(
+                self.lm,
+                facts,
+                self.live,
+                settings=self.settings(),
+                moments=self.moments(),
+                refine=True,
+                prefixes=self._contexts(facts),
+            )
+        except BaseException:
+            self._put(before)
+            raise
+        self._live = {state.subject_id: state for state in made.states}
+        return made
+
+    def _contexts(self, requests: Sequence[EditRequest]) -> tuple[str, ...]:
+        # One wording alone makes a target state that serves that wording alone.
+        alone = all(len(request.prompts) == 1 for request in requests)
+        prefixed = self.settings().contexts == "prefixes" or alone
+        return (self._prefixes or ()) if prefixed else ()
 
     @property
     def live(self) -> list[SubjectState]:

@@ -2,8 +2,8 @@
 
 Stored target states are taken where what they depend on is unchanged, so it costs a small part of the edits.
 It applies new editing settings to old facts (a larger λ gives perplexity back), refines facts that slipped,
-and makes a long lineage one change. With the same settings and nothing to refine the weights are those of
-the nights, so the policy that rebuilds by itself (`compact`) is off unless it is set.
+and makes a long lineage one change. Nights refine the few older facts that slipped most; a rebuild asks all,
+so the policy (`compact`) runs one every twenty nights unless it is set otherwise (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -151,7 +151,10 @@ def _run(ws: Workspace, lease: Lease, number: int, *, anew: bool, refine: bool, 
 
 def compact(ws: Workspace, lease: Lease) -> Rebuild | None:
     """Rebuild if the policy says so; one that a gate rejects leaves the model of the night."""
-    why = remaking.due(ws.settings, ws.ledger.lineage(lease.model))
+    tries = [
+        row.id for row in ws.ledger.checkpoints(lease.model) if row.from_base and row.state == "rejected"
+    ]
+    why = remaking.due(ws.settings, ws.ledger.lineage(lease.model), rejected=max(tries, default=0))
     if not why:
         return None
     say(f"a rebuild is due: {why}")

@@ -106,12 +106,14 @@ def remake(
     return Remade(edited, len(made.reused), len(made.refined), len(made.reports), write_s)
 
 
-def due(settings: Settings, lineage: Sequence[CheckpointRow]) -> str:
+def due(settings: Settings, lineage: Sequence[CheckpointRow], *, rejected: int = 0) -> str:
     """Say why a rebuild is due by the policy of the settings; empty if it is not.
 
     Args:
-        settings: `rebuild_nights`, `rebuild_norm`, `rebuild_retention`; all off unless set.
+        settings: `rebuild_nights`, `rebuild_norm`, `rebuild_retention`.
         lineage: the live checkpoint and its ancestors, root first.
+        rejected: id of the last rebuild that a gate rejected; nights are counted from it, or a model that
+            fails would be rebuilt every night.
     """
     standing = models.since_base(lineage)
     last = standing[0] if standing and standing[0].from_base else None
@@ -122,8 +124,9 @@ def due(settings: Settings, lineage: Sequence[CheckpointRow]) -> str:
     bound = settings.rebuild_norm
     if bound is not None and last is not None:
         bound = max(bound, GROWN * (last.metrics.get("norm") or 0.0))
-    if settings.rebuild_nights and len(since) >= settings.rebuild_nights:
-        return f"{len(since)} checkpoints since the base or the last rebuild"
+    waited = sum(row.id > rejected for row in since)
+    if settings.rebuild_nights and waited >= settings.rebuild_nights:
+        return f"{waited} checkpoints since the base or the last rebuild"
     if bound is not None and norm is not None and norm > bound:
         return f"the edited weights are {norm:.3f} of their norm from the base's (bound {bound:.3f})"
     floor = settings.rebuild_retention

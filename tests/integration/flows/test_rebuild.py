@@ -189,6 +189,9 @@ def test_what_is_due(nights):
     assert due(one, grown) == ""
     assert "2 checkpoints" in due(one, grown, rebuild_nights=2)
     assert due(one, grown, rebuild_nights=3) == ""
+    assert (
+        remaking.due(nights.model_copy(update={"rebuild_nights": 2}), (one, grown), rejected=one.id) == ""
+    ), "after a rejected one as many nights have to pass again"
     assert "0.500" in due(one, grown, rebuild_norm=0.4)
     assert due(rebuilt, grown, rebuild_norm=0.4) == "", "a rebuild that was as far away could not mend it"
     assert "retention" in due(one, grown, rebuild_retention=0.95)

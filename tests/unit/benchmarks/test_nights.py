@@ -105,14 +105,18 @@ def test_other_methods_run_the_same_batches(bench, method):
 
 
 def test_nights_replace_earlier_facts_and_are_rebuilt(bench):
-    log = nights.many_nights(bench, count=3, size=2)
+    log = nights.many_nights(bench, count=3, size=2, every=2)
     assert sum(row["edits"] for row in log.rows) == 6
+    assert [row["night"] for row in log.rows if "rebuilt" in row] == [2]
+    assert log.rows[1]["rebuilt"]["live"] == 4
     end = log.end
     assert end["live"] == 4
     assert 0 <= end["superseded_preferred"] <= 1
     assert end["rebuild"]["share_of_edits"] > 0
     assert end["rebuild"]["perplexity"] == pytest.approx(log.rows[-1]["perplexity"], rel=0.02)
-    assert "rebuilt in" in night_plots.show(bench.out)
+    shown = night_plots.show(bench.out)
+    assert "rebuilt in" in shown
+    assert "rebuilt after night 2" in shown
 
 
 def test_many_facts_of_one_subject_as_a_unit_and_apart(bench):
