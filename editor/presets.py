@@ -192,7 +192,6 @@ PRESETS: dict[str, MemitSettings] = {
         turns=5,
         prefix_count=9,
         refine_steps=90,
-        refine_stop_loss=0.2,
     ),
     "gpt2-xl": replace(_PAPER, layers=(13, 14, 15, 16, 17), moment_weight=20000.0, steps=20),
     "gpt-j-6b": replace(_PAPER, layers=(3, 4, 5, 6, 7, 8)),
