@@ -127,9 +127,9 @@ def memory(lm: LanguageModel, *, edits: int) -> dict[str, object]:
     for layer in settings.layers:  # of full rank, as real ones are
         known.matrices[layer] += noise.T @ noise / len(noise)
     loaded = peak_gib()
-    memit.edit(
-        lm, facts(edits, TEMPLATES), settings=replace(settings, steps=2, refine_steps=2), moments=known
-    )
+    # Every context is run once at least, and two evaluations hold what twenty hold.
+    brief = replace(settings, steps=settings.turns, refine_steps=2)
+    memit.edit(lm, facts(edits, TEMPLATES), settings=brief, moments=known)
     return {"edits": edits, "peak_gib_loaded": loaded, "peak_gib": peak_gib()}
 
 
