@@ -25,12 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.clock import Clock
 from benchmarks.editor_speed import PREFIXES, TEMPLATES, facts
 from editor import activations, memit
+from editor.allocator import keep_freed_memory
 from editor.keys import KeyReader
 from editor.model import LanguageModel
 from editor.moments import Moments
 from editor.presets import preset_for
 from editor.requests import plan
-from flows.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -23,11 +23,11 @@ import torch
 from benchmarks.clock import Clock
 from benchmarks.reference_sequential import target_shift
 from editor import targets
+from editor.allocator import keep_freed_memory
 from editor.keys import KeyReader
 from editor.model import LanguageModel
 from editor.presets import preset_for
 from editor.requests import EditRequest, plan
-from flows.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

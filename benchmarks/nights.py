@@ -24,13 +24,13 @@ from benchmarks.clock import Clock
 from benchmarks.night_log import Log, Row
 from editor import datasets, methods, metrics, recall
 from editor import rebuild as rebuilds
+from editor.allocator import give_back_freed_memory, keep_freed_memory
 from editor.method import Resources
 from editor.model import LanguageModel, default_gguf, from_gguf
 from editor.moments import Moments, sample_prefixes
 from editor.presets import preset_for
 from flows import checking, neighbours
 from flows.editing import with_rivals
-from flows.process import give_back_freed_memory, keep_freed_memory
 from kb.relations import Relations
 
 if TYPE_CHECKING:

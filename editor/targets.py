@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from editor import activations
+from editor.allocator import give_back_freed_memory
 from editor.chunks import batched, draft, in_turns, require_finite, with_smaller_batches
 from editor.descent import RowAdam, RowLBFGS
 from editor.layers import logits_of
@@ -58,7 +59,9 @@ EXACT_STEPS = 1
 """First evaluations in the model's own precision: Adam's first step goes as far in a component whose gradient
 is nearly nothing as in any other, so what rounding makes of it is not small."""
 
-SUBJECTS_AT_ONCE = 256
+SUBJECTS_AT_ONCE = 64
+"""What stands before the subject is kept by layer for all of their contexts: most of an edit's memory."""
+
 _COMPACT_BELOW = 0.75
 
 
@@ -124,6 +127,7 @@ def optimise(
             part.steps,
         )
         done = stop
+        give_back_freed_memory()  # the next wave's blocks are of other sizes
     return result
 
 

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from editor import datasets, methods, metrics, recall
+from editor.allocator import give_back_freed_memory
 from editor.generation import References
 from editor.method import Resources
 from editor.presets import preset_for
@@ -25,7 +26,6 @@ from flows import checking, models
 from flows.asked import LEDGER, check, chosen, cut, selections, training
 from flows.errors import EvaluationInputError
 from flows.experiments import Experiment, ExperimentFolder
-from flows.process import give_back_freed_memory
 from flows.progress import report, say
 from kb.relations import Relations
 

@@ -8,13 +8,13 @@ import logging
 from typing import TYPE_CHECKING
 
 from editor import delta as deltas
+from editor.allocator import keep_freed_memory
 from editor.delta import Delta
 from editor.model import LanguageModel, default_gguf, from_gguf
 from editor.moments import Moments
 from editor.presets import MemitSettings, preset_for
 from flows import neighbours
 from flows.errors import SettingsError
-from flows.process import keep_freed_memory
 from flows.progress import say
 
 if TYPE_CHECKING:

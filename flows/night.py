@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from editor import delta as deltas
 from editor import memit
 from editor import state as states
+from editor.allocator import give_back_freed_memory
 from flows import checking, editing, merging, models, neighbours, planning, pulling, translate
 from flows.editing import RETRACT, fact_id
 from flows.gates import judge
-from flows.process import give_back_freed_memory
 from storage.records.checkpoints import EditRow
 
 if TYPE_CHECKING:

@@ -4,11 +4,12 @@ import platform
 import subprocess
 import sys
 
-from flows.process import THREADS, give_back_freed_memory, keep_freed_memory, tune_threads
+from editor.allocator import give_back_freed_memory, keep_freed_memory
+from flows.process import THREADS, tune_threads
 
 _PROGRAM = """
 import ctypes, resource
-from flows.process import keep_freed_memory
+from editor.allocator import keep_freed_memory
 if {keep}: keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -49,7 +50,7 @@ def test_freed_memory_is_used_again_without_new_pages():
 
 _KEPT = """
 import ctypes, pathlib
-from flows.process import give_back_freed_memory, keep_freed_memory
+from editor.allocator import give_back_freed_memory, keep_freed_memory
 keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
