@@ -217,7 +217,7 @@ def many_nights(
             **_wear(bench, lm, method, originals),
         }
         if every and (number + 1) % every == 0 and isinstance(method, methods.Memit):
-            row["rebuilt"] = _rebuilt(lm, method, parts[: number + 1])
+            row["rebuilt"] = _all_asked(lm, method, parts[: number + 1])
             row["rebuilt"] |= _wear(bench, lm, method, originals)
         log.add(row, method)
         print(json.dumps(row), flush=True)
@@ -226,7 +226,7 @@ def many_nights(
     return log
 
 
-def _rebuilt(
+def _all_asked(
     lm: LanguageModel, method: methods.Memit, parts: Sequence[Sequence[tuple[EditRequest, bool]]]
 ) -> Row:
     live = list({fact.fact_id: fact for part in parts for fact, _ in part}.values())

@@ -127,7 +127,7 @@ def optimise(
             part.steps,
         )
         done = stop
-        give_back_freed_memory()  # the next wave's blocks are of other sizes
+        give_back_freed_memory()  # blocks of what comes next are of other sizes
     return result
 
 
