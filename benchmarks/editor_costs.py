@@ -1,7 +1,7 @@
 """What the steps beside the target states cost: keys and residuals, second moments, memory.
 
     python -m benchmarks.editor_costs MODEL_FOLDER keys [--edits 50]
-    python -m benchmarks.editor_costs MODEL_FOLDER moments TEXT [--tokens 15000]
+    python -m benchmarks.editor_costs MODEL_FOLDER moments TEXT [--tokens 60000]
     python -m benchmarks.editor_costs MODEL_FOLDER memory [--edits 500]
 
 `keys` counts floating-point operations, which no other process disturbs. The published code asks the whole
@@ -28,7 +28,7 @@ from editor import activations, memit
 from editor.allocator import keep_freed_memory
 from editor.keys import KeyReader
 from editor.model import LanguageModel
-from editor.moments import Moments
+from editor.moments import DEFAULT_TOKENS, Moments
 from editor.presets import preset_for
 from editor.requests import plan
 
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("what", choices=("keys", "moments", "memory"))
     parser.add_argument("text", nargs="?", type=Path)
     parser.add_argument("--edits", type=int)
-    parser.add_argument("--tokens", type=int, default=15_000)
+    parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS)
     asked = parser.parse_args()
     keep_freed_memory()
     lm = LanguageModel.load(asked.model)

@@ -27,7 +27,7 @@ from editor import rebuild as rebuilds
 from editor.allocator import give_back_freed_memory, keep_freed_memory
 from editor.method import Resources
 from editor.model import LanguageModel, default_gguf, from_gguf
-from editor.moments import Moments, sample_prefixes
+from editor.moments import DEFAULT_TOKENS, Moments, sample_prefixes
 from editor.presets import preset_for
 from flows import checking, neighbours
 from flows.editing import with_rivals
@@ -63,7 +63,7 @@ class Bench:
     source: str
     out: Path
     data: Path
-    tokens: int = 15_000
+    tokens: int = DEFAULT_TOKENS
     settings: MemitSettings | None = None
     fluency: tuple[str, ...] = field(default_factory=checking.fluency_texts)
 
@@ -368,7 +368,7 @@ def _wanted(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--model", help="folder; default: the bundled model, converted into --out")
     parser.add_argument("--methods", default="memit,memit-reference,alphaedit,encore")
-    parser.add_argument("--tokens", type=int, default=15_000)
+    parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS)
     parser.add_argument("--count", type=int, help="batches or nights")
     parser.add_argument("--size", type=int, help="edits a batch or night")
     parser.add_argument("--every", type=int, default=20, help="rebuild after so many nights; 0: never")

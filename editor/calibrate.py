@@ -10,7 +10,7 @@ import torch
 
 from editor import memit, recall, solve
 from editor.keys import KeyReader
-from editor.moments import Moments
+from editor.moments import DEFAULT_TOKENS, Moments
 from editor.presets import MemitSettings, preset_for
 from editor.requests import plan
 from editor.tracing import Trace, trace
@@ -93,7 +93,7 @@ def calibrate(
     corpus: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     guards: Sequence[tuple[str, str]] = (),
-    tokens: int = 8 * 1024,
+    tokens: int = DEFAULT_TOKENS,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Calibration:

@@ -1,8 +1,8 @@
 """Uncentred second moments C = E[k kᵀ] of the keys of a model: what its own memories weigh in the solve.
 
-All layers in one streamed pass. A fraction of a percent of the reference's 44 million keys gives the same
-edits (FastMEMIT, ACL 2025: 2 to 10 times d_k of them). Where no corpus is at hand, text sampled from the
-model itself serves; a corpus is better (docs/log.md).
+All layers in one streamed pass. A fraction of a percent of the reference's 44 million keys serves (FastMEMIT,
+ACL 2025: 2 to 10 times d_k of them; what more are worth is in benchmarks/RESULTS.md, "Second moments").
+Where no corpus is at hand, text sampled from the model itself serves (docs/log.md).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from editor import activations
 from editor.errors import CorruptStateError, MomentsMismatchError, NonFiniteError
 from editor.keys import KeyReader
 from editor.layers import logits_of
+from editor.precision import lowered, resolved
 from editor.requests import encode_prompt
 from editor.state import digest_of
 
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DEFAULT_TOKENS = 15_360
+DEFAULT_TOKENS = 60_000
+"""Forty times the width of SmolLM2's keys. On fewer, many edits find directions that this text happens not to
+use and other text does: 200 edits cost 7.2 % of perplexity at 15,000, 4.3 % at 60,000 (docs/log.md)."""
 _SAMPLED_ROWS = 128
 _SAMPLED_LENGTH = 120
 _BATCH_TOKENS = 4096
@@ -54,7 +57,7 @@ class MomentsKey:
     Attributes:
         model: digest of the unedited weights.
         layers: which blocks.
-        corpus: digest of the texts, or "sampled".
+        corpus: digest of the texts, or "sampled in" and the precision.
         tokens: how many keys were counted.
         seed: of the sampling; 0 for a corpus.
         dtype: of the weights that made the keys.
@@ -142,7 +145,7 @@ class Moments:
         """
         if texts is None:
             rows = sample(lm, tokens, seed=seed, progress=progress)
-            corpus = "sampled"
+            corpus = f"sampled in {resolved('auto', lm.device)}"
         else:
             rows = _corpus_rows(lm, texts, tokens)
             corpus, seed = digest_of(list(texts)), 0
@@ -234,6 +237,8 @@ def sample(
 ) -> list[list[int]]:
     """Sample text from the model at temperature 1, many rows at once with cached keys and values.
 
+    Where bfloat16 is faster it is sampled so: any text of the model's serves.
+
     Args:
         lm: the model.
         tokens: about how many tokens.
@@ -255,7 +260,8 @@ def sample(
             if progress is not None:
                 progress("sample", min(tokens, before + done * width), tokens)
 
-        rows += continue_texts(lm, starts, _SAMPLED_LENGTH, generator=generator, progress=report)
+        with lowered(lm, "auto"):
+            rows += continue_texts(lm, starts, _SAMPLED_LENGTH, generator=generator, progress=report)
     return rows
 
 

@@ -1,9 +1,9 @@
-"""In which precision the upper blocks run while target states are searched and values refined."""
+"""In which precision blocks run where rounding may be: target states, refinement, sampled text."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from editor.model import LanguageModel
-    from editor.presets import MemitSettings
+
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def dtype_of(lm: LanguageModel) -> torch.dtype:
@@ -21,8 +22,15 @@ def dtype_of(lm: LanguageModel) -> torch.dtype:
     return lm.model.get_output_embeddings().weight.dtype  # type: ignore[no-any-return, operator]
 
 
+def resolved(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """Return what "auto" means on a device: bfloat16 where the processor is faster with it."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if _fast_bfloat16(device) else "float32"
+
+
 @contextmanager
-def lowered(lm: LanguageModel, settings: MemitSettings, *, start: int) -> Iterator[None]:
+def lowered(lm: LanguageModel, precision: Precision, *, start: int = 0) -> Iterator[None]:
     """Hold everything but the blocks below `start` in bfloat16, where that is asked for and pays.
 
     The float32 weights are put back as the same tensors on leaving, so nothing is rounded for good. Casting
@@ -30,12 +38,10 @@ def lowered(lm: LanguageModel, settings: MemitSettings, *, start: int) -> Iterat
 
     Args:
         lm: the model.
-        settings: `precision`.
+        precision: see `resolved`.
         start: first block that is held in bfloat16, with the embedding and the head.
     """
-    wanted = settings.precision
-    if wanted == "auto":
-        wanted = "bfloat16" if _fast_bfloat16(lm.device) else "float32"
+    wanted = resolved(precision, lm.device)
     kept: set[int] = set()
     for layer in range(start):
         kept.update(id(p) for p in lm.layers.block(lm.model, layer).parameters())

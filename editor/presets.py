@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from editor.model import LanguageModel
+    from editor.precision import Precision
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class MemitSettings:
     refine_older: int = 32
     history: bool = True
     hold: float = 16.0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     batch_tokens: int = 0
     max_target_tokens: int = 32
     seed: int = 0

@@ -145,7 +145,7 @@ def _descend(
     losses = torch.zeros(len(drafts), len(units), device=lm.device)
     steps = torch.zeros(len(units), dtype=torch.long, device=lm.device)
     active, whole = everyone, True
-    with activations.plain_attention(lm), lowered(lm, settings, start=layers[0]):
+    with activations.plain_attention(lm), lowered(lm, settings.precision, start=layers[0]):
         for step in range(settings.refine_steps + 1):
             U = torch.split(descent.point, len(owner))
             changes = {layer: rows.T @ spans[layer] for layer, rows in zip(layers, U, strict=True)}  # Δ = U P

@@ -164,7 +164,7 @@ def _slipped(
     if not settings.refine_steps or not settings.refine_older:
         return []
     firsts = [(number, row) for number, (unit, _) in enumerate(older) for row in _first_rows(unit)]
-    with lowered(lm, settings, start=0):
+    with lowered(lm, settings.precision):
         rated = recall.rate(lm, [(row.ids, row.first, row.labels) for _, row in firsts])
     worst: dict[int, float] = {}
     for (number, row), rating in zip(firsts, rated, strict=True):

@@ -173,7 +173,7 @@ def _descend(
     with ExitStack() as stack:
         for step in range(settings.steps + 1):
             if step == EXACT_STEPS:
-                stack.enter_context(lowered(lm, settings, start=settings.layers[-1] + 1))
+                stack.enter_context(lowered(lm, settings.precision, start=settings.layers[-1] + 1))
                 for chunk in itertools.chain(*by_turn):
                     chunk.store_as(dtype_of(lm))
             turn, point = step % len(by_turn), descent.point
