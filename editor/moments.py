@@ -3,12 +3,20 @@
 All layers in one streamed pass. A fraction of a percent of the reference's 44 million keys serves (FastMEMIT,
 ACL 2025: 2 to 10 times d_k of them; what more are worth is in benchmarks/RESULTS.md, "Second moments").
 Where no corpus is at hand, text sampled from the model itself serves (docs/log.md).
+
+Whether the tokens suffice is measured: with C of nine rows of ten and F of the tenth, a change that the solve
+takes to cost a unit on the text costs on other text, in the mean over directions,
+
+    tr(C⁻¹ F) / d_k
+
+units: 1 for endless text, N / (N - d_k - 1) for N normal keys, more for keys of text (`Moments.excess`).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -48,6 +56,8 @@ _SAMPLED_ROWS = 128
 _SAMPLED_LENGTH = 120
 _BATCH_TOKENS = 4096
 _WIDE = 8192
+_HELD_OUT = 10
+_FEW = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +112,14 @@ class Moments:
         key: what they were made from.
         matrices: by layer, (d_k, d_k) float32.
         guards: keys to hold in place besides; None for none.
+        excess: by how much more other text is changed than the solve reckons with, as a share; the largest of
+            the layers. Infinite where tokens are fewer than a key is wide; None where it was not measured.
     """
 
     key: MomentsKey
     matrices: dict[int, Float[Tensor, "d_k d_k"]]
     guards: Guards | None = None
+    excess: float | None = None
 
     @classmethod
     def compute(
@@ -150,14 +163,22 @@ class Moments:
             rows = _corpus_rows(lm, texts, tokens)
             corpus, seed = digest_of(list(texts)), 0
         counted = sum(len(row) for row in rows)
-        matrices = _accumulate(lm, rows, tuple(layers), progress)
+        matrices, excess = _measured(lm, rows, tuple(layers), progress)
         dtype = str(next(lm.model.parameters()).dtype)
         key = MomentsKey(lm.digest, tuple(layers), corpus, counted, seed, dtype)
         held = None
         if guards and guard_share:
             key = replace(key, guards=digest_of([list(pair) for pair in guards]), guard_share=guard_share)
             held = _guards(lm, guards, tuple(layers))
-        return cls(key, matrices, held)
+        if excess is not None and excess > _FEW:
+            log.warning(
+                "%d tokens are few for keys %d wide: a change would touch other text %.0f%% more than the "
+                "solve reckons with; measure the second moments on more",
+                counted,
+                lm.layers.d_k,
+                100 * excess,
+            )
+        return cls(key, matrices, held, excess)
 
     def require(self, lm: LanguageModel, layers: Sequence[int]) -> None:
         """Refuse to serve another model or other layers.
@@ -198,8 +219,8 @@ class Moments:
                 for layer in self.matrices:
                     tensors[f"guard_keys{layer}"] = self.guards.keys[layer].contiguous()
                     tensors[f"guard_values{layer}"] = self.guards.values[layer].contiguous()
-            header = {"key": json.dumps({**asdict(self.key), "subjects": subjects}, sort_keys=True)}
-            save_file(tensors, scratch, metadata=header)
+            header = {**asdict(self.key), "subjects": subjects, "excess": self.excess}
+            save_file(tensors, scratch, metadata={"key": json.dumps(header, sort_keys=True)})
             Path(scratch).replace(path)
         finally:
             Path(scratch).unlink(missing_ok=True)
@@ -215,7 +236,7 @@ class Moments:
             with safe_open(path, framework="pt") as file:
                 key = json.loads((file.metadata() or {})["key"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            subjects = tuple(key.pop("subjects", ()))
+            subjects, excess = tuple(key.pop("subjects", ())), key.pop("excess", None)
             made = MomentsKey(**{**key, "layers": tuple(key["layers"])})
             matrices = {layer: tensors[f"layer{layer}"] for layer in made.layers}
             guards = None
@@ -224,7 +245,7 @@ class Moments:
                 guards = Guards(
                     subjects, keys, {layer: tensors[f"guard_values{layer}"] for layer in made.layers}
                 )
-            return cls(made, matrices, guards)
+            return cls(made, matrices, guards, excess)
         except Exception as error:
             raise CorruptStateError(
                 f"{path} holds no second moments ({error}): delete it to compute them anew."
@@ -371,6 +392,34 @@ def _corpus_rows(lm: LanguageModel, texts: Sequence[str], tokens: int) -> list[l
         if total >= tokens:
             break
     return rows
+
+
+def _measured(
+    lm: LanguageModel, rows: Sequence[Sequence[int]], layers: tuple[int, ...], progress: Progress | None
+) -> tuple[dict[int, Float[Tensor, "d_k d_k"]], float | None]:
+    """Return C of all rows by layer, and the excess of some over the rest."""
+    total = sum(len(row) for row in rows)
+
+    def after(before: int) -> Progress | None:
+        return None if progress is None else lambda stage, done, _: progress(stage, before + done, total)
+
+    fresh = rows[::_HELD_OUT]
+    rest = [row for number, row in enumerate(rows) if number % _HELD_OUT]
+    share = sum(len(row) for row in fresh) / max(1, total)
+    F = _accumulate(lm, fresh, layers, after(0))
+    if not rest:
+        return F, None
+    C = _accumulate(lm, rest, layers, after(round(share * total)))
+    excess = max(_excess(C[layer], F[layer]) for layer in layers)
+    return {layer: torch.lerp(C[layer], F[layer], share) for layer in layers}, excess
+
+
+def _excess(C: Float[Tensor, "d_k d_k"], F: Float[Tensor, "d_k d_k"]) -> float:
+    """Return tr(C⁻¹ F) / d_k - 1."""
+    lower, info = torch.linalg.cholesky_ex(C.double())
+    if int(info):
+        return math.inf
+    return float(torch.cholesky_solve(F.double(), lower).diagonal().mean()) - 1
 
 
 @torch.no_grad()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
+from editor import moments as second_moments
 from editor.errors import CorruptStateError, MomentsMismatchError
 from editor.moments import Moments, continue_texts, sample, sample_prefixes
 from tests.unit.editor import tiny
@@ -41,6 +44,35 @@ def test_equals_a_plain_pass(name: str) -> None:
 def test_stops_at_the_wanted_tokens(lm: LanguageModel) -> None:
     """The corpus is read in order and cut."""
     assert Moments.compute(lm, TEXTS, (1,), tokens=17).key.tokens == 17
+
+
+def test_excess_of_normal_keys_is_known() -> None:
+    """tr(C⁻¹ F) / d_k is N / (N - d_k - 1) for N normal keys: more than one, and less the more there are."""
+    width, count = 40, 200
+    generator = torch.Generator().manual_seed(0)
+
+    def moment(keys: int) -> torch.Tensor:
+        k = torch.randn(keys, width, generator=generator, dtype=torch.float64)
+        return k.T @ k / keys
+
+    found = [second_moments._excess(moment(count), moment(20_000)) for _ in range(20)]
+    assert sum(found) / len(found) == pytest.approx(count / (count - width - 1) - 1, rel=0.1)
+
+
+def test_too_few_tokens_are_told(lm: LanguageModel, caplog: pytest.LogCaptureFixture) -> None:
+    """Fewer tokens than a key is wide leave C singular, and other text unknown."""
+    with caplog.at_level(logging.WARNING):
+        few = Moments.compute(lm, TEXTS, (1,), tokens=40)
+    assert few.excess == math.inf
+    assert "40 tokens are few" in caplog.text
+
+
+def test_excess_falls_with_text(lm: LanguageModel) -> None:
+    """The more text was counted, the nearer the solve reckons with other text."""
+    few, many = (Moments.compute(lm, None, (1, 2), tokens=tokens).excess for tokens in (600, 6000))
+    assert few is not None
+    assert many is not None
+    assert 0 < many < few
 
 
 def test_key_tells_everything_apart(lm: LanguageModel) -> None:
@@ -78,6 +110,7 @@ def test_saved_and_loaded(lm: LanguageModel, tmp_path: Path) -> None:
     moments.save(tmp_path / "m.safetensors")
     again = Moments.load(tmp_path / "m.safetensors")
     assert again.key == moments.key
+    assert again.excess == moments.excess
     assert all(torch.equal(again.layer(layer), moments.layer(layer)) for layer in (1, 2))
     assert again.guards is not None
     assert moments.guards is not None
