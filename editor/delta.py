@@ -139,15 +139,10 @@ class Delta:
         """SHA-256 of `to_bytes`."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
-    @classmethod
-    def of(cls, changes: Mapping[str, LowRank]) -> Delta:
-        """Keep each change in its smaller form; both give the same bits when applied."""
-        smaller: dict[str, LowRank | Dense] = {}
-        for name, change in changes.items():
-            d, rank = change.left.shape
-            d_k = change.right.shape[1]
-            smaller[name] = change if rank * (d + d_k) < d * d_k else Dense(change.dense())
-        return cls(smaller)
+
+def factors_pay(rank: int, d: int, d_k: int) -> bool:
+    """Return whether two factors are smaller than their product."""
+    return rank * (d + d_k) < d * d_k
 
 
 def apply(lm: LanguageModel, delta: Delta) -> None:

@@ -13,7 +13,8 @@ So n nights equal one batch, and leaving equals never having been there, exactly
 they were measured. With no history and nothing leaving it is the paper's Δ = R Kᵀ (λC + K Kᵀ)⁻¹.
 
 What stands all night, M = λC + Σ k kᵀ, is factored once a layer (`Standing`); the edits of each pass come in
-by the Woodbury identity while they are fewer than a key is wide.
+by the Woodbury identity while they are fewer than a key is wide. Of few keys the change is two factors, of
+many a matrix (`dense_update`).
 
 | symbol | shape | meaning |
 |---|---|---|
@@ -61,6 +62,10 @@ class Standing:
         """
         return Standing(self._lower @ self._lower.T - keys @ keys.T)
 
+    def beside(self, J: Float[Tensor, "d_k n"]) -> Float[Tensor, "d_k d_k"]:
+        """Return the lower Cholesky factor of M + J Jᵀ."""
+        return factor(self._lower @ self._lower.T + J @ J.T)
+
     def solve(
         self,
         K: Float[Tensor, "d_k n"],
@@ -72,7 +77,7 @@ class Standing:
         lower, n = self._lower, K.shape[1]
         J = torch.cat([K, held], dim=1)
         if J.shape[1] >= len(lower):
-            solved = torch.cholesky_solve(torch.cat([K, others], dim=1), factor(lower @ lower.T + J @ J.T))
+            solved = torch.cholesky_solve(torch.cat([K, others], dim=1), self.beside(J))
             return solved[:, :n], solved[:, n:]
         MJ = torch.cholesky_solve(J, lower)
         small = factor(torch.eye(J.shape[1], dtype=J.dtype, device=J.device) + J.T @ MJ)
@@ -114,6 +119,28 @@ def low_rank_update(
     if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
         raise NonFiniteError("The weight change is not finite: nothing was written.", where="solve")
     return left, right
+
+
+def dense_update(
+    standing: Standing,
+    *,
+    held: Float[Tensor, "d_k h"],
+    coming: Float[Tensor, "d_k n"],
+    coming_residuals: Float[Tensor, "d n"],
+    leaving: Float[Tensor, "d_k m"],
+    leaving_residuals: Float[Tensor, "d m"],
+) -> Float[Tensor, "d d_k"]:
+    """Return what `low_rank_update` returns, multiplied out: for more keys than factors are worth.
+
+    No matrix of the keys' number is solved for, which is what a batch of thousands would need memory for.
+    """
+    K, L = coming.double(), leaving.double()
+    A = standing.beside(torch.cat([K, held.double()], dim=1))
+    right_hand = coming_residuals.double() @ K.T - leaving_residuals.double() @ L.T
+    change = torch.cholesky_solve(right_hand.T, A).T
+    if not torch.isfinite(change).all():
+        raise NonFiniteError("The weight change is not finite: nothing was written.", where="solve")
+    return change
 
 
 def normal_matrix(

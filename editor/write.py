@@ -20,7 +20,7 @@ import torch
 
 from editor import delta as deltas
 from editor import solve
-from editor.delta import Delta, LowRank
+from editor.delta import Delta, Dense, LowRank
 from editor.errors import StateMismatchError
 from editor.state import stack
 
@@ -80,12 +80,12 @@ def write_beside(
     """Write stored keys and values beside a night's history; see `write_states`."""
     lm, layers = history.lm, history.lm.layers
     writer = Writer(history, retired=retired, coming=[state.label for state in states])
-    changes: dict[str, LowRank] = {}
+    changes: dict[str, LowRank | Dense] = {}
     with restored_on_failure(lm, history.settings.layers):
         for layer in history.settings.layers:
             keys, values = stack(states, layer, d=layers.d, d_k=layers.d_k, device=lm.device)
             changes[layers.weight_name(layer)] = writer.write(layer, keys, values)
-    return Delta.of(changes)
+    return Delta(changes)
 
 
 class History:
@@ -201,7 +201,9 @@ class Writer:
         solved, _ = history.at(layer).solve(own, own[:, :0], held=beside)
         return solved.T.float()
 
-    def write(self, layer: int, keys: Float[Tensor, "d_k n"], values: Float[Tensor, "d n"]) -> LowRank:
+    def write(
+        self, layer: int, keys: Float[Tensor, "d_k n"], values: Float[Tensor, "d n"]
+    ) -> LowRank | Dense:
         """Solve one layer for W k = v beside all that stays, and add the change to its weight.
 
         Args:
@@ -210,7 +212,7 @@ class Writer:
             values: V₊.
 
         Returns:
-            The change, as added.
+            The change, as added, in its smaller form.
         """
         history, lm = self._history, self._history.lm
         weight = lm.layers.matrix(lm.model, layer)
@@ -226,15 +228,18 @@ class Writer:
         V = torch.cat([values.double(), back[1]], dim=1)
         leaving = torch.cat([leaving, aside[0]], dim=1)
         leaving_values = torch.cat([leaving_values, aside[1]], dim=1)
-        change = LowRank.rounded(
-            *solve.low_rank_update(
-                history.at(layer),
-                held=held,
-                coming=K,
-                coming_residuals=V - W @ K,
-                leaving=leaving,
-                leaving_residuals=leaving_values - W @ leaving,
-            )
+        few = deltas.factors_pay(K.shape[1] + leaving.shape[1], *W.shape)
+        asked = {
+            "held": held,
+            "coming": K,
+            "coming_residuals": V - W @ K,
+            "leaving": leaving,
+            "leaving_residuals": leaving_values - W @ leaving,
+        }
+        change = (
+            LowRank.rounded(*solve.low_rank_update(history.at(layer), **asked))
+            if few
+            else Dense(solve.dense_update(history.at(layer), **asked).float())
         )
         deltas.add(weight, change.dense())
         return change

@@ -43,26 +43,23 @@ def test_rounding_is_of_float32s_size(rank: int) -> None:
     assert (LowRank.rounded(left, right).dense() - exact).norm() / exact.norm() < 3e-6
 
 
-def test_the_smaller_form_is_kept_and_applies_the_same_bits(lm: LanguageModel) -> None:
-    """A rank above the break-even is stored dense; both forms add the same matrix."""
-    name = lm.layers.weight_name(1)
-    low, high = factors(4), factors(40)
-    kept = Delta.of({name: low}).changes[name]
-    dense = Delta.of({name: high}).changes[name]
-    assert isinstance(kept, LowRank)
-    assert isinstance(dense, Dense)
-    assert torch.equal(dense.matrix, high.dense())
+@pytest.mark.parametrize("rank", [1, 22, 23, 40])
+def test_factors_pay_while_they_are_smaller(rank: int) -> None:
+    """The break-even of a matrix of 32 by 80 lies between the ranks 22 and 23."""
+    change = factors(rank)
+    smaller = change.left.numel() + change.right.numel() < change.dense().numel()
+    assert delta.factors_pay(rank, 32, 80) == smaller == (rank < 23)
 
 
 def test_bytes_round_trip_and_are_stable(lm: LanguageModel) -> None:
     """Equal deltas give equal bytes and digests; reading gives back what was written."""
     names = [lm.layers.weight_name(layer) for layer in (1, 2)]
-    made = Delta.of({names[0]: factors(3), names[1]: factors(40)})
+    made = Delta({names[0]: factors(3), names[1]: Dense(factors(40).dense())})
     again = Delta.from_bytes(made.to_bytes())
     assert (
         made.to_bytes()
         == again.to_bytes()
-        == Delta.of({names[1]: factors(40), names[0]: factors(3)}).to_bytes()
+        == Delta({names[1]: Dense(factors(40).dense()), names[0]: factors(3)}).to_bytes()
     )
     assert made.digest == again.digest
     for name in names:
@@ -73,7 +70,7 @@ def test_apply_adds_to_the_weight(lm: LanguageModel) -> None:
     """Applying is one float32 addition."""
     before = lm.layers.matrix(lm.model, 1).clone()
     change = factors(3)
-    delta.apply(lm, Delta.of({lm.layers.weight_name(1): change}))
+    delta.apply(lm, Delta({lm.layers.weight_name(1): change}))
     assert torch.equal(lm.layers.matrix(lm.model, 1), before + change.dense())
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from editor import delta, memit, solve, state
-from editor.delta import Delta
+from editor.delta import Delta, Dense, LowRank
 from editor.errors import (
     EditorError,
     MomentsMismatchError,
@@ -82,12 +82,14 @@ def test_known_states_are_written_without_running_the_model(
         assert torch.equal(lm.layers.matrix(lm.model, layer), fresh.layers.matrix(fresh.model, layer))
 
 
+@pytest.mark.parametrize(("count", "form"), [(2, LowRank), (12, Dense)])
 def test_the_delta_reproduces_the_edited_weights_to_the_bit(
-    lm: LanguageModel, moments: Moments, settings: MemitSettings
+    lm: LanguageModel, moments: Moments, settings: MemitSettings, count: int, form: type
 ) -> None:
-    """Base plus the stored delta equals the edited model, digest for digest."""
+    """Base plus the stored delta equals the edited model, digest for digest, in its smaller form."""
     fresh = tiny.language_model("llama")
-    outcome = memit.edit(lm, requests_of(4), settings=settings, moments=moments)
+    outcome = memit.edit(lm, requests_of(count), settings=settings, moments=moments)
+    assert all(isinstance(change, form) for change in outcome.delta.changes.values())
     delta.apply(fresh, Delta.from_bytes(outcome.delta.to_bytes()))
     for layer in LAYERS:
         edited, rebuilt = (tensor_digest(m.layers.matrix(m.model, layer)) for m in (lm, fresh))

@@ -81,6 +81,15 @@ def test_standing_keys_serve_as_live_or_as_held(coming: int) -> None:
             leaving_residuals=lost,
         )
         torch.testing.assert_close(left @ right, wanted, rtol=1e-10, atol=1e-10)
+        whole = solve.dense_update(
+            solve.Standing(solve.normal_matrix(C, 2.0, live)),
+            held=held,
+            coming=K[:, new],
+            coming_residuals=R,
+            leaving=K[:, gone],
+            leaving_residuals=lost,
+        )
+        torch.testing.assert_close(whole, wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_what_stands_may_be_taken_out() -> None:
