@@ -211,6 +211,10 @@ class Columns:
             torch.arange(len(units), device=device) if mean else own,
         )
 
+    def by_unit(self, rows: Float[Tensor, "columns d"]) -> tuple[Float[Tensor, "m d"], ...]:
+        """Return the rows of each unit, as views."""
+        return torch.split(rows, torch.bincount(self.owner).tolist())
+
     def own(self, rows: Float[Tensor, "texts d"]) -> Float[Tensor, "columns d"]:
         """Return a state a column: a unit's averaged column has that of its first text."""
         return rows.float() if self.owner is self.text_owner else rows[self.first].float()

@@ -215,8 +215,8 @@ def _place(
     optimised = targets.optimise(lm, units, anchors, settings, progress=report)
     before = columns.own(states)
     z = before + optimised.shifts[columns.owner]  # eq. 16: z = h + δ
-    kept_keys: dict[int, Tensor] = {}
-    kept_values: dict[int, Tensor] = {}
+    kept_keys: dict[int, tuple[Tensor, ...]] = {}
+    kept_values: dict[int, tuple[Tensor, ...]] = {}
     for number, layer in enumerate(settings.layers):
         if number:
             keys, states = reader.read(layer)
@@ -226,21 +226,20 @@ def _place(
         with torch.no_grad():
             values = values + lm.layers.before_norm(lm.model, layer, values, residual)
         writer.write(layer, K.T, values.T)
-        kept_keys[layer], kept_values[layer] = K.cpu(), values.cpu()
+        kept_keys[layer], kept_values[layer] = columns.by_unit(K.cpu()), columns.by_unit(values.cpu())
         if progress is not None:
             progress("write", number + 1, len(settings.layers))
     _, states = reader.read(settings.layers[-1])
-    left = (z - columns.own(states)).norm(dim=1) / (z - before).norm(dim=1).clamp(min=1e-12)
+    missing = (z - columns.own(states)).norm(dim=1, keepdim=True)
+    left = columns.by_unit(missing / (z - before).norm(dim=1, keepdim=True).clamp(min=1e-12))
     placed = []
     for number, unit in enumerate(units):
-        rows = (columns.owner == number).nonzero().squeeze(1)
-        chosen = rows.cpu()
         norm, shift = float(anchors[number].norm()), float(optimised.shifts[number].norm())
         state = SubjectState(
             unit.subject_id,
             unit.fact_ids,
-            {layer: kept[chosen] for layer, kept in kept_keys.items()},
-            {layer: kept[chosen] for layer, kept in kept_values.items()},
+            {layer: kept[number] for layer, kept in kept_keys.items()},
+            {layer: kept[number] for layer, kept in kept_values.items()},
             depends_on(lm, unit, settings),
             unit.requests[0].subject,
         )
@@ -250,7 +249,7 @@ def _place(
             int(optimised.steps[number]),
             float(optimised.losses[number]),
             _ratio(shift, norm),
-            float(left[rows].mean()),
+            float(left[number].mean()),
         )
         placed.append(_Placed(state, told))
     return placed

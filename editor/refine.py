@@ -103,12 +103,13 @@ def refine(
         NonFiniteError: a loss is not finite.
         OutOfMemoryError: memory ran out at the smallest batch.
     """
-    counts = torch.tensor([len(state.keys[settings.layers[0]]) for state in states], device=lm.device)
-    owner = torch.arange(len(states), device=lm.device).repeat_interleave(counts)
+    counts = [len(state.keys[settings.layers[0]]) for state in states]
+    owner = torch.arange(len(states)).repeat_interleave(torch.tensor(counts)).to(lm.device)
     attempt = partial(_descend, lm, units, owner, spans, settings, progress=progress)
     found = with_smaller_batches(units, settings.tokens_at_once(lm.device), attempt)
+    changes = {layer: torch.split(U, counts) for layer, U in found.changes.items()}
     refined = [
-        _moved(state, {layer: U[owner == number] for layer, U in found.changes.items()})
+        _moved(state, {layer: own[number] for layer, own in changes.items()})
         for number, state in enumerate(states)
     ]
     return Refined(tuple(refined), tuple(found.steps.tolist()), tuple(found.losses.tolist()))

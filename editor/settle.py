@@ -140,17 +140,16 @@ def _as_kept(
     reader = KeyReader(
         lm, columns.texts, settings.layers, batch_tokens=8 * settings.tokens_at_once(lm.device)
     )
-    keys = {layer: columns.mean(reader.read(layer)[0]).cpu() for layer in settings.layers}
-    own = [(columns.owner == number).nonzero().squeeze(1).cpu() for number in range(len(units))]
+    keys = {layer: columns.by_unit(columns.mean(reader.read(layer)[0]).cpu()) for layer in settings.layers}
     return [
         reweighed(
             lm,
             state,
             settings.hold,
             set_at=settings.moment_weight,
-            keys={layer: rows[chosen] for layer, rows in keys.items()},
+            keys={layer: own[number] for layer, own in keys.items()},
         )
-        for state, chosen in zip(states, own, strict=True)
+        for number, state in enumerate(states)
     ]
 
 

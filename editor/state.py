@@ -113,9 +113,9 @@ def stack(
     Returns:
         Keys and values.
     """
-    keys = [torch.zeros(0, d_k, dtype=torch.float64), *(s.keys[layer].double().cpu() for s in states)]
-    values = [torch.zeros(0, d, dtype=torch.float64), *(s.values[layer].double().cpu() for s in states)]
-    return torch.cat(keys).T.to(device), torch.cat(values).T.to(device)
+    keys = torch.cat([torch.zeros(0, d_k), *(state.keys[layer].cpu() for state in states)])
+    values = torch.cat([torch.zeros(0, d), *(state.values[layer].cpu() for state in states)])
+    return keys.double().T.to(device), values.double().T.to(device)
 
 
 def digest_of(parts: object) -> str:
