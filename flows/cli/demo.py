@@ -33,9 +33,10 @@ def run_demo(settings: Settings) -> None:
     for number, night in enumerate(done, start=1):
         out.print()
         kinds = READING_ORDER[:-1] if number > 1 else ("replace", "retract", "conflict", "quarantine")
-        out.print(
-            show.changes_table(night.plan, title=f"Night {number}: what changed in Wikidata", kinds=kinds)
-        )
+        title = f"Night {number}: what changed in Wikidata"
+        changes = show.changes_table(night.plan, title=title, kinds=kinds)
+        if changes.row_count:
+            out.print(changes)
         if night.candidate is not None:
             out.print(show.candidate_table(night.candidate, title=f"Night {number}: what was edited"))
         out.print(f"Night {number}: {show.night_summary(night)}")
