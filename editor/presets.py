@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CPU_BATCH, _GPU_BATCH = 512, 16384
+_CPU_SUBJECTS, _GPU_SUBJECTS = 64, 256
 _OF_THE_WRITE = frozenset(
     {
         "moment_weight",
@@ -133,6 +134,13 @@ class MemitSettings:
     def tokens_at_once(self, device: torch.device) -> int:
         """Return the batch size to start with on a device."""
         return self.batch_tokens or (_CPU_BATCH if device.type == "cpu" else _GPU_BATCH)
+
+    def subjects_at_once(self, device: torch.device) -> int:
+        """Return of how many subjects target states are sought together.
+
+        What stands before the subject is kept by layer for all of their contexts: most of an edit's memory.
+        """
+        return _CPU_SUBJECTS if device.type == "cpu" else _GPU_SUBJECTS
 
     def to_json(self) -> dict[str, object]:
         """Return plain data, as kept with a checkpoint."""

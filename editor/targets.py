@@ -39,7 +39,7 @@ from editor.allocator import give_back_freed_memory
 from editor.chunks import batched, draft, in_turns, require_finite, with_smaller_batches
 from editor.descent import RowAdam, RowLBFGS
 from editor.layers import logits_of
-from editor.precision import dtype_of, lowered
+from editor.precision import dtype_of, lowered, lowered_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,9 +58,6 @@ log = logging.getLogger(__name__)
 EXACT_STEPS = 1
 """First evaluations in the model's own precision: Adam's first step goes as far in a component whose gradient
 is nearly nothing as in any other, so what rounding makes of it is not small."""
-
-SUBJECTS_AT_ONCE = 64
-"""What stands before the subject is kept by layer for all of their contexts: most of an edit's memory."""
 
 _COMPACT_BELOW = 0.75
 
@@ -111,8 +108,9 @@ def optimise(
         torch.zeros(len(units), dtype=torch.long, device=lm.device),
     )
     done = 0
-    for start in range(0, len(units), SUBJECTS_AT_ONCE):
-        stop = min(start + SUBJECTS_AT_ONCE, len(units))
+    at_once = settings.subjects_at_once(lm.device)
+    for start in range(0, len(units), at_once):
+        stop = min(start + at_once, len(units))
 
         def report(finished: int, before: int = done) -> None:
             if progress is not None:
@@ -146,9 +144,11 @@ def _optimise_wave(
         for part in in_turns(units, settings.turns)
     ]
     with activations.plain_attention(lm):
-        for chunks in by_turn:
+        for turn, chunks in enumerate(by_turn):
             for chunk in chunks:
                 _complete(lm, chunk, settings)
+                if turn >= EXACT_STEPS:  # whose first evaluation is a lowered one
+                    chunk.store_as(lowered_dtype(lm, settings.precision))
         return _descend(lm, units, anchors, by_turn, settings, report=report)
 
 
