@@ -244,7 +244,7 @@ def _shifted(chunk: Chunk, shift: Float[Tensor, "units d"]) -> Float[Tensor, "ro
 def _complete(lm: LanguageModel, chunk: Chunk, settings: MemitSettings) -> None:
     """Run what does not depend on δ: keys and values of earlier tokens, the KL reference."""
     chunk.store(lm)
-    chunk.before = chunk.before[:, :0]
+    chunk.before = chunk.before[:, :0].clone()  # a view would keep them all
     if len(chunk.guarded) and settings.kl_factor:
         hidden = chunk.run(lm, chunk.states)
         chunk.guard = logits_of(lm.model, hidden[chunk.guarded, 0]).float().log_softmax(dim=1)
