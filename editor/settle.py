@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from editor import delta as deltas
 from editor import recall
+from editor.allocator import give_back_freed_memory
 from editor.chunks import fewer
 from editor.keys import Columns, KeyReader
 from editor.precision import lowered
@@ -124,6 +125,7 @@ def _refined(
             progress("refine", done, total)
 
     spans = {layer: writer.span(layer, states) for layer in settings.layers}
+    give_back_freed_memory()  # of solves and of keys that were read, in other sizes
     return refine(lm, units, states, spans, settings, progress=report)
 
 
