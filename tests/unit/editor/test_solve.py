@@ -72,23 +72,17 @@ def test_standing_keys_serve_as_live_or_as_held(coming: int) -> None:
     )
     nothing = torch.zeros(D_K, 0)
     for live, held in ((K[:, old], nothing), (nothing, K[:, old])):
-        left, right = solve.low_rank_update(
-            solve.Standing(solve.normal_matrix(C, 2.0, live)),
-            held=held,
-            coming=K[:, new],
-            coming_residuals=R,
-            leaving=K[:, gone],
-            leaving_residuals=lost,
-        )
+        standing = solve.Standing(solve.normal_matrix(C, 2.0, live))
+        asked = {
+            "held": held,
+            "coming": K[:, new],
+            "coming_residuals": R,
+            "leaving": K[:, gone],
+            "leaving_residuals": lost,
+        }
+        left, right = solve.low_rank_update(standing, **asked)
         torch.testing.assert_close(left @ right, wanted, rtol=1e-10, atol=1e-10)
-        whole = solve.dense_update(
-            solve.Standing(solve.normal_matrix(C, 2.0, live)),
-            held=held,
-            coming=K[:, new],
-            coming_residuals=R,
-            leaving=K[:, gone],
-            leaving_residuals=lost,
-        )
+        whole = solve.dense_update(standing, **asked)
         torch.testing.assert_close(whole, wanted, rtol=1e-10, atol=1e-10)
 
 
