@@ -102,12 +102,14 @@ class RowAdam(Descent):
     """Adam with a step count per row. See `Descent`.
 
     Args:
-        rate: learning rate.
+        rate: learning rate, of all rows or of each.
     """
 
-    def __init__(self, limit: Float[Tensor, " rows"], width: int, *, rate: float) -> None:
+    def __init__(
+        self, limit: Float[Tensor, " rows"], width: int, *, rate: float | Float[Tensor, " rows"]
+    ) -> None:
         super().__init__(limit, width)
-        self._rate = rate
+        self._rate = torch.as_tensor(rate, device=limit.device).expand(len(limit))[:, None]
         self._first = torch.zeros_like(self.value)
         self._second = torch.zeros_like(self.value)
 
