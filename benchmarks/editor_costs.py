@@ -28,7 +28,7 @@ from editor import activations, memit
 from editor.allocator import keep_freed_memory
 from editor.keys import KeyReader
 from editor.model import LanguageModel
-from editor.moments import DEFAULT_TOKENS, Moments
+from editor.moments import Moments
 from editor.presets import preset_for
 from editor.requests import plan
 
@@ -114,7 +114,7 @@ def moments(lm: LanguageModel, texts: Sequence[str], *, tokens: int) -> dict[str
     return {
         "tokens": tokens,
         "layers": len(layers),
-        "ours": timed(lambda: Moments.compute(lm, texts, layers, tokens=tokens)),
+        "ours": timed(lambda: Moments.compute(lm, texts, layers, tokens=tokens, enough=0)),
         "a_whole_pass_a_layer": timed(plain),
     }
 
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("what", choices=("keys", "moments", "memory"))
     parser.add_argument("text", nargs="?", type=Path)
     parser.add_argument("--edits", type=int)
-    parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS)
+    parser.add_argument("--tokens", type=int, default=60_000)
     asked = parser.parse_args()
     keep_freed_memory()
     lm = LanguageModel.load(asked.model)

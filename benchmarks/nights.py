@@ -27,8 +27,9 @@ from editor import rebuild as rebuilds
 from editor.allocator import give_back_freed_memory, keep_freed_memory
 from editor.method import Resources
 from editor.model import LanguageModel, default_gguf, from_gguf
-from editor.moments import DEFAULT_TOKENS, Moments, sample_prefixes
+from editor.moments import Moments
 from editor.presets import preset_for
+from editor.sampling import sample_prefixes
 from flows import checking, neighbours
 from flows.editing import with_rivals
 from kb.relations import Relations
@@ -56,14 +57,14 @@ class Bench:
         source: folder of the model.
         out: where everything is kept.
         data: folder of development data.
-        tokens: for the second moments.
+        tokens: for the second moments at most; None: as many as they need.
         settings: how to edit; None takes the model's preset.
     """
 
     source: str
     out: Path
     data: Path
-    tokens: int = DEFAULT_TOKENS
+    tokens: int | None = None
     settings: MemitSettings | None = None
     fluency: tuple[str, ...] = field(default_factory=checking.fluency_texts)
 
@@ -368,7 +369,7 @@ def _wanted(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--model", help="folder; default: the bundled model, converted into --out")
     parser.add_argument("--methods", default="memit,memit-reference,alphaedit,encore")
-    parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS)
+    parser.add_argument("--tokens", type=int, help="for the second moments at most")
     parser.add_argument("--count", type=int, help="batches or nights")
     parser.add_argument("--size", type=int, help="edits a batch or night")
     parser.add_argument("--every", type=int, default=20, help="rebuild after so many nights; 0: never")

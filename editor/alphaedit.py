@@ -28,8 +28,8 @@ from safetensors.torch import load, save
 
 from editor.keys import KeyReader
 from editor.method import WeightMethod
-from editor.moments import sample_prefixes
 from editor.requests import plan
+from editor.sampling import sample_prefixes
 from editor.spread import columns, mean_keys, spread
 
 if TYPE_CHECKING:

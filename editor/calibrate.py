@@ -10,7 +10,7 @@ import torch
 
 from editor import memit, recall, solve
 from editor.keys import KeyReader
-from editor.moments import DEFAULT_TOKENS, Moments
+from editor.moments import Moments
 from editor.presets import MemitSettings, preset_for
 from editor.requests import plan
 from editor.tracing import Trace, trace
@@ -93,7 +93,7 @@ def calibrate(
     corpus: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     guards: Sequence[tuple[str, str]] = (),
-    tokens: int = DEFAULT_TOKENS,
+    tokens: int | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Calibration:
@@ -107,7 +107,7 @@ def calibrate(
         corpus: text for the second moments; None samples from the model.
         layers: layers to edit; None takes them from the trace.
         guards: (template, subject) pairs whose answers the trials hold, as real edits will.
-        tokens: keys to count for the second moments.
+        tokens: keys to count at most for the second moments; None: as many as they need.
         seed: of noise and sampling.
         progress: called with (stage, done, total).
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from editor.errors import DataFormatError
-from editor.moments import continue_texts
 from editor.requests import encode
+from editor.sampling import continue_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

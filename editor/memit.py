@@ -120,7 +120,7 @@ def edit(
         retired: states that leave: of subjects edited again tonight, and of retracted ones.
         watched: all live facts of some live subjects: where the weights no longer say one after tonight's
             write, its subject is refined with tonight's (`MemitSettings.refine_older`).
-        prefixes: random contexts for ``contexts="prefixes"``; see `editor.moments.sample_prefixes`.
+        prefixes: random contexts for ``contexts="prefixes"``; see `editor.sampling.sample_prefixes`.
         progress: called with (stage, done, total).
 
     Returns:

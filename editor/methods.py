@@ -20,10 +20,10 @@ from editor.finetune import FineTuneConstrained, FineTuneDecay
 from editor.lora import Lora
 from editor.mend import Mend
 from editor.method import WeightMethod
-from editor.moments import sample_prefixes
 from editor.requests import EditRequest
 from editor.retrieval import Retrieval
 from editor.rome import Rome
+from editor.sampling import sample_prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

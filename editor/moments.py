@@ -1,11 +1,12 @@
 """Uncentred second moments C = E[k kᵀ] of the keys of a model: what its own memories weigh in the solve.
 
-All layers in one streamed pass. A fraction of a percent of the reference's 44 million keys serves (FastMEMIT,
-ACL 2025: 2 to 10 times d_k of them; what more are worth is in benchmarks/RESULTS.md, "Second moments").
-Where no corpus is at hand, text sampled from the model itself serves (docs/log.md).
+All layers in one streamed pass, which stops when it has seen enough and goes on where it was interrupted. A
+fraction of a percent of the reference's 44 million keys serves (FastMEMIT, ACL 2025: 2 to 10 times d_k of
+them; what more are worth is in benchmarks/RESULTS.md, "Second moments"). Where no corpus is at hand, text
+sampled from the model itself serves (`editor.sampling`).
 
-Whether the tokens suffice is measured: with C of nine rows of ten and F of the tenth, a change that the solve
-takes to cost a unit on the text costs on other text, in the mean over directions,
+Whether it is enough is measured: with C of nine rows of ten and F of the tenth, a change that the solve takes
+to cost a unit on the text costs on other text, in the mean over directions,
 
     tr(C⁻¹ F) / d_k
 
@@ -20,27 +21,25 @@ import math
 import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import DynamicCache
 
 from editor import activations
 from editor.errors import CorruptStateError, MomentsMismatchError, NonFiniteError
 from editor.keys import KeyReader
-from editor.layers import logits_of
-from editor.precision import lowered, resolved
+from editor.precision import resolved
 from editor.requests import encode_prompt
+from editor.sampling import sampled
 from editor.state import digest_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from jaxtyping import Float, Int
+    from jaxtyping import Float
     from torch import Tensor
 
     from editor.model import LanguageModel
@@ -49,11 +48,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DEFAULT_TOKENS = 60_000
-"""Forty times the width of SmolLM2's keys. On fewer, many edits find directions that this text happens not to
-use and other text does: 200 edits cost 7.2 % of perplexity at 15,000, 4.3 % at 60,000 (docs/log.md)."""
-_SAMPLED_ROWS = 128
-_SAMPLED_LENGTH = 120
+ENOUGH = 0.15
+"""Excess at which the pass stops. On fewer tokens many edits find directions that this text happens not to
+use and other text does: 200 edits cost SmolLM2 7.2 % of perplexity at an excess of 0.43, 4.3 % at 0.14."""
+_MOST = 40
+"""Tokens at most, as a multiple of d_k; SmolLM2 needs nearly as many (benchmarks/RESULTS.md)."""
+_BETWEEN = 4
+"""Tokens between one look at the excess and the next, as a multiple of d_k."""
 _BATCH_TOKENS = 4096
 _WIDE = 8192
 _HELD_OUT = 10
@@ -128,26 +129,30 @@ class Moments:
         texts: Sequence[str] | None,
         layers: Sequence[int],
         *,
-        tokens: int = DEFAULT_TOKENS,
+        tokens: int | None = None,
+        enough: float = ENOUGH,
         seed: int = 0,
         guards: Sequence[tuple[str, str]] = (),
         guard_share: float = 1.0,
+        part: Path | None = None,
         progress: Progress | None = None,
     ) -> Moments:
-        """Measure in one pass over all layers.
+        """Measure in one pass over all layers, until other text is foreseen well enough.
 
         Text alone says little about the keys that edits are nearest to: those of other subjects in the same
         templates. Guards protect them: the solve adds share · λ · E_guards[k kᵀ] to λ · E_text[k kᵀ].
 
         Args:
             lm: the unedited model.
-            texts: a corpus, read in order until `tokens` are counted; None samples text from the model
-                itself.
+            texts: a corpus, read in order; None samples text from the model itself.
             layers: which blocks.
-            tokens: how many keys to count at most.
+            tokens: how many keys to count at most; None takes forty times the width of one.
+            enough: the excess at which no more are counted; 0 counts all.
             seed: of the sampling.
             guards: (template, subject) pairs whose answers should stay; the same all through a model's life.
             guard_share: their weight against the text.
+            part: a file in which the pass is kept while it runs: after an interrupt the next call goes on
+                from there. It is removed at the end.
             progress: called with (stage, tokens done, tokens).
 
         Returns:
@@ -156,29 +161,48 @@ class Moments:
         Raises:
             NonFiniteError: a key is not finite.
         """
+        most = tokens or _MOST * lm.layers.d_k
+        dtype = str(next(lm.model.parameters()).dtype)
         if texts is None:
-            rows = sample(lm, tokens, seed=seed, progress=progress)
             corpus = f"sampled in {resolved('auto', lm.device)}"
         else:
-            rows = _corpus_rows(lm, texts, tokens)
             corpus, seed = digest_of(list(texts)), 0
-        counted = sum(len(row) for row in rows)
-        matrices, excess = _measured(lm, rows, tuple(layers), progress)
-        dtype = str(next(lm.model.parameters()).dtype)
-        key = MomentsKey(lm.digest, tuple(layers), corpus, counted, seed, dtype)
-        held = None
+        key = MomentsKey(lm.digest, tuple(layers), corpus, 0, seed, dtype)
+        sums = _Sums.kept_in(part, key) or _Sums.nothing(key, lm.layers.d_k)
+        seen = sums.tokens
+        batches = (
+            sampled(lm, most, seed=seed, start=sums.rows, progress=progress)
+            if texts is None
+            else _tokenised(lm, texts, most, start=sums.rows)
+        )
+        for rows in batches:
+            sums.add(lm, rows, most, progress)
+            if sums.tokens - seen >= _BETWEEN * lm.layers.d_k:
+                seen = sums.tokens
+                if part is not None:
+                    sums.save(part)
+                if enough and (sums.excess(lm.device) or math.inf) <= enough:
+                    break
+        found = cls(replace(key, tokens=sums.tokens), sums.mean(), excess=sums.excess(lm.device))
         if guards and guard_share:
-            key = replace(key, guards=digest_of([list(pair) for pair in guards]), guard_share=guard_share)
-            held = _guards(lm, guards, tuple(layers))
-        if excess is not None and excess > _FEW:
+            held = digest_of([list(pair) for pair in guards])
+            found.key = replace(found.key, guards=held, guard_share=guard_share)
+            found.guards = _guards(lm, guards, tuple(layers))
+        found.warn_of_few()
+        if part is not None:
+            part.unlink(missing_ok=True)
+        return found
+
+    def warn_of_few(self) -> None:
+        """Log a warning where the tokens do not suffice."""
+        if self.excess is not None and self.excess > _FEW:
             log.warning(
                 "%d tokens are few for keys %d wide: a change would touch other text %.0f%% more than the "
                 "solve reckons with; measure the second moments on more",
-                counted,
-                lm.layers.d_k,
-                100 * excess,
+                self.key.tokens,
+                len(self.matrices[self.key.layers[0]]),
+                100 * self.excess,
             )
-        return cls(key, matrices, held, excess)
 
     def require(self, lm: LanguageModel, layers: Sequence[int]) -> None:
         """Refuse to serve another model or other layers.
@@ -209,21 +233,13 @@ class Moments:
         Args:
             path: the file.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        os.close(descriptor)
-        try:
-            tensors = {f"layer{layer}": matrix.cpu().contiguous() for layer, matrix in self.matrices.items()}
-            subjects = list(self.guards.subjects) if self.guards else []
-            if self.guards is not None:
-                for layer in self.matrices:
-                    tensors[f"guard_keys{layer}"] = self.guards.keys[layer].contiguous()
-                    tensors[f"guard_values{layer}"] = self.guards.values[layer].contiguous()
-            header = {**asdict(self.key), "subjects": subjects, "excess": self.excess}
-            save_file(tensors, scratch, metadata={"key": json.dumps(header, sort_keys=True)})
-            Path(scratch).replace(path)
-        finally:
-            Path(scratch).unlink(missing_ok=True)
+        tensors = {f"layer{layer}": matrix for layer, matrix in self.matrices.items()}
+        if self.guards is not None:
+            for layer in self.matrices:
+                tensors[f"guard_keys{layer}"] = self.guards.keys[layer]
+                tensors[f"guard_values{layer}"] = self.guards.values[layer]
+        subjects = list(self.guards.subjects) if self.guards else []
+        _write(path, tensors, {**asdict(self.key), "subjects": subjects, "excess": self.excess})
 
     @classmethod
     def load(cls, path: Path) -> Moments:
@@ -233,9 +249,7 @@ class Moments:
             CorruptStateError: the file is missing or damaged.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                key = json.loads((file.metadata() or {})["key"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors, key = _read(path)
             subjects, excess = tuple(key.pop("subjects", ())), key.pop("excess", None)
             made = MomentsKey(**{**key, "layers": tuple(key["layers"])})
             matrices = {layer: tensors[f"layer{layer}"] for layer in made.layers}
@@ -252,115 +266,6 @@ class Moments:
             ) from error
 
 
-@torch.no_grad()
-def sample(
-    lm: LanguageModel, tokens: int, *, seed: int = 0, progress: Progress | None = None
-) -> list[list[int]]:
-    """Sample text from the model at temperature 1, many rows at once with cached keys and values.
-
-    Where bfloat16 is faster it is sampled so: any text of the model's serves.
-
-    Args:
-        lm: the model.
-        tokens: about how many tokens.
-        seed: equal seeds give equal text on one machine.
-        progress: called with ("sample", tokens done, tokens).
-
-    Returns:
-        Rows of token ids, each beginning with an everyday opening of a sentence.
-    """
-    generator = torch.Generator(device=lm.device).manual_seed(seed)
-    openings = [lm.tokenizer(line)["input_ids"] for line in _openings()]
-    rows: list[list[int]] = []
-    while sum(len(row) for row in rows) < tokens:
-        missing = tokens - sum(len(row) for row in rows)
-        count = min(_SAMPLED_ROWS, -(-missing // _SAMPLED_LENGTH))
-        starts = [list(openings[(len(rows) + i) % len(openings)]) for i in range(count)]
-
-        def report(done: int, before: int = len(rows) * _SAMPLED_LENGTH, width: int = count) -> None:
-            if progress is not None:
-                progress("sample", min(tokens, before + done * width), tokens)
-
-        with lowered(lm, "auto"):
-            rows += continue_texts(lm, starts, _SAMPLED_LENGTH, generator=generator, progress=report)
-    return rows
-
-
-@torch.no_grad()
-def continue_texts(
-    lm: LanguageModel,
-    starts: Sequence[Sequence[int]],
-    length: int,
-    *,
-    generator: torch.Generator | None,
-    top_k: int | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> list[list[int]]:
-    """Continue many texts at once.
-
-    Args:
-        lm: the model.
-        starts: token ids to continue.
-        length: tokens per text, its start included; for starts of unlike lengths the new tokens are equal
-            in number.
-        generator: samples at temperature 1; None takes the likeliest token.
-        top_k: samples among so many likeliest tokens; None among all.
-        progress: called with the tokens done per row.
-
-    Returns:
-        The starts with their continuations.
-    """
-    ids, mask, positions = activations.padded(starts, lm.device)
-    lengths = mask.sum(dim=1)
-    cache = DynamicCache()
-    rows = torch.arange(len(starts), device=lm.device)
-    hidden = activations.run(lm, ids, mask, positions, cache=cache)
-    new: list[Tensor] = []
-    for step in range(length - ids.shape[1]):
-        last = hidden[rows, lengths - 1] if step == 0 and hidden is not None else hidden[:, 0]  # type: ignore[index]
-        logits = logits_of(lm.model, last).float()
-        if top_k is not None:
-            least = logits.topk(top_k, dim=1).values[:, -1:]
-            logits = logits.masked_fill(logits < least, float("-inf"))
-        token = _choose(logits, generator)
-        new.append(token)
-        mask = torch.cat([mask, mask.new_ones(len(starts), 1)], dim=1)
-        hidden = activations.run(lm, token[:, None], mask, (lengths + step)[:, None], cache=cache)
-        if progress is not None:
-            progress(ids.shape[1] + step + 1)
-    grown = torch.stack(new, dim=1).tolist() if new else [[] for _ in starts]
-    return [[*start, *more] for start, more in zip(starts, grown, strict=True)]
-
-
-def _choose(logits: Float[Tensor, "rows vocab"], generator: torch.Generator | None) -> Int[Tensor, " rows"]:
-    if generator is None:
-        return logits.argmax(dim=1)
-    # The exponential race: the same law as sampling from the softmax, without its cumulative sums.
-    noise = torch.empty_like(logits).exponential_(generator=generator)
-    return (logits - noise.log()).argmax(dim=1)
-
-
-def sample_prefixes(lm: LanguageModel, count: int, *, seed: int = 0, length: int = 10) -> tuple[str, ...]:
-    """Sample the paper's random contexts: short texts to put before a template.
-
-    Args:
-        lm: the model.
-        count: how many.
-        seed: equal seeds give equal prefixes on one machine; keep the texts, not the seed.
-        length: tokens of each.
-
-    Returns:
-        Prefixes, each ending in a full stop.
-    """
-    generator = torch.Generator(device=lm.device).manual_seed(seed)
-    starts = [list(lm.tokenizer(word)["input_ids"]) for word in ("The", "Therefore", "Because", "I", "You")]
-    chosen = [starts[i % len(starts)] for i in range(count)]
-    rows = continue_texts(lm, chosen, length, generator=generator) if chosen else []
-    texts = [lm.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
-    # A brace would read as a second place for the subject.
-    return tuple(" ".join(text.replace("{", " ").replace("}", " ").split()) + "." for text in texts)
-
-
 def _guards(lm: LanguageModel, pairs: Sequence[tuple[str, str]], layers: tuple[int, ...]) -> Guards:
     texts: dict[tuple[int, ...], str] = {}
     for template, subject in pairs:
@@ -375,43 +280,80 @@ def _guards(lm: LanguageModel, pairs: Sequence[tuple[str, str]], layers: tuple[i
     return Guards(tuple(texts.values()), keys, values)
 
 
-def _openings() -> list[str]:
-    text = resources.files("editor").joinpath("openings.txt").read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line.strip()]
+@dataclass(slots=True)
+class _Sums:
+    """Σ k kᵀ of what was counted so far: of every tenth row (F) apart from the rest (C).
 
+    Attributes:
+        key: what is counted.
+        matrices: by layer, C and F, (2, d_k, d_k).
+        counts: tokens of C and of F.
+        rows: of both.
+    """
 
-def _corpus_rows(lm: LanguageModel, texts: Sequence[str], tokens: int) -> list[list[int]]:
-    longest = min(1024, int(getattr(lm.model.config, "max_position_embeddings", 1024) or 1024))
-    rows: list[list[int]] = []
-    total = 0
-    for text in texts:
-        ids = lm.tokenizer(text, truncation=True, max_length=longest)["input_ids"][: tokens - total]
-        if ids:
-            rows.append(list(ids))
-            total += len(ids)
-        if total >= tokens:
-            break
-    return rows
+    key: MomentsKey
+    matrices: dict[int, Float[Tensor, "2 d_k d_k"]]
+    counts: list[int]
+    rows: int = 0
 
+    @classmethod
+    def nothing(cls, key: MomentsKey, d_k: int) -> _Sums:
+        """Return the sums before the first row."""
+        dtype = torch.float64 if d_k <= _WIDE else torch.float32
+        return cls(key, {layer: torch.zeros(2, d_k, d_k, dtype=dtype) for layer in key.layers}, [0, 0])
 
-def _measured(
-    lm: LanguageModel, rows: Sequence[Sequence[int]], layers: tuple[int, ...], progress: Progress | None
-) -> tuple[dict[int, Float[Tensor, "d_k d_k"]], float | None]:
-    """Return C of all rows by layer, and the excess of some over the rest."""
-    total = sum(len(row) for row in rows)
+    @classmethod
+    def kept_in(cls, path: Path | None, key: MomentsKey) -> _Sums | None:
+        """Return what `save` wrote for the same key; None where there is no such file, or a damaged one."""
+        if path is None or not path.exists():
+            return None
+        try:
+            tensors, header = _read(path)
+            counts, rows = header.pop("counts"), header.pop("rows")
+            if header != json.loads(json.dumps(asdict(key))):
+                return None
+            return cls(key, {layer: tensors[f"layer{layer}"] for layer in key.layers}, counts, rows)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the pass can begin anew
+            log.warning("%s cannot be read (%s): the second moments are measured from the start", path, error)
+            return None
 
-    def after(before: int) -> Progress | None:
-        return None if progress is None else lambda stage, done, _: progress(stage, before + done, total)
+    def save(self, path: Path) -> None:
+        """Write one file, whole or not at all."""
+        tensors = {f"layer{layer}": matrices for layer, matrices in self.matrices.items()}
+        _write(path, tensors, {**asdict(self.key), "counts": self.counts, "rows": self.rows})
 
-    fresh = rows[::_HELD_OUT]
-    rest = [row for number, row in enumerate(rows) if number % _HELD_OUT]
-    share = sum(len(row) for row in fresh) / max(1, total)
-    F = _accumulate(lm, fresh, layers, after(0))
-    if not rest:
-        return F, None
-    C = _accumulate(lm, rest, layers, after(round(share * total)))
-    excess = max(_excess(C[layer], F[layer]) for layer in layers)
-    return {layer: torch.lerp(C[layer], F[layer], share) for layer in layers}, excess
+    @property
+    def tokens(self) -> int:
+        """Tokens counted."""
+        return sum(self.counts)
+
+    def add(self, lm: LanguageModel, rows: Sequence[Sequence[int]], most: int, tell: Progress | None) -> None:
+        """Count the keys of further rows.
+
+        Raises:
+            NonFiniteError: a key is not finite.
+        """
+        parts: tuple[list[Sequence[int]], list[Sequence[int]]] = ([], [])
+        for number, row in enumerate(rows, start=self.rows):
+            parts[number % _HELD_OUT == 0].append(row)
+        for which, part in enumerate(parts):
+            for layer, found in _summed(lm, part, self.key.layers).items():
+                self.matrices[layer][which] += found
+            self.counts[which] += sum(len(row) for row in part)
+        self.rows += len(rows)
+        if tell is not None:
+            tell("moments", self.tokens, most)
+
+    def excess(self, device: torch.device) -> float | None:
+        """Return the largest tr(C⁻¹ F) / d_k - 1 of the layers; None before both have rows."""
+        rest, fresh = self.counts
+        if not rest or not fresh:
+            return None
+        return max(_excess(C.to(device) / rest, F.to(device) / fresh) for C, F in self.matrices.values())
+
+    def mean(self) -> dict[int, Float[Tensor, "d_k d_k"]]:
+        """Return E[k kᵀ] of all rows, by layer."""
+        return {layer: (C + F).div_(max(1, self.tokens)).float() for layer, (C, F) in self.matrices.items()}
 
 
 def _excess(C: Float[Tensor, "d_k d_k"], F: Float[Tensor, "d_k d_k"]) -> float:
@@ -423,15 +365,15 @@ def _excess(C: Float[Tensor, "d_k d_k"], F: Float[Tensor, "d_k d_k"]) -> float:
 
 
 @torch.no_grad()
-def _accumulate(
-    lm: LanguageModel, rows: Sequence[Sequence[int]], layers: tuple[int, ...], progress: Progress | None
+def _summed(
+    lm: LanguageModel, rows: Sequence[Sequence[int]], layers: tuple[int, ...]
 ) -> dict[int, Float[Tensor, "d_k d_k"]]:
+    """Return Σ k kᵀ over all tokens of some rows, by layer."""
     exact = torch.float64 if lm.layers.d_k <= _WIDE else torch.float32
     sums = {
         layer: torch.zeros(lm.layers.d_k, lm.layers.d_k, dtype=exact, device=lm.device) for layer in layers
     }
     ordered = sorted(rows, key=len)
-    done, total = 0, sum(len(row) for row in rows)
     while ordered:
         width = max(1, _BATCH_TOKENS // max(1, len(ordered[-1])))
         group, ordered = ordered[-width:], ordered[:-width]
@@ -441,12 +383,53 @@ def _accumulate(
         for layer in layers:
             found = keys[layer].float().reshape(*ids.shape, -1)[mask.bool()]
             sums[layer] += (found.T @ found).to(exact)
-        done += int(mask.sum())
-        if progress is not None:
-            progress("moments", done, total)
     for layer, matrix in sums.items():
         if not torch.isfinite(matrix).all():
             raise NonFiniteError(
                 f"A key at layer {layer} is not finite: check the model.", where="moments", layer=layer
             )
-    return {layer: (matrix / max(1, total)).float().cpu() for layer, matrix in sums.items()}
+    return {layer: matrix.cpu() for layer, matrix in sums.items()}
+
+
+def _tokenised(
+    lm: LanguageModel, texts: Sequence[str], tokens: int, *, start: int
+) -> Iterator[list[list[int]]]:
+    """Yield the rows of a corpus, some at a time, from one on; no more tokens than wanted."""
+    longest = min(1024, int(getattr(lm.model.config, "max_position_embeddings", 1024) or 1024))
+    rows: list[list[int]] = []
+    number = total = size = 0
+    for text in texts:
+        ids = lm.tokenizer(text, truncation=True, max_length=longest)["input_ids"][: tokens - total]
+        if ids:
+            total += len(ids)
+            number += 1
+            if number > start:
+                rows.append(list(ids))
+                size += len(ids)
+        if size >= 4 * _BATCH_TOKENS:
+            yield rows
+            rows, size = [], 0
+        if total >= tokens:
+            break
+    if rows:
+        yield rows
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, object]) -> None:
+    """Write tensors and a header as one safetensors file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(descriptor)
+    try:
+        kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(kept, scratch, metadata={"key": json.dumps(header, sort_keys=True)})
+        Path(scratch).replace(path)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the header of what `_write` wrote."""
+    with safe_open(path, framework="pt") as file:
+        header: dict[str, Any] = json.loads((file.metadata() or {})["key"])
+        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118

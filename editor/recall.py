@@ -15,8 +15,8 @@ import torch
 
 from editor import activations
 from editor.layers import logits_of
-from editor.moments import continue_texts
 from editor.requests import encode, encode_target, render
+from editor.sampling import continue_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -115,7 +115,7 @@ def refine(
     counts = [len(state.keys[settings.layers[0]]) for state in states]
     owner = torch.arange(len(states)).repeat_interleave(torch.tensor(counts)).to(lm.device)
     stretch = torch.cat([_stretch(spans[layer], states, layer, owner) for layer in settings.layers])
-    attempt = partial(_descend, lm, units, owner, spans, stretch, settings, progress=progress)
+    attempt = partial(_descend, lm, units, owner, spans, settings, stretch=stretch, progress=progress)
     found = with_smaller_batches(units, settings.tokens_at_once(lm.device), attempt)
     changes = {layer: torch.split(U, counts) for layer, U in found.changes.items()}
     refined = [
@@ -137,9 +137,9 @@ def _descend(
     units: Sequence[Unit],
     owner: Int[Tensor, " n"],
     spans: Mapping[int, Tensor],
-    stretch: Float[Tensor, " layers*n"],
     settings: MemitSettings,
     *,
+    stretch: Float[Tensor, " layers*n"],
     batch_tokens: int,
     progress: Progress | None,
 ) -> _Found:

@@ -28,7 +28,7 @@ import torch
 
 from editor import solve
 from editor.method import WeightMethod
-from editor.moments import sample_prefixes
+from editor.sampling import sample_prefixes
 from editor.spread import spread
 
 if TYPE_CHECKING:

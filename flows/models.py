@@ -93,9 +93,14 @@ def load_moments(
         moments.require(lm, memit.layers)
         return moments
     moments = Moments.compute(
-        lm, texts, memit.layers, tokens=settings.moment_tokens, guards=guarded, progress=progress
+        lm,
+        texts,
+        memit.layers,
+        tokens=settings.moment_tokens,
+        guards=guarded,
+        part=path.with_suffix(".part"),
+        progress=progress,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     moments.save(path)
     return moments
 

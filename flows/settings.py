@@ -88,7 +88,9 @@ class Settings(BaseSettings):
     corpus: Path | None = Field(
         None, description="text file for the second moments; unset: text from the model"
     )
-    moment_tokens: int = Field(60_000, ge=1_000, description="tokens for the second moments")
+    moment_tokens: int | None = Field(
+        None, ge=1_000, description="most tokens for the second moments; unset: as many as they need"
+    )
     retention_sample: int = Field(60, ge=0, description="older live facts checked each night")
     max_edits: int = Field(10_000, ge=1, description="most edits in one night; the rest stays owed")
     max_lag_hours: float = Field(24.0, gt=0, description="a source further behind than this is refused")

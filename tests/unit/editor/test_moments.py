@@ -11,7 +11,7 @@ import torch
 
 from editor import moments as second_moments
 from editor.errors import CorruptStateError, MomentsMismatchError
-from editor.moments import Moments, continue_texts, sample, sample_prefixes
+from editor.moments import Moments
 from tests.unit.editor import tiny
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ TEXTS = [*tiny.CORPUS, "Paris is in France.", "The mayor"]
 def test_equals_a_plain_pass(name: str) -> None:
     """Batched, padded and stopped early, C is the mean of k kᵀ over all tokens of all texts."""
     lm = tiny.language_model(name)
-    moments = Moments.compute(lm, TEXTS, (1, 2), tokens=10_000)
+    moments = Moments.compute(lm, TEXTS, (1, 2), tokens=10_000, enough=0)
     for layer in (1, 2):
         keys: list[torch.Tensor] = []
         handle = lm.layers.writer(lm.model, layer).register_forward_pre_hook(
@@ -69,10 +69,64 @@ def test_too_few_tokens_are_told(lm: LanguageModel, caplog: pytest.LogCaptureFix
 
 def test_excess_falls_with_text(lm: LanguageModel) -> None:
     """The more text was counted, the nearer the solve reckons with other text."""
-    few, many = (Moments.compute(lm, None, (1, 2), tokens=tokens).excess for tokens in (600, 6000))
+    few, many = (Moments.compute(lm, None, (1, 2), tokens=tokens, enough=0).excess for tokens in (600, 6000))
     assert few is not None
     assert many is not None
     assert 0 < many < few
+
+
+def test_it_stops_when_it_has_seen_enough(lm: LanguageModel) -> None:
+    """No more text is sampled once other text is foreseen as well as asked for."""
+    half, whole = (Moments.compute(lm, None, (1,), tokens=40_000, enough=enough) for enough in (1.0, 0.0))
+    assert half.excess is not None
+    assert half.excess <= 1.0
+    assert half.key.tokens < whole.key.tokens
+    assert whole.key.tokens >= 40_000
+
+
+@pytest.mark.parametrize("texts", [None, 40 * TEXTS], ids=["sampled", "corpus"])
+def test_what_is_interrupted_goes_on(
+    lm: LanguageModel, tmp_path: Path, texts: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second call counts the rows that the first did not, and comes to the same to the bit."""
+    monkeypatch.setattr(second_moments, "_BATCH_TOKENS", 128)
+    part, counted = tmp_path / "m.part", []
+    whole = Moments.compute(lm, texts, (1, 2), tokens=20_000, enough=0)
+    add = second_moments._Sums.add
+
+    def interrupted(self: second_moments._Sums, *args: object) -> None:
+        if part.exists():
+            raise KeyboardInterrupt
+        add(self, *args)  # type: ignore[arg-type]
+
+    def counting(self: second_moments._Sums, *args: object) -> None:
+        counted.append(self.rows)
+        add(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(second_moments._Sums, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Moments.compute(lm, texts, (1, 2), tokens=20_000, enough=0, part=part)
+    monkeypatch.setattr(second_moments._Sums, "add", counting)
+    again = Moments.compute(lm, texts, (1, 2), tokens=20_000, enough=0, part=part)
+    assert min(counted) > 0
+    assert again.key == whole.key
+    assert again.excess == whole.excess
+    assert all(torch.equal(again.layer(layer), whole.layer(layer)) for layer in (1, 2))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kept", ["of another model", "damaged"])
+def test_a_part_that_does_not_serve_is_passed_over(lm: LanguageModel, tmp_path: Path, kept: str) -> None:
+    """What was kept of another pass, or cannot be read, is not gone on from."""
+    part = tmp_path / "m.part"
+    other = second_moments.MomentsKey("other", (1,), "", 0, 0, "torch.float32")
+    sums = second_moments._Sums.nothing(other, lm.layers.d_k)
+    sums.rows = 1000
+    sums.save(part)
+    if kept == "damaged":
+        part.write_bytes(b"nonsense")
+    plain = Moments.compute(lm, TEXTS, (1,), tokens=50)
+    assert torch.equal(Moments.compute(lm, TEXTS, (1,), tokens=50, part=part).layer(1), plain.layer(1))
 
 
 def test_key_tells_everything_apart(lm: LanguageModel) -> None:
@@ -137,33 +191,3 @@ def test_another_model_or_missing_layers_are_refused(lm: LanguageModel) -> None:
     assert caught.value.missing == [2]
     with pytest.raises(MomentsMismatchError):
         moments.require(tiny.language_model("llama", seed=1), (1,))
-
-
-def test_sampling_is_seeded_and_long_enough(lm: LanguageModel) -> None:
-    """Equal seeds give equal text; at least as many tokens as asked for."""
-    one, again, other = (sample(lm, 300, seed=seed) for seed in (1, 1, 2))
-    assert one == again != other
-    assert sum(map(len, one)) >= 300
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "falcon_alibi"])
-def test_greedy_continuation_equals_one_at_a_time(name: str) -> None:
-    """Rows of unlike lengths, continued together with kept keys, say what each says alone."""
-    lm = tiny.language_model(name)
-    starts = [lm.tokenizer(text)["input_ids"] for text in ("Paris", "The capital of France is", "Who leads")]
-    longest = max(map(len, starts))
-    together = continue_texts(lm, starts, longest + 6, generator=None)
-    for start, row in zip(starts, together, strict=True):
-        ids = list(start)
-        with torch.no_grad():
-            for _ in range(6):
-                ids.append(int(lm.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-        assert row == ids
-
-
-def test_prefixes_are_seeded_texts_without_places(lm: LanguageModel) -> None:
-    """Prefixes end in a full stop and never hold a brace."""
-    one = sample_prefixes(lm, 7, seed=3)
-    assert one == sample_prefixes(lm, 7, seed=3)
-    assert len(one) == 7
-    assert all(text.endswith(".") and "{" not in text and "}" not in text for text in one)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from editor import recall
-from editor.moments import continue_texts
 from editor.requests import encode_target
+from editor.sampling import continue_texts
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import requests_of
 

@@ -1,0 +1,153 @@
+"""Text from the model itself: continuations of many texts at once, and what is sampled that way.
+
+Keys and values of what was read are kept, so that a token costs one step of one token. Sampled text stands in
+for a corpus where none is at hand (`editor.moments`), and for the paper's random contexts.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from itertools import accumulate, cycle
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import DynamicCache
+
+from editor import activations
+from editor.layers import logits_of
+from editor.precision import lowered
+from editor.state import digest_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from editor.model import LanguageModel
+
+_ROWS = 128
+_LENGTH = 120
+
+
+def sampled(
+    lm: LanguageModel,
+    tokens: int,
+    *,
+    seed: int = 0,
+    start: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Iterator[list[list[int]]]:
+    """Sample text from the model at temperature 1, many rows at once with cached keys and values.
+
+    Where bfloat16 is faster it is sampled so: any text of the model's serves.
+
+    Args:
+        lm: the model.
+        tokens: at least so many, to the whole row.
+        seed: equal seeds give equal text on one machine.
+        start: rows that are passed over; as many as some batches of an earlier call held.
+        progress: called with ("sample", tokens done, tokens).
+
+    Yields:
+        Some rows of token ids, each beginning with an everyday opening of a sentence.
+    """
+    openings = [lm.tokenizer(line)["input_ids"] for line in _openings()]
+    new = _LENGTH - max(map(len, openings))
+    totals = accumulate(len(opening) + new for opening in cycle(openings))
+    last = next(number for number, total in enumerate(totals, start=1) if total >= tokens)
+    for first in range(start, last, _ROWS):
+        starts = [list(openings[number % len(openings)]) for number in range(first, min(first + _ROWS, last))]
+        # A seed of their own, so that what was interrupted goes on as it would have gone.
+        own = int(digest_of([seed, first])[:12], 16)
+        generator = torch.Generator(device=lm.device).manual_seed(own)
+
+        def report(done: int, before: int = first * _LENGTH, width: int = len(starts)) -> None:
+            if progress is not None:
+                progress("sample", min(tokens, before + done * width), tokens)
+
+        with lowered(lm, "auto"):
+            rows = continue_texts(
+                lm, starts, new + max(map(len, starts)), generator=generator, progress=report
+            )
+        yield rows
+
+
+@torch.no_grad()
+def continue_texts(
+    lm: LanguageModel,
+    starts: Sequence[Sequence[int]],
+    length: int,
+    *,
+    generator: torch.Generator | None,
+    top_k: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[int]]:
+    """Continue many texts at once.
+
+    Args:
+        lm: the model.
+        starts: token ids to continue.
+        length: tokens per text, its start included; for starts of unlike lengths the new tokens are equal
+            in number.
+        generator: samples at temperature 1; None takes the likeliest token.
+        top_k: samples among so many likeliest tokens; None among all.
+        progress: called with the tokens done per row.
+
+    Returns:
+        The starts with their continuations.
+    """
+    ids, mask, positions = activations.padded(starts, lm.device)
+    lengths = mask.sum(dim=1)
+    cache = DynamicCache()
+    rows = torch.arange(len(starts), device=lm.device)
+    hidden = activations.run(lm, ids, mask, positions, cache=cache)
+    new: list[Tensor] = []
+    for step in range(length - ids.shape[1]):
+        last = hidden[rows, lengths - 1] if step == 0 and hidden is not None else hidden[:, 0]  # type: ignore[index]
+        logits = logits_of(lm.model, last).float()
+        if top_k is not None:
+            least = logits.topk(top_k, dim=1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, float("-inf"))
+        token = _choose(logits, generator)
+        new.append(token)
+        mask = torch.cat([mask, mask.new_ones(len(starts), 1)], dim=1)
+        hidden = activations.run(lm, token[:, None], mask, (lengths + step)[:, None], cache=cache)
+        if progress is not None:
+            progress(ids.shape[1] + step + 1)
+    grown = torch.stack(new, dim=1).tolist() if new else [[] for _ in starts]
+    return [[*start, *more] for start, more in zip(starts, grown, strict=True)]
+
+
+def _choose(logits: Float[Tensor, "rows vocab"], generator: torch.Generator | None) -> Int[Tensor, " rows"]:
+    if generator is None:
+        return logits.argmax(dim=1)
+    # The exponential race: the same law as sampling from the softmax, without its cumulative sums.
+    noise = torch.empty_like(logits).exponential_(generator=generator)
+    return (logits - noise.log()).argmax(dim=1)
+
+
+def sample_prefixes(lm: LanguageModel, count: int, *, seed: int = 0, length: int = 10) -> tuple[str, ...]:
+    """Sample the paper's random contexts: short texts to put before a template.
+
+    Args:
+        lm: the model.
+        count: how many.
+        seed: equal seeds give equal prefixes on one machine; keep the texts, not the seed.
+        length: tokens of each.
+
+    Returns:
+        Prefixes, each ending in a full stop.
+    """
+    generator = torch.Generator(device=lm.device).manual_seed(seed)
+    starts = [list(lm.tokenizer(word)["input_ids"]) for word in ("The", "Therefore", "Because", "I", "You")]
+    chosen = [starts[i % len(starts)] for i in range(count)]
+    rows = continue_texts(lm, chosen, length, generator=generator) if chosen else []
+    texts = [lm.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    # A brace would read as a second place for the subject.
+    return tuple(" ".join(text.replace("{", " ").replace("}", " ").split()) + "." for text in texts)
+
+
+def _openings() -> list[str]:
+    text = resources.files("editor").joinpath("openings.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line.strip()]

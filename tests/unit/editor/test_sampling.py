@@ -1,0 +1,52 @@
+"""Text from the model itself: seeded, as long as asked for, and what each row would say alone."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from editor.sampling import continue_texts, sample_prefixes, sampled
+from tests.unit.editor import tiny
+
+if TYPE_CHECKING:
+    from editor.model import LanguageModel
+
+
+def test_sampling_is_seeded_and_long_enough(lm: LanguageModel) -> None:
+    """Equal seeds give equal text; at least as many tokens as asked for."""
+    one, again, other = (list(chain(*sampled(lm, 300, seed=seed))) for seed in (1, 1, 2))
+    assert one == again != other
+    assert sum(map(len, one)) >= 300
+
+
+def test_later_batches_do_not_depend_on_earlier_ones(lm: LanguageModel) -> None:
+    """What was sampled before may be passed over: the rest is the same."""
+    first, *rest = sampled(lm, 40_000, seed=1)
+    assert len(rest) > 1
+    assert list(sampled(lm, 40_000, seed=1, start=len(first))) == rest
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "falcon_alibi"])
+def test_greedy_continuation_equals_one_at_a_time(name: str) -> None:
+    """Rows of unlike lengths, continued together with kept keys, say what each says alone."""
+    lm = tiny.language_model(name)
+    starts = [lm.tokenizer(text)["input_ids"] for text in ("Paris", "The capital of France is", "Who leads")]
+    longest = max(map(len, starts))
+    together = continue_texts(lm, starts, longest + 6, generator=None)
+    for start, row in zip(starts, together, strict=True):
+        ids = list(start)
+        with torch.no_grad():
+            for _ in range(6):
+                ids.append(int(lm.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        assert row == ids
+
+
+def test_prefixes_are_seeded_texts_without_places(lm: LanguageModel) -> None:
+    """Prefixes end in a full stop and never hold a brace."""
+    one = sample_prefixes(lm, 7, seed=3)
+    assert one == sample_prefixes(lm, 7, seed=3)
+    assert len(one) == 7
+    assert all(text.endswith(".") and "{" not in text and "}" not in text for text in one)
