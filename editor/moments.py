@@ -30,9 +30,8 @@ from safetensors.torch import save_file
 
 from editor import activations
 from editor.errors import CorruptStateError, MomentsMismatchError, NonFiniteError
-from editor.keys import KeyReader
+from editor.guards import Guards, measured
 from editor.precision import resolved
-from editor.requests import encode_prompt
 from editor.sampling import sampled
 from editor.state import digest_of
 
@@ -84,25 +83,6 @@ class MomentsKey:
     dtype: str
     guards: str = ""
     guard_share: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Guards:
-    """Keys of prompts whose answers should stay, as the unedited model has them.
-
-    A guard counts in the solve like a live edit that asks for what the model gives anyway. Once its own
-    subject is edited it steps aside, and it comes back when that subject is retracted; `editor.memit` sees
-    to both.
-
-    Attributes:
-        subjects: subject text of each key.
-        keys: by layer, (n, d_k).
-        values: by layer, (n, d): what the unedited matrix gives.
-    """
-
-    subjects: tuple[str, ...]
-    keys: dict[int, Float[Tensor, "n d_k"]]
-    values: dict[int, Float[Tensor, "n d"]]
 
 
 @dataclass(slots=True)
@@ -187,7 +167,7 @@ class Moments:
         if guards and guard_share:
             held = digest_of([list(pair) for pair in guards])
             found.key = replace(found.key, guards=held, guard_share=guard_share)
-            found.guards = _guards(lm, guards, tuple(layers))
+            found.guards = measured(lm, guards, tuple(layers))
         found.warn_of_few()
         if part is not None:
             part.unlink(missing_ok=True)
@@ -264,20 +244,6 @@ class Moments:
             raise CorruptStateError(
                 f"{path} holds no second moments ({error}): delete it to compute them anew."
             ) from error
-
-
-def _guards(lm: LanguageModel, pairs: Sequence[tuple[str, str]], layers: tuple[int, ...]) -> Guards:
-    texts: dict[tuple[int, ...], str] = {}
-    for template, subject in pairs:
-        prompt = encode_prompt(lm.tokenizer, template, subject)
-        texts.setdefault(prompt.ids[: prompt.lookup + 1], subject)
-    reader = KeyReader(lm, list(texts), layers)
-    keys = {layer: reader.read(layer)[0].float().cpu() for layer in layers}
-    values = {
-        layer: (keys[layer].double() @ lm.layers.matrix(lm.model, layer).double().cpu().T).float()
-        for layer in layers
-    }
-    return Guards(tuple(texts.values()), keys, values)
 
 
 @dataclass(slots=True)
