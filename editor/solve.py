@@ -26,6 +26,7 @@ many a matrix (`dense_update`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -87,24 +88,33 @@ class Standing:
         return AJ[:, :n], MB - AJ @ (J.T @ MB)
 
 
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What one solve changes beside what stands all night.
+
+    Attributes:
+        coming: K₊, (d_k, n).
+        coming_residuals: R₊, (d, n).
+        leaving: K₋, (d_k, m).
+        leaving_residuals: R₋, (d, m).
+        held: further keys that stand in this solve, and whose values the weights hold, (d_k, h).
+    """
+
+    coming: Float[Tensor, "d_k n"]
+    coming_residuals: Float[Tensor, "d n"]
+    leaving: Float[Tensor, "d_k m"]
+    leaving_residuals: Float[Tensor, "d m"]
+    held: Float[Tensor, "d_k h"]
+
+
 def low_rank_update(
-    standing: Standing,
-    *,
-    held: Float[Tensor, "d_k h"],
-    coming: Float[Tensor, "d_k n"],
-    coming_residuals: Float[Tensor, "d n"],
-    leaving: Float[Tensor, "d_k m"],
-    leaving_residuals: Float[Tensor, "d m"],
+    standing: Standing, asked: Exchange
 ) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r d_k"]]:
     """Solve for tonight's weight change.
 
     Args:
         standing: λC and keys that stand all night.
-        held: further keys that stand in this solve and whose values the weights hold.
-        coming: K₊.
-        coming_residuals: R₊.
-        leaving: K₋.
-        leaving_residuals: R₋.
+        asked: what comes and leaves.
 
     Returns:
         The two factors of Δ, in float64.
@@ -113,30 +123,22 @@ def low_rank_update(
         SingularMomentsError: λC + Σ k kᵀ is not positive definite.
         NonFiniteError: the solution is not finite.
     """
-    AK, AL = standing.solve(coming.double(), leaving.double(), held=held.double())
-    left = torch.cat([coming_residuals.double(), -leaving_residuals.double()], dim=1)
+    AK, AL = standing.solve(asked.coming.double(), asked.leaving.double(), held=asked.held.double())
+    left = torch.cat([asked.coming_residuals.double(), -asked.leaving_residuals.double()], dim=1)
     right = torch.cat([AK, AL], dim=1).T
     if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
         raise NonFiniteError("The weight change is not finite: nothing was written.", where="solve")
     return left, right
 
 
-def dense_update(
-    standing: Standing,
-    *,
-    held: Float[Tensor, "d_k h"],
-    coming: Float[Tensor, "d_k n"],
-    coming_residuals: Float[Tensor, "d n"],
-    leaving: Float[Tensor, "d_k m"],
-    leaving_residuals: Float[Tensor, "d m"],
-) -> Float[Tensor, "d d_k"]:
+def dense_update(standing: Standing, asked: Exchange) -> Float[Tensor, "d d_k"]:
     """Return what `low_rank_update` returns, multiplied out: for more keys than factors are worth.
 
     No matrix of the keys' number is solved for, which is what a batch of thousands would need memory for.
     """
-    K, L = coming.double(), leaving.double()
-    A = standing.beside(torch.cat([K, held.double()], dim=1))
-    right_hand = coming_residuals.double() @ K.T - leaving_residuals.double() @ L.T
+    K, L = asked.coming.double(), asked.leaving.double()
+    A = standing.beside(torch.cat([K, asked.held.double()], dim=1))
+    right_hand = asked.coming_residuals.double() @ K.T - asked.leaving_residuals.double() @ L.T
     change = torch.cholesky_solve(right_hand.T, A).T
     if not torch.isfinite(change).all():
         raise NonFiniteError("The weight change is not finite: nothing was written.", where="solve")

@@ -229,17 +229,11 @@ class Writer:
         leaving = torch.cat([leaving, aside[0]], dim=1)
         leaving_values = torch.cat([leaving_values, aside[1]], dim=1)
         few = deltas.factors_pay(K.shape[1] + leaving.shape[1], *W.shape)
-        asked = {
-            "held": held,
-            "coming": K,
-            "coming_residuals": V - W @ K,
-            "leaving": leaving,
-            "leaving_residuals": leaving_values - W @ leaving,
-        }
+        asked = solve.Exchange(K, V - W @ K, leaving, leaving_values - W @ leaving, held)
         change = (
-            LowRank.rounded(*solve.low_rank_update(history.at(layer), **asked))
+            LowRank.rounded(*solve.low_rank_update(history.at(layer), asked))
             if few
-            else Dense(solve.dense_update(history.at(layer), **asked).float())
+            else Dense(solve.dense_update(history.at(layer), asked).float())
         )
         deltas.add(weight, change.dense())
         return change

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -121,7 +122,8 @@ def test_a_larger_weight_takes_the_stored_states_and_refines_what_slips(
         assert made.reports == ()
         assert [state.depends for state in made.states] == [state.depends for state in stored]
         likelihood.append([result.p_new for result in recall.check(fresh, requests_of(4), greedy=False)])
-    assert all(before < after for before, after in zip(*likelihood, strict=True))
+    written, won_back = (math.prod(likelihoods) for likelihoods in likelihood)
+    assert won_back > 1.05 * written
 
 
 def test_a_failure_leaves_the_base_as_it_was(

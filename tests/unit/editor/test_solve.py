@@ -43,11 +43,13 @@ def night(
     gone = leaving or (torch.zeros(D_K, 0), torch.zeros(D, 0))
     left, right = solve.low_rank_update(
         solve.Standing(solve.normal_matrix(C, weight, live)),
-        held=torch.zeros(D_K, 0),
-        coming=K,
-        coming_residuals=V - W @ K,
-        leaving=gone[0],
-        leaving_residuals=gone[1].double() - W @ gone[0].double(),
+        solve.Exchange(
+            coming=K,
+            coming_residuals=V - W @ K,
+            leaving=gone[0],
+            leaving_residuals=gone[1].double() - W @ gone[0].double(),
+            held=torch.zeros(D_K, 0),
+        ),
     )
     return W + left @ right
 
@@ -73,16 +75,10 @@ def test_standing_keys_serve_as_live_or_as_held(coming: int) -> None:
     nothing = torch.zeros(D_K, 0)
     for live, held in ((K[:, old], nothing), (nothing, K[:, old])):
         standing = solve.Standing(solve.normal_matrix(C, 2.0, live))
-        asked = {
-            "held": held,
-            "coming": K[:, new],
-            "coming_residuals": R,
-            "leaving": K[:, gone],
-            "leaving_residuals": lost,
-        }
-        left, right = solve.low_rank_update(standing, **asked)
+        asked = solve.Exchange(K[:, new], R, K[:, gone], lost, held)
+        left, right = solve.low_rank_update(standing, asked)
         torch.testing.assert_close(left @ right, wanted, rtol=1e-10, atol=1e-10)
-        whole = solve.dense_update(standing, **asked)
+        whole = solve.dense_update(standing, asked)
         torch.testing.assert_close(whole, wanted, rtol=1e-10, atol=1e-10)
 
 
