@@ -102,14 +102,12 @@ class RowAdam(Descent):
     """Adam with a step count per row. See `Descent`.
 
     Args:
-        rate: learning rate, of all rows or of each.
+        rate: learning rate.
     """
 
-    def __init__(
-        self, limit: Float[Tensor, " rows"], width: int, *, rate: float | Float[Tensor, " rows"]
-    ) -> None:
+    def __init__(self, limit: Float[Tensor, " rows"], width: int, *, rate: float) -> None:
         super().__init__(limit, width)
-        self._rate = torch.as_tensor(rate, device=limit.device).expand(len(limit))[:, None]
+        self._rate = rate
         self._first = torch.zeros_like(self.value)
         self._second = torch.zeros_like(self.value)
 

@@ -16,10 +16,6 @@ its KL, mean over a subject's prompts, summed over subjects):
 What is kept of an edit are its keys and values, and those are what changes here: all that holds for a write
 (undoing, replacing, rebuilding in one solve) holds for a refined one.
 
-Of a step in a subject's values its own keys see the share s = Σ_j k_jᵀ A⁻¹ k over its keys j: its leverage
-in the solve. It falls as keys that lie near come to stand beside it, from 0.45 on the first night to 0.3 on
-the twentieth, to 0.03 for some; steps are longer by as much, so that crowded subjects arrive in time.
-
 Differs from the paper, which writes once. At other tokens the change is run but not followed: they are the
 words of the relation, which all its facts share, and a descent along them teaches the relation to name
 somebody, whoever is asked about (docs/log.md).
@@ -29,7 +25,6 @@ somebody, whoever is asked about (docs/log.md).
 | K, k | (d_k, n), (d_k,) | keys of the edits as stored; a key in this forward |
 | U | (d, n) | change of their values |
 | P | (n, d_k) | how the matrix follows the values |
-| s | (n,) | leverage of each key's subject there |
 | g | (d,) | gradient at the written matrix's output |
 """
 
@@ -62,10 +57,6 @@ if TYPE_CHECKING:
 
 
 _PACE = 2.0
-_LEVERAGE = 0.45
-"""Steps are as long as the rate where leverage is this or more."""
-_LONGEST = 3.0
-"""How much longer they are at most: what crowds a subject is moved too. Eight unsays others (docs/log.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +105,7 @@ def refine(
     """
     counts = [len(state.keys[settings.layers[0]]) for state in states]
     owner = torch.arange(len(states)).repeat_interleave(torch.tensor(counts)).to(lm.device)
-    stretch = torch.cat([_stretch(spans[layer], states, layer, owner) for layer in settings.layers])
-    attempt = partial(_descend, lm, units, owner, spans, settings, stretch=stretch, progress=progress)
+    attempt = partial(_descend, lm, units, owner, spans, settings, progress=progress)
     found = with_smaller_batches(units, settings.tokens_at_once(lm.device), attempt)
     changes = {layer: torch.split(U, counts) for layer, U in found.changes.items()}
     refined = [
@@ -139,7 +129,6 @@ def _descend(
     spans: Mapping[int, Tensor],
     settings: MemitSettings,
     *,
-    stretch: Float[Tensor, " layers*n"],
     batch_tokens: int,
     progress: Progress | None,
 ) -> _Found:
@@ -148,7 +137,7 @@ def _descend(
     # pace: these steps run more blocks. Four times the pace costs perplexity and saves no step (docs/log.md).
     rate = _PACE * settings.learning_rate / len(layers)
     unbounded = torch.full((len(layers) * len(owner),), torch.inf, device=lm.device)
-    descent = RowAdam(unbounded, lm.layers.d, rate=rate * stretch)
+    descent = RowAdam(unbounded, lm.layers.d, rate=rate)
     owners = owner.repeat(len(layers))
     drafts = [
         draft(lm, part, batch_tokens, start=layers[0])
@@ -185,15 +174,6 @@ def _descend(
                 active = everyone
     values = torch.split(descent.value, len(owner))
     return _Found(dict(zip(layers, values, strict=True)), steps, losses.mean(dim=0))
-
-
-def _stretch(
-    P: Float[Tensor, "n d_k"], states: Sequence[SubjectState], layer: int, owner: Int[Tensor, " n"]
-) -> Float[Tensor, " n"]:
-    """Return how much longer than the rate a step in each value is."""
-    K = torch.cat([state.keys[layer] for state in states]).to(P)
-    leverage = ((P @ K.T) * (owner[:, None] == owner)).sum(dim=0)
-    return (_LEVERAGE / leverage).clamp(1.0, _LONGEST)
 
 
 def _evaluate(
