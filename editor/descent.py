@@ -116,12 +116,12 @@ class RowAdam(Descent):
         return active
 
     def _next(self, gradient: Tensor) -> Tensor:
-        self._first = 0.9 * self._first + 0.1 * gradient
-        self._second = 0.999 * self._second + 0.001 * gradient.square()
+        # In place where nobody else looks: of a night's values these are as large as its keys.
+        self._first.mul_(0.9).add_(0.1 * gradient)
+        self._second.mul_(0.999).add_(gradient.square().mul_(0.001))
         t = self._evaluations[:, None].clamp(min=1).float()
-        first = self._first / (1 - 0.9**t)
-        second = self._second / (1 - 0.999**t)
-        return self.value - self._rate * first / (second.sqrt() + 1e-8)
+        step = (self._first / (1 - 0.9**t)).mul_(self._rate)
+        return self.value - step.div_((self._second / (1 - 0.999**t)).sqrt_().add_(1e-8))
 
 
 class RowLBFGS(Descent):
@@ -195,4 +195,6 @@ class RowLBFGS(Descent):
 
 def _shortened(rows: Float[Tensor, "rows d"], limit: Float[Tensor, " rows"]) -> Float[Tensor, "rows d"]:
     norms = rows.norm(dim=1)
+    if not (norms > limit).any():
+        return rows
     return rows * torch.where(norms > limit, limit / norms, torch.ones_like(norms))[:, None]

@@ -37,9 +37,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from editor import activations
+from editor.allocator import give_back_freed_memory
 from editor.chunks import batched, draft, in_turns, require_finite, with_smaller_batches
 from editor.descent import RowAdam
-from editor.precision import lowered
+from editor.precision import lowered, lowered_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -106,7 +107,8 @@ def refine(
     counts = [len(state.keys[settings.layers[0]]) for state in states]
     owner = torch.arange(len(states)).repeat_interleave(torch.tensor(counts)).to(lm.device)
     attempt = partial(_descend, lm, units, owner, spans, settings, progress=progress)
-    found = with_smaller_batches(units, settings.tokens_at_once(lm.device), attempt)
+    # More blocks run with a gradient here than in a search: half as much at once takes the same time.
+    found = with_smaller_batches(units, settings.tokens_at_once(lm.device) // 2, attempt)
     changes = {layer: torch.split(U, counts) for layer, U in found.changes.items()}
     refined = [
         _moved(state, {layer: own[number] for layer, own in changes.items()})
@@ -139,8 +141,9 @@ def _descend(
     unbounded = torch.full((len(layers) * len(owner),), torch.inf, device=lm.device)
     descent = RowAdam(unbounded, lm.layers.d, rate=rate)
     owners = owner.repeat(len(layers))
+    kept_as = lowered_dtype(lm, settings.precision)
     drafts = [
-        draft(lm, part, batch_tokens, start=layers[0])
+        draft(lm, part, batch_tokens, start=layers[0], kept_as=kept_as)
         for part in in_turns([_told(unit) for unit in units], settings.turns)
     ]
     losses = torch.zeros(len(drafts), len(units), device=lm.device)
@@ -160,6 +163,8 @@ def _descend(
                 require_finite(found, active, units)
                 losses[turn] = torch.where(active, found, losses[turn])
                 gradient += torch.cat([spans[layer] @ by_layer[layer].T for layer in layers])  # ∂L/∂Δ Pᵀ
+                if whole:
+                    give_back_freed_memory()  # chunks are of many sizes
             loss = losses.mean(dim=0)
             finished = active & (loss < settings.refine_stop_loss)
             descent.step(loss[owners], gradient, active[owners], finished[owners])
