@@ -132,7 +132,7 @@ class Moments:
             guards: (template, subject) pairs whose answers should stay; the same all through a model's life.
             guard_share: their weight against the text.
             part: a file in which the pass is kept while it runs: after an interrupt the next call goes on
-                from there. It is removed at the end.
+                from there. The caller removes it once the moments are saved.
             progress: called with (stage, tokens done, tokens).
 
         Returns:
@@ -155,22 +155,22 @@ class Moments:
             if texts is None
             else _tokenised(lm, texts, most, start=sums.rows)
         )
-        for rows in batches:
-            sums.add(lm, rows, most, progress)
-            if sums.tokens - seen >= _BETWEEN * lm.layers.d_k:
-                seen = sums.tokens
-                if part is not None:
-                    sums.save(part)
-                if enough and (sums.excess(lm.device) or math.inf) <= enough:
+        while not (seen and sums.suffice(enough, lm.device)):
+            for rows in batches:  # goes on where the last look at the excess left it
+                sums.add(lm, rows, most, progress)
+                if sums.tokens - seen >= _BETWEEN * lm.layers.d_k:
                     break
+            else:
+                break
+            seen = sums.tokens
+            if part is not None:
+                sums.save(part)
         found = cls(replace(key, tokens=sums.tokens), sums.mean(), excess=sums.excess(lm.device))
         if guards and guard_share:
             held = digest_of([list(pair) for pair in guards])
             found.key = replace(found.key, guards=held, guard_share=guard_share)
             found.guards = measured(lm, guards, tuple(layers))
         found.warn_of_few()
-        if part is not None:
-            part.unlink(missing_ok=True)
         return found
 
     def warn_of_few(self) -> None:
@@ -309,6 +309,11 @@ class _Sums:
         self.rows += len(rows)
         if tell is not None:
             tell("moments", self.tokens, most)
+
+    def suffice(self, enough: float, device: torch.device) -> bool:
+        """Return whether the excess is small enough; never for an `enough` of 0."""
+        excess = self.excess(device) if enough else None
+        return excess is not None and excess <= enough
 
     def excess(self, device: torch.device) -> float | None:
         """Return the largest tr(C⁻¹ F) / d_k - 1 of the layers; None before both have rows."""

@@ -92,16 +92,18 @@ def load_moments(
         moments = Moments.load(path)
         moments.require(lm, memit.layers)
         return moments
+    part = path.with_suffix(".part")
     moments = Moments.compute(
         lm,
         texts,
         memit.layers,
         tokens=settings.moment_tokens,
         guards=guarded,
-        part=path.with_suffix(".part"),
+        part=part,
         progress=progress,
     )
     moments.save(path)
+    part.unlink(missing_ok=True)
     return moments
 
 

@@ -112,7 +112,6 @@ def test_what_is_interrupted_goes_on(
     assert again.key == whole.key
     assert again.excess == whole.excess
     assert all(torch.equal(again.layer(layer), whole.layer(layer)) for layer in (1, 2))
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kept", ["of another model", "damaged"])
