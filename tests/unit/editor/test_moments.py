@@ -75,13 +75,16 @@ def test_excess_falls_with_text(lm: LanguageModel) -> None:
     assert 0 < many < few
 
 
-def test_it_stops_when_it_has_seen_enough(lm: LanguageModel) -> None:
-    """No more text is sampled once other text is foreseen as well as asked for."""
-    half, whole = (Moments.compute(lm, None, (1,), tokens=40_000, enough=enough) for enough in (1.0, 0.0))
+def test_it_stops_when_it_has_read_enough(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more of a corpus is read once other text is foreseen as well as asked for."""
+    monkeypatch.setattr(second_moments, "_BATCH_TOKENS", 128)
+    texts = 80 * TEXTS
+    half, whole = (Moments.compute(lm, texts, (1,), tokens=4_000, enough=enough) for enough in (1.0, 0.0))
     assert half.excess is not None
     assert half.excess <= 1.0
     assert half.key.tokens < whole.key.tokens
-    assert whole.key.tokens >= 40_000
+    assert whole.key.tokens == 4_000
+    assert Moments.compute(lm, None, (1,), tokens=4_000, enough=1.0).key.tokens >= 4_000
 
 
 @pytest.mark.parametrize("texts", [None, 40 * TEXTS], ids=["sampled", "corpus"])
