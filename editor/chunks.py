@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from editor import activations
 from editor.errors import NonFiniteError, OutOfMemoryError
 from editor.layers import logits_of
+from editor.likelihood import WORD_END, negative_log_likelihood
 from editor.precision import dtype_of
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Chunk:
     ) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"], Float[Tensor, " units"]]:
         """Return mean target NLL, weighted word end and KL, and missed tokens of every unit here.
 
-        A token is missed where it is not the likeliest.
+        A token is missed where another is likelier; nobody looks unless `settings.stop_said` asks.
 
         Args:
             lm: the model.
@@ -141,17 +142,18 @@ class Chunk:
             settings: weights of the terms.
         """
         nll = beside = missed = torch.zeros(count, device=hidden.device)
-        if len(self.labels):
-            logits = logits_of(lm.model, hidden[self.row_of, self.column_of])
-            rows = torch.nn.functional.cross_entropy(logits.float(), self.labels, reduction="none")
-            nll = nll.index_add(0, self.unit[self.row_of], rows * self.weights)
-            wrong = (logits.detach().argmax(dim=1) != self.labels).float()
-            missed = missed.index_add(0, self.unit[self.row_of], wrong)
-        if len(self.ends):
-            logs = logits_of(lm.model, hidden[self.ends, self.end_columns]).float().log_softmax(dim=1)
-            rows = -logs[:, lm.word_ends].logsumexp(dim=1)
+        told, ended = len(self.labels), torch.full_like(self.ends, WORD_END)
+        if told:
+            asked = torch.cat([self.row_of, self.ends]), torch.cat([self.column_of, self.end_columns])
+            logits = logits_of(lm.model, hidden[asked])
+            rows = negative_log_likelihood(logits, torch.cat([self.labels, ended]), lm.word_ends)
+            nll = nll.index_add(0, self.unit[self.row_of], rows[:told] * self.weights)
             weights = settings.end_weight * self.end_weights
-            beside = beside.index_add(0, self.unit[self.ends], rows * weights)
+            beside = beside.index_add(0, self.unit[self.ends], rows[told:] * weights)
+            if settings.stop_said:
+                own = logits.detach()[:told]
+                wrong = own.gather(1, self.labels[:, None])[:, 0] < own.amax(dim=1)
+                missed = missed.index_add(0, self.unit[self.row_of], wrong.float())
         if self.guard is not None and settings.kl_factor:
             now = logits_of(lm.model, hidden[self.guarded, 0]).float().log_softmax(dim=1)
             rows = (self.guard.exp() * (self.guard - now)).sum(dim=1)

@@ -58,7 +58,7 @@ def test_gradient_equals_a_whole_model_pass(
 ) -> None:
     """The loss and gradient of the cut-down run equal those of the whole model with a hook, all positions."""
     units = plan(lm, requests_of(1), endings=end_weight > 0)
-    settings = replace(settings, kl_factor=0.0, end_weight=end_weight)
+    settings = replace(settings, kl_factor=0.0, end_weight=end_weight, stop_said=1)
     chunks = chunks_of(lm, units, settings.layers[-1] + 1)
     for chunk in chunks:
         targets._complete(lm, chunk, settings)
