@@ -211,22 +211,14 @@ class Draft:
 
 
 @torch.no_grad()
-def draft(
-    lm: LanguageModel,
-    units: Sequence[Unit],
-    batch_tokens: int,
-    *,
-    start: int,
-    kept_as: torch.dtype | None = None,
-) -> list[Draft]:
-    """Run the blocks below `start` once, in the model's own precision.
+def draft(lm: LanguageModel, units: Sequence[Unit], batch_tokens: int, *, start: int) -> list[Draft]:
+    """Run the blocks below `start` once, in the precision they have at the moment.
 
     Args:
         lm: the model.
         units: tokenised subjects; their rows share a weight of 1.
         batch_tokens: most tokens of one forward.
         start: the first block that the search reaches.
-        kept_as: precision of the states that are kept; None keeps them as they are.
     """
     flat = [
         (number, row, 1.0 / max(1, sum(one.fact >= 0 for one in unit.rows)))
@@ -239,7 +231,6 @@ def draft(
     ):
         ids, mask, positions = activations.padded([row.ids for _, row, _ in group], lm.device)
         states = _states_after(lm, start - 1, ids, mask, positions)
-        states = states if kept_as is None else states.to(kept_as)
         made += [
             Draft(number, row, weight, own[: len(row.ids)])
             for (number, row, weight), own in zip(group, states, strict=True)

@@ -29,12 +29,6 @@ def resolved(precision: Precision, device: torch.device) -> Literal["float32", "
     return "bfloat16" if _fast_bfloat16(device) else "float32"
 
 
-def lowered_dtype(lm: LanguageModel, precision: Precision) -> torch.dtype:
-    """Return what `dtype_of` is while blocks are `lowered`: weights of less than float32 stay as they are."""
-    own = dtype_of(lm)
-    return torch.bfloat16 if own == torch.float32 and resolved(precision, lm.device) == "bfloat16" else own
-
-
 @contextmanager
 def lowered(lm: LanguageModel, precision: Precision, *, start: int = 0) -> Iterator[None]:
     """Hold everything but the blocks below `start` in bfloat16, where that is asked for and pays.

@@ -40,7 +40,7 @@ from editor import activations
 from editor.allocator import give_back_freed_memory
 from editor.chunks import batched, draft, in_turns, require_finite, with_smaller_batches
 from editor.descent import RowAdam
-from editor.precision import lowered, lowered_dtype
+from editor.precision import lowered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -141,15 +141,12 @@ def _descend(
     unbounded = torch.full((len(layers) * len(owner),), torch.inf, device=lm.device)
     descent = RowAdam(unbounded, lm.layers.d, rate=rate)
     owners = owner.repeat(len(layers))
-    kept_as = lowered_dtype(lm, settings.precision)
-    drafts = [
-        draft(lm, part, batch_tokens, start=layers[0], kept_as=kept_as)
-        for part in in_turns([_told(unit) for unit in units], settings.turns)
-    ]
-    losses = torch.zeros(len(drafts), len(units), device=lm.device)
     steps = torch.zeros(len(units), dtype=torch.long, device=lm.device)
     active, whole = everyone, True
-    with activations.plain_attention(lm), lowered(lm, settings.precision, start=layers[0]):
+    with activations.plain_attention(lm), lowered(lm, settings.precision):
+        turns = in_turns([_told(unit) for unit in units], settings.turns)
+        drafts = [draft(lm, part, batch_tokens, start=layers[0]) for part in turns]
+        losses = torch.zeros(len(drafts), len(units), device=lm.device)
         for step in range(settings.refine_steps + 1):
             U = torch.split(descent.point, len(owner))
             changes = {layer: rows.T @ spans[layer] for layer, rows in zip(layers, U, strict=True)}  # Δ = U P

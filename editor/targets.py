@@ -39,7 +39,7 @@ from editor.allocator import give_back_freed_memory
 from editor.chunks import batched, draft, in_turns, require_finite, with_smaller_batches
 from editor.descent import RowAdam, RowLBFGS
 from editor.layers import logits_of
-from editor.precision import dtype_of, lowered, lowered_dtype
+from editor.precision import dtype_of, lowered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -138,17 +138,13 @@ def _optimise_wave(
     batch_tokens: int,
     report: Callable[[int], None],
 ) -> Targets:
-    start = settings.layers[-1] + 1
-    by_turn = [
-        batched(lm, draft(lm, part, batch_tokens, start=start), batch_tokens, start=start)
-        for part in in_turns(units, settings.turns)
-    ]
     with activations.plain_attention(lm):
-        for turn, chunks in enumerate(by_turn):
-            for chunk in chunks:
-                _complete(lm, chunk, settings)
-                if turn >= EXACT_STEPS:  # whose first evaluation is a lowered one
-                    chunk.store_as(lowered_dtype(lm, settings.precision))
+        prepare = partial(_prepared, lm, settings=settings, batch_tokens=batch_tokens)
+        turns = in_turns(units, settings.turns)
+        by_turn = [prepare(part) for part in turns[:EXACT_STEPS]]
+        if len(turns) > EXACT_STEPS:  # their first evaluation is a lowered one
+            with lowered(lm, settings.precision):
+                by_turn += [prepare(part) for part in turns[EXACT_STEPS:]]
         return _descend(lm, units, anchors, by_turn, settings, report=report)
 
 
@@ -238,6 +234,16 @@ def _compact(chunk: Chunk, active: Tensor) -> Chunk:
 def _shifted(chunk: Chunk, shift: Float[Tensor, "units d"]) -> Float[Tensor, "rows tokens d"]:
     first = chunk.states[:, :1] + shift[chunk.unit][:, None].to(chunk.states.dtype)
     return torch.cat([first, chunk.states[:, 1:]], dim=1)
+
+
+def _prepared(
+    lm: LanguageModel, units: Sequence[Unit], *, settings: MemitSettings, batch_tokens: int
+) -> list[Chunk]:
+    start = settings.layers[-1] + 1
+    chunks = batched(lm, draft(lm, units, batch_tokens, start=start), batch_tokens, start=start)
+    for chunk in chunks:
+        _complete(lm, chunk, settings)
+    return chunks
 
 
 @torch.no_grad()

@@ -14,14 +14,12 @@ from editor import targets
 from editor.chunks import fewer, in_turns
 from editor.errors import MethodError, OutOfMemoryError
 from editor.keys import KeyReader
-from editor.precision import dtype_of, lowered, lowered_dtype
 from editor.requests import Row, Unit, plan
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import chunks_of, requests_of, rows_run, whole_model_loss
 
 if TYPE_CHECKING:
     from editor.model import LanguageModel
-    from editor.precision import Precision
     from editor.presets import MemitSettings
 
 
@@ -202,16 +200,6 @@ def test_bfloat16_gives_nearly_the_same_and_is_undone(lm: LanguageModel, setting
     rough = solve_for(lm, units, replace(settings, precision="bfloat16"))
     assert {name: (p.data_ptr(), p.dtype) for name, p in lm.model.named_parameters()} == before
     assert torch.nn.functional.cosine_similarity(exact.shifts, rough.shifts, dim=1).min() > 1 - 2e-5
-
-
-@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
-def test_what_runs_lowered_is_known_before(lm: LanguageModel, precision: Precision) -> None:
-    """Kept keys and values are cast once, to the precision in which they will meet the blocks."""
-    for own in (torch.float32, torch.bfloat16):
-        lm.model.to(own)
-        expected = lowered_dtype(lm, precision)
-        with lowered(lm, precision):
-            assert dtype_of(lm) == expected
 
 
 def test_memory_is_halved_until_it_fits(
