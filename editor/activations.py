@@ -169,27 +169,6 @@ def _stop_at(module: nn.Module) -> RemovableHandle:
     return module.register_forward_hook(hook)
 
 
-@contextmanager
-def plain_attention(lm: LanguageModel) -> Iterator[None]:
-    """Compute attention by two matrix products where the fused kernel is slow.
-
-    On a CPU the backward of the fused kernel took a third of an optimiser step on rows of a dozen tokens.
-
-    Args:
-        lm: the model.
-    """
-    before = lm.attention
-    settable: bool = lm.model._can_set_attn_implementation()  # type: ignore[operator]  # noqa: SLF001 - no public one
-    if lm.device.type != "cpu" or before == "eager" or not settable:
-        yield
-        return
-    lm.model.set_attn_implementation("eager")  # type: ignore[operator]
-    try:
-        yield
-    finally:
-        lm.model.set_attn_implementation(before)  # type: ignore[operator]
-
-
 def cache_of(
     lm: LanguageModel, stored: Mapping[int, tuple[Tensor, Tensor]], *, batch: int, length: int
 ) -> DynamicCache:

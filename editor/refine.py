@@ -38,6 +38,7 @@ import torch
 
 from editor import activations
 from editor.allocator import give_back_freed_memory
+from editor.attention import plain_attention
 from editor.chunks import batched, draft, in_turns, require_finite, with_smaller_batches
 from editor.descent import RowAdam
 from editor.precision import lowered
@@ -143,7 +144,7 @@ def _descend(
     owners = owner.repeat(len(layers))
     steps = torch.zeros(len(units), dtype=torch.long, device=lm.device)
     active, whole = everyone, True
-    with activations.plain_attention(lm), lowered(lm, settings.precision):
+    with plain_attention(lm), lowered(lm, settings.precision):
         turns = in_turns([_told(unit) for unit in units], settings.turns)
         drafts = [draft(lm, part, batch_tokens, start=layers[0]) for part in turns]
         losses = torch.zeros(len(drafts), len(units), device=lm.device)

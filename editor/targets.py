@@ -34,8 +34,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from editor import activations
 from editor.allocator import give_back_freed_memory
+from editor.attention import plain_attention
 from editor.chunks import batched, draft, in_turns, require_finite, with_smaller_batches
 from editor.descent import RowAdam, RowLBFGS
 from editor.layers import logits_of
@@ -138,7 +138,7 @@ def _optimise_wave(
     batch_tokens: int,
     report: Callable[[int], None],
 ) -> Targets:
-    with activations.plain_attention(lm):
+    with plain_attention(lm):
         prepare = partial(_prepared, lm, settings=settings, batch_tokens=batch_tokens)
         turns = in_turns(units, settings.turns)
         by_turn = [prepare(part) for part in turns[:EXACT_STEPS]]
