@@ -75,13 +75,15 @@ def changed(lm: LanguageModel, changes: Mapping[int, Float[Tensor, "d d_k"]], *,
     Args:
         lm: the model.
         changes: Δ by layer.
-        rows: rows of a forward.
+        rows: rows of a forward that asks for gradients.
     """
 
     def adding(change: Tensor) -> Callable[..., Tensor]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            own = change.to(args[0].dtype)
+            if not torch.is_grad_enabled():
+                return output + torch.nn.functional.linear(args[0], own)
             keys = args[0].reshape(rows, -1, change.shape[1])  # OPT hands over (rows tokens, d_k)
-            own = change.to(keys.dtype)
             followed = torch.nn.functional.linear(keys[:, 0], own)
             moved = torch.nn.functional.linear(keys, own.detach())
             return output + torch.cat([followed[:, None], moved[:, 1:]], dim=1).reshape(output.shape)

@@ -8,7 +8,7 @@ and at the first block that the search reaches; of the tokens before, keys and v
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from editor import activations
 from editor.errors import NonFiniteError, OutOfMemoryError
+from editor.keys import openings
 from editor.layers import logits_of
 from editor.likelihood import WORD_END, negative_log_likelihood
 from editor.precision import dtype_of
@@ -28,13 +29,12 @@ if TYPE_CHECKING:
 
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
-    from editor.requests import Row, Unit
+    from editor.requests import Unit
 
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-Item = TypeVar("Item")
 
 
 @dataclass(slots=True)
@@ -80,22 +80,70 @@ class Chunk:
 
     @torch.no_grad()
     def store(self, lm: LanguageModel) -> None:
-        """Run the earlier tokens on the weights as they are, and keep their keys and values."""
-        length = self.earlier.shape[1]
-        if not length:
+        """Run the earlier tokens on the weights as they are, and keep their keys and values alone.
+
+        What rows open with alike runs once: all openings first, then what follows them in each row.
+        """
+        width = self.earlier.shape[1]
+        if not width:
             return
-        cache = DynamicCache()
+        heads, lead, shared = self._openings(width)
+        steps = torch.arange(width, device=lm.device)
+        length = self.mask[:, :width].sum(dim=1)
+        opening = steps[: int(shared.max())]
+        stored: dict[int, tuple[Tensor, Tensor]] = {}
+        if len(opening):
+            real = opening < shared[heads][:, None]
+            stored = self._kept(lm, heads, opening.expand(len(heads), -1), real, stored)
+            stored = {layer: (k[lead], v[lead]) for layer, (k, v) in stored.items()}
+        index = shared[:, None] + steps[: int((length - shared).max())]
+        real = torch.cat([opening < shared[:, None], index < length[:, None]], dim=1)
+        if index.shape[1]:
+            rows = torch.arange(len(self.ids), device=lm.device)
+            stored = self._kept(lm, rows, index, real, stored)
+        self.stored = stored
+        self.mask = torch.cat([real.long(), self.mask[:, width:]], dim=1)
+        self.earlier, self.before = self.earlier[:, :0].clone(), self.before[:, :0].clone()  # no views of all
+
+    def _openings(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a row for each opening, the opening of each row, and how many tokens it shares."""
+        lengths = self.mask[:, :width].sum(dim=1).tolist()
+        texts = zip(self.earlier.tolist(), lengths, self.ids[:, 0].tolist(), strict=True)
+        ordered = sorted(((*ids[:length], last), row) for row, (ids, length, last) in enumerate(texts))
+        heads: list[int] = []
+        lead, shared = [0] * len(ordered), [0] * len(ordered)
+        for head, alike in openings(ordered):
+            for _, row in alike:
+                lead[row], shared[row] = len(heads), head
+            heads.append(alike[0][1])
+        found = [torch.tensor(each, device=self.ids.device) for each in (heads, lead, shared)]
+        return found[0], found[1], found[2]
+
+    def _kept(
+        self,
+        lm: LanguageModel,
+        rows: Int[Tensor, " n"],
+        index: Int[Tensor, "n tokens"],
+        real: Bool[Tensor, "n all_tokens"],
+        stored: dict[int, tuple[Tensor, Tensor]],
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """Run some earlier tokens behind those that are stored; return keys and values of both."""
+        behind = real.shape[1] - index.shape[1]
+        safe = index.clamp(max=self.earlier.shape[1] - 1)
+        cache = activations.cache_of(lm, stored, batch=len(rows), length=behind) if behind else DynamicCache()
         activations.run(
             lm,
-            self.earlier,
-            self.mask[:, :length],
-            torch.arange(length, device=lm.device).expand(len(self.ids), -1),
+            self.earlier[rows[:, None], safe],
+            real.long(),
+            index,
             start=self.start,
-            states=self.before.to(dtype_of(lm)),
+            states=self.before[rows[:, None], safe].to(dtype_of(lm)),
             cache=cache,
         )
-        kept = range(self.start, lm.layers.count)
-        self.stored = {layer: (cache.layers[layer].keys, cache.layers[layer].values) for layer in kept}
+        return {
+            layer: (cache.layers[layer].keys, cache.layers[layer].values)
+            for layer in range(self.start, lm.layers.count)
+        }
 
     def store_as(self, dtype: torch.dtype) -> None:
         """Hold the keys and values of earlier tokens in another precision."""
@@ -113,7 +161,7 @@ class Chunk:
         Returns:
             States after the last norm.
         """
-        length = self.earlier.shape[1]
+        length = self.mask.shape[1] - self.ids.shape[1]
         cache = activations.cache_of(lm, self.stored, batch=len(self.ids), length=length) if length else None
         hidden = activations.run(
             lm,
@@ -188,93 +236,6 @@ class Chunk:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A row up to where the search begins.
-
-    Attributes:
-        unit: which unit it belongs to.
-        row: its tokens.
-        weight: its weight in its unit.
-        states: input of the first block that the search reaches.
-    """
-
-    unit: int
-    row: Row
-    weight: float
-    states: Float[Tensor, "tokens d"]
-
-    @property
-    def tail(self) -> tuple[int, int]:
-        """How many tokens run in the search, and how many there are."""
-        return len(self.row.ids) - self.row.lookup, len(self.row.ids)
-
-
-@torch.no_grad()
-def draft(lm: LanguageModel, units: Sequence[Unit], batch_tokens: int, *, start: int) -> list[Draft]:
-    """Run the blocks below `start` once, in the precision they have at the moment.
-
-    Args:
-        lm: the model.
-        units: tokenised subjects; their rows share a weight of 1.
-        batch_tokens: most tokens of one forward.
-        start: the first block that the search reaches.
-    """
-    flat = [
-        (number, row, 1.0 / max(1, sum(one.fact >= 0 for one in unit.rows)))
-        for number, unit in enumerate(units)
-        for row in unit.rows
-    ]
-    made: list[Draft] = []
-    for group in _groups(
-        sorted(flat, key=lambda item: len(item[1].ids)), batch_tokens, lambda item: len(item[1].ids)
-    ):
-        ids, mask, positions = activations.padded([row.ids for _, row, _ in group], lm.device)
-        states = _states_after(lm, start - 1, ids, mask, positions)
-        made += [
-            Draft(number, row, weight, own[: len(row.ids)])
-            for (number, row, weight), own in zip(group, states, strict=True)
-        ]
-    return made
-
-
-def batched(lm: LanguageModel, drafts: Sequence[Draft], batch_tokens: int, *, start: int) -> list[Chunk]:
-    """Put rows of like length together, those of guards apart.
-
-    Args:
-        lm: the model.
-        drafts: the rows.
-        batch_tokens: most tokens of one forward in the search.
-        start: the first block that the search reaches.
-    """
-    told = sorted((one for one in drafts if one.row.fact >= 0), key=lambda one: one.tail)
-    guards = sorted((one for one in drafts if one.row.fact < 0), key=lambda one: len(one.row.ids))
-    groups = [*_groups(told, batch_tokens, _tail_length), *_groups(guards, batch_tokens, _tail_length)]
-    return [_chunk(lm, group, start) for group in groups]
-
-
-def in_turns(units: Sequence[Unit], turns: int) -> list[list[Unit]]:
-    """Return the units of each turn: every `turns`-th context of each of their facts, and one at least."""
-    return [[_in_turn(unit, turn, turns) for unit in units] for turn in range(turns)]
-
-
-def fewer(unit: Unit, count: int) -> Unit:
-    """Return the unit with so many contexts of each fact, the first among them; with all for a count of 1."""
-    kept = [row for own in _by_fact(unit) for row in own[:: -(-len(own) // count) if count > 1 else 1]]
-    return replace(unit, rows=tuple(kept))
-
-
-def _in_turn(unit: Unit, turn: int, turns: int) -> Unit:
-    return replace(unit, rows=tuple(row for own in _by_fact(unit) for row in own[turn % len(own) :: turns]))
-
-
-def _by_fact(unit: Unit) -> list[list[Row]]:
-    found: dict[int, list[Row]] = {}
-    for row in unit.rows:
-        found.setdefault(row.fact, []).append(row)
-    return list(found.values())
-
-
 def with_smaller_batches(units: Sequence[Unit], batch_tokens: int, attempt: Callable[..., Result]) -> Result:
     """Run `attempt` with a batch size, and again with half of it while memory runs out.
 
@@ -316,74 +277,3 @@ def require_finite(
             where="targets",
             subjects=bad,
         )
-
-
-def _tail_length(one: Draft) -> int:
-    return one.tail[0]
-
-
-def _groups(items: Sequence[Item], batch_tokens: int, length_of: Callable[[Item], int]) -> list[list[Item]]:
-    """Cut items into runs of at most so many tokens, padding counted."""
-    groups: list[list[Item]] = []
-    widest = 0
-    for item in items:
-        length = length_of(item)
-        if not groups or max(widest, length) * (len(groups[-1]) + 1) > batch_tokens:
-            groups.append([])
-            widest = 0
-        groups[-1].append(item)
-        widest = max(widest, length)
-    return groups
-
-
-def _chunk(lm: LanguageModel, group: Sequence[Draft], start: int) -> Chunk:
-    rows, device = [one.row for one in group], lm.device
-    ids, _, positions = activations.padded([row.ids for row in rows], device)
-    states = torch.nn.utils.rnn.pad_sequence([one.states for one in group], batch_first=True)
-    cut = torch.tensor([row.lookup for row in rows], device=device)
-    tails = torch.tensor([len(row.ids) for row in rows], device=device) - cut
-    # Where no block is left to run, nothing looks back.
-    before = int(cut.max()) if start < lm.layers.count else 0
-    steps = torch.arange(int(tails.max()), device=device)
-    index = cut[:, None] + steps
-    safe = index.clamp(max=ids.shape[1] - 1)
-    real = torch.cat([positions[:, :before] < cut[:, None], steps < tails[:, None]], dim=1)
-    targets = [
-        (number, one.row.first - one.row.lookup + offset, label, one.weight / len(one.row.labels))
-        for number, one in enumerate(group)
-        for offset, label in enumerate(one.row.labels)
-    ]
-    ends = [
-        (number, one.row.end - one.row.lookup, one.weight)
-        for number, one in enumerate(group)
-        if one.row.end is not None
-    ]
-    return Chunk(
-        start=start,
-        ids=ids.gather(1, safe),
-        mask=real.long(),
-        positions=index,
-        states=states.gather(1, safe[:, :, None].expand(-1, -1, states.shape[2])),
-        earlier=ids[:, :before],
-        before=states[:, :before],
-        stored={},
-        unit=torch.tensor([one.unit for one in group], device=device),
-        row_of=torch.tensor([item[0] for item in targets], dtype=torch.long, device=device),
-        column_of=torch.tensor([item[1] for item in targets], dtype=torch.long, device=device),
-        labels=torch.tensor([item[2] for item in targets], dtype=torch.long, device=device),
-        weights=torch.tensor([item[3] for item in targets], device=device),
-        ends=torch.tensor([item[0] for item in ends], dtype=torch.long, device=device),
-        end_columns=torch.tensor([item[1] for item in ends], dtype=torch.long, device=device),
-        end_weights=torch.tensor([item[2] for item in ends], device=device),
-        guarded=torch.tensor([i for i, row in enumerate(rows) if row.guard], dtype=torch.long, device=device),
-        guard=None,
-    )
-
-
-def _states_after(lm: LanguageModel, layer: int, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-    """Return the states after a block; before the first block there is nothing to hand over."""
-    if layer < 0:
-        return torch.zeros(*ids.shape, 0, device=lm.device)
-    with activations.record(lm, states=[layer]) as (_, states):
-        activations.run(lm, ids, mask, positions, stop_after=layer)
-    return states[layer]

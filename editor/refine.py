@@ -39,8 +39,9 @@ import torch
 from editor import activations
 from editor.allocator import give_back_freed_memory
 from editor.attention import plain_attention
-from editor.chunks import batched, draft, in_turns, require_finite, with_smaller_batches
+from editor.chunks import require_finite, with_smaller_batches
 from editor.descent import RowAdam
+from editor.drafts import batched, draft, in_turns
 from editor.precision import lowered
 
 if TYPE_CHECKING:

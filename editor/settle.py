@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from editor import delta as deltas
 from editor import recall
 from editor.allocator import give_back_freed_memory
-from editor.chunks import fewer
+from editor.drafts import fewer
 from editor.keys import Columns, KeyReader
 from editor.precision import lowered
 from editor.refine import Refined, refine

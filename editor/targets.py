@@ -36,8 +36,9 @@ import torch
 
 from editor.allocator import give_back_freed_memory
 from editor.attention import plain_attention
-from editor.chunks import batched, draft, in_turns, require_finite, with_smaller_batches
+from editor.chunks import require_finite, with_smaller_batches
 from editor.descent import RowAdam, RowLBFGS
+from editor.drafts import batched, draft, in_turns
 from editor.layers import logits_of
 from editor.precision import dtype_of, lowered
 
@@ -250,7 +251,6 @@ def _prepared(
 def _complete(lm: LanguageModel, chunk: Chunk, settings: MemitSettings) -> None:
     """Run what does not depend on δ: keys and values of earlier tokens, the KL reference."""
     chunk.store(lm)
-    chunk.before = chunk.before[:, :0].clone()  # a view would keep them all
     if len(chunk.guarded) and settings.kl_factor:
         hidden = chunk.run(lm, chunk.states)
         chunk.guard = logits_of(lm.model, hidden[chunk.guarded, 0]).float().log_softmax(dim=1)

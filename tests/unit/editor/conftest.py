@@ -9,7 +9,7 @@ import torch
 
 from editor import mend
 from editor.cases import Question, case_of
-from editor.chunks import batched, draft
+from editor.drafts import batched, draft
 from editor.method import Resources
 from editor.moments import Moments
 from editor.presets import MemitSettings

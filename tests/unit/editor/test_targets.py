@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editor import targets
-from editor.chunks import fewer, in_turns
+from editor.drafts import fewer, in_turns
 from editor.errors import MethodError, OutOfMemoryError
 from editor.keys import KeyReader
 from editor.requests import Row, Unit, plan
