@@ -181,7 +181,7 @@ class Chunk:
     ) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"], Float[Tensor, " units"]]:
         """Return mean target NLL, weighted word end and KL, and missed tokens of every unit here.
 
-        A token is missed where another is likelier; nobody looks unless `settings.stop_said` asks.
+        A token is missed where another is as likely; nobody looks unless `settings.stop_said` asks.
 
         Args:
             lm: the model.
@@ -200,7 +200,8 @@ class Chunk:
             beside = beside.index_add(0, self.unit[self.ends], rows[told:] * weights)
             if settings.stop_said:
                 own = logits.detach()[:told]
-                wrong = own.gather(1, self.labels[:, None])[:, 0] < own.amax(dim=1)
+                # Not argmax, which takes as long as the product that makes the logits; a tie is a miss.
+                wrong = (own >= own.gather(1, self.labels[:, None])).sum(dim=1) > 1
                 missed = missed.index_add(0, self.unit[self.row_of], wrong.float())
         if self.guard is not None and settings.kl_factor:
             now = logits_of(lm.model, hidden[self.guarded, 0]).float().log_softmax(dim=1)
