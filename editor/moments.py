@@ -15,29 +15,22 @@ units: 1 for endless text, N / (N - d_k - 1) for N normal keys, more for keys of
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import os
-import tempfile
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-
-from editor import activations
-from editor.errors import CorruptStateError, MomentsMismatchError, NonFiniteError
+from editor.errors import CorruptStateError, MomentsMismatchError
 from editor.guards import Guards, measured
 from editor.precision import resolved
 from editor.sampling import sampled
 from editor.state import digest_of
+from editor.sums import Sums, read, tokenised, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
+    import torch
     from jaxtyping import Float
     from torch import Tensor
 
@@ -54,9 +47,6 @@ _MOST = 40
 """Tokens at most, as a multiple of d_k; SmolLM2 needs nearly as many (benchmarks/RESULTS.md)."""
 _BETWEEN = 4
 """Tokens between one look at the excess and the next, as a multiple of d_k."""
-_BATCH_TOKENS = 4096
-_WIDE = 8192
-_HELD_OUT = 10
 _FEW = 0.25
 
 
@@ -151,12 +141,12 @@ class Moments:
         else:
             corpus, seed = digest_of(list(texts)), 0
         key = MomentsKey(lm.digest, tuple(layers), corpus, 0, seed, dtype)
-        sums = _Sums.kept_in(part, key) or _Sums.nothing(key, lm.layers.d_k)
+        sums = Sums.kept_in(part, key) or Sums.nothing(key, lm.layers.d_k)
         seen = sums.tokens
         batches = (
             sampled(lm, most, seed=seed, start=sums.rows, progress=progress)
             if texts is None
-            else _tokenised(lm, texts, most, start=sums.rows)
+            else tokenised(lm, texts, most, start=sums.rows)
         )
         while not (seen and sums.suffice(enough, lm.device)):
             for rows in batches:  # goes on where the last look at the excess left it
@@ -222,7 +212,7 @@ class Moments:
                 tensors[f"guard_keys{layer}"] = self.guards.keys[layer]
                 tensors[f"guard_values{layer}"] = self.guards.values[layer]
         subjects = list(self.guards.subjects) if self.guards else []
-        _write(path, tensors, {**asdict(self.key), "subjects": subjects, "excess": self.excess})
+        write(path, tensors, {**asdict(self.key), "subjects": subjects, "excess": self.excess})
 
     @classmethod
     def load(cls, path: Path) -> Moments:
@@ -232,7 +222,7 @@ class Moments:
             CorruptStateError: the file is missing or damaged.
         """
         try:
-            tensors, key = _read(path)
+            tensors, key = read(path)
             subjects, excess = tuple(key.pop("subjects", ())), key.pop("excess", None)
             made = MomentsKey(**{**key, "layers": tuple(key["layers"])})
             matrices = {layer: tensors[f"layer{layer}"] for layer in made.layers}
@@ -247,163 +237,3 @@ class Moments:
             raise CorruptStateError(
                 f"{path} holds no second moments ({error}): delete it to compute them anew."
             ) from error
-
-
-@dataclass(slots=True)
-class _Sums:
-    """Σ k kᵀ of what was counted so far: of every tenth row (F) apart from the rest (C).
-
-    Attributes:
-        key: what is counted.
-        matrices: by layer, C and F, (2, d_k, d_k).
-        counts: tokens of C and of F.
-        rows: of both.
-    """
-
-    key: MomentsKey
-    matrices: dict[int, Float[Tensor, "2 d_k d_k"]]
-    counts: list[int]
-    rows: int = 0
-
-    @classmethod
-    def nothing(cls, key: MomentsKey, d_k: int) -> _Sums:
-        """Return the sums before the first row."""
-        dtype = torch.float64 if d_k <= _WIDE else torch.float32
-        return cls(key, {layer: torch.zeros(2, d_k, d_k, dtype=dtype) for layer in key.layers}, [0, 0])
-
-    @classmethod
-    def kept_in(cls, path: Path | None, key: MomentsKey) -> _Sums | None:
-        """Return what `save` wrote for the same key; None where there is no such file, or a damaged one."""
-        if path is None or not path.exists():
-            return None
-        try:
-            tensors, header = _read(path)
-            counts, rows = header.pop("counts"), header.pop("rows")
-            if header != json.loads(json.dumps(asdict(key))):
-                return None
-            return cls(key, {layer: tensors[f"layer{layer}"] for layer in key.layers}, counts, rows)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the pass can begin anew
-            log.warning("%s cannot be read (%s): the second moments are measured from the start", path, error)
-            return None
-
-    def save(self, path: Path) -> None:
-        """Write one file, whole or not at all."""
-        tensors = {f"layer{layer}": matrices for layer, matrices in self.matrices.items()}
-        _write(path, tensors, {**asdict(self.key), "counts": self.counts, "rows": self.rows})
-
-    @property
-    def tokens(self) -> int:
-        """Tokens counted."""
-        return sum(self.counts)
-
-    def add(self, lm: LanguageModel, rows: Sequence[Sequence[int]], most: int, tell: Progress | None) -> None:
-        """Count the keys of further rows.
-
-        Raises:
-            NonFiniteError: a key is not finite.
-        """
-        parts: tuple[list[Sequence[int]], list[Sequence[int]]] = ([], [])
-        for number, row in enumerate(rows, start=self.rows):
-            parts[number % _HELD_OUT == 0].append(row)
-        for which, part in enumerate(parts):
-            for layer, found in _summed(lm, part, self.key.layers).items():
-                self.matrices[layer][which] += found
-            self.counts[which] += sum(len(row) for row in part)
-        self.rows += len(rows)
-        if tell is not None:
-            tell("moments", self.tokens, most)
-
-    def suffice(self, enough: float, device: torch.device) -> bool:
-        """Return whether the excess is small enough; never for an `enough` of 0."""
-        excess = self.excess(device) if enough else None
-        return excess is not None and excess <= enough
-
-    def excess(self, device: torch.device) -> float | None:
-        """Return the largest tr(C⁻¹ F) / d_k - 1 of the layers; None before both have rows."""
-        rest, fresh = self.counts
-        if not rest or not fresh:
-            return None
-        return max(_excess(C.to(device) / rest, F.to(device) / fresh) for C, F in self.matrices.values())
-
-    def mean(self) -> dict[int, Float[Tensor, "d_k d_k"]]:
-        """Return E[k kᵀ] of all rows, by layer."""
-        return {layer: (C + F).div_(max(1, self.tokens)).float() for layer, (C, F) in self.matrices.items()}
-
-
-def _excess(C: Float[Tensor, "d_k d_k"], F: Float[Tensor, "d_k d_k"]) -> float:
-    """Return tr(C⁻¹ F) / d_k - 1."""
-    lower, info = torch.linalg.cholesky_ex(C.double())
-    if int(info):
-        return math.inf
-    return float(torch.cholesky_solve(F.double(), lower).diagonal().mean()) - 1
-
-
-@torch.no_grad()
-def _summed(
-    lm: LanguageModel, rows: Sequence[Sequence[int]], layers: tuple[int, ...]
-) -> dict[int, Float[Tensor, "d_k d_k"]]:
-    """Return Σ k kᵀ over all tokens of some rows, by layer."""
-    exact = torch.float64 if lm.layers.d_k <= _WIDE else torch.float32
-    sums = {
-        layer: torch.zeros(lm.layers.d_k, lm.layers.d_k, dtype=exact, device=lm.device) for layer in layers
-    }
-    ordered = sorted(rows, key=len)
-    while ordered:
-        width = max(1, _BATCH_TOKENS // max(1, len(ordered[-1])))
-        group, ordered = ordered[-width:], ordered[:-width]
-        ids, mask, positions = activations.padded(group, lm.device)
-        with activations.record(lm, keys=layers) as (keys, _):
-            activations.run(lm, ids, mask, positions, stop_after=max(layers))
-        for layer in layers:
-            found = keys[layer].float().reshape(*ids.shape, -1)[mask.bool()]
-            sums[layer] += (found.T @ found).to(exact)
-    for layer, matrix in sums.items():
-        if not torch.isfinite(matrix).all():
-            raise NonFiniteError(
-                f"A key at layer {layer} is not finite: check the model.", where="moments", layer=layer
-            )
-    return {layer: matrix.cpu() for layer, matrix in sums.items()}
-
-
-def _tokenised(
-    lm: LanguageModel, texts: Sequence[str], tokens: int, *, start: int
-) -> Iterator[list[list[int]]]:
-    """Yield the rows of a corpus, some at a time, from one on; no more tokens than wanted."""
-    longest = min(1024, int(getattr(lm.model.config, "max_position_embeddings", 1024) or 1024))
-    rows: list[list[int]] = []
-    number = total = size = 0
-    for text in texts:
-        ids = lm.tokenizer(text, truncation=True, max_length=longest)["input_ids"][: tokens - total]
-        if ids:
-            total += len(ids)
-            number += 1
-            if number > start:
-                rows.append(list(ids))
-                size += len(ids)
-        if size >= 4 * _BATCH_TOKENS:
-            yield rows
-            rows, size = [], 0
-        if total >= tokens:
-            break
-    if rows:
-        yield rows
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, object]) -> None:
-    """Write tensors and a header as one safetensors file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(descriptor)
-    try:
-        kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(kept, scratch, metadata={"key": json.dumps(header, sort_keys=True)})
-        Path(scratch).replace(path)
-    finally:
-        Path(scratch).unlink(missing_ok=True)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the header of what `_write` wrote."""
-    with safe_open(path, framework="pt") as file:
-        header: dict[str, Any] = json.loads((file.metadata() or {})["key"])
-        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from editor import moments as second_moments
+from editor import sums
 from editor.errors import CorruptStateError, MomentsMismatchError
-from editor.moments import Moments
+from editor.moments import Moments, MomentsKey
 from tests.unit.editor import tiny
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def test_excess_of_normal_keys_is_known() -> None:
         k = torch.randn(keys, width, generator=generator, dtype=torch.float64)
         return k.T @ k / keys
 
-    found = [second_moments._excess(moment(count), moment(20_000)) for _ in range(20)]
+    found = [sums.excess_of(moment(count), moment(20_000)) for _ in range(20)]
     assert sum(found) / len(found) == pytest.approx(count / (count - width - 1) - 1, rel=0.1)
 
 
@@ -77,7 +77,7 @@ def test_excess_falls_with_text(lm: LanguageModel) -> None:
 
 def test_it_stops_when_it_has_read_enough(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more of a corpus is read once other text is foreseen as well as asked for."""
-    monkeypatch.setattr(second_moments, "_BATCH_TOKENS", 128)
+    monkeypatch.setattr(sums, "_BATCH_TOKENS", 128)
     texts = 80 * TEXTS
     half, whole = (Moments.compute(lm, texts, (1,), tokens=4_000, enough=enough) for enough in (1.0, 0.0))
     assert half.excess is not None
@@ -92,24 +92,24 @@ def test_what_is_interrupted_goes_on(
     lm: LanguageModel, tmp_path: Path, texts: list[str] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second call counts the rows that the first did not, and comes to the same to the bit."""
-    monkeypatch.setattr(second_moments, "_BATCH_TOKENS", 128)
+    monkeypatch.setattr(sums, "_BATCH_TOKENS", 128)
     part, counted = tmp_path / "m.part", []
     whole = Moments.compute(lm, texts, (1, 2), tokens=20_000, enough=0)
-    add = second_moments._Sums.add
+    add = sums.Sums.add
 
-    def interrupted(self: second_moments._Sums, *args: object) -> None:
+    def interrupted(self: sums.Sums, *args: object) -> None:
         if part.exists():
             raise KeyboardInterrupt
         add(self, *args)  # type: ignore[arg-type]
 
-    def counting(self: second_moments._Sums, *args: object) -> None:
+    def counting(self: sums.Sums, *args: object) -> None:
         counted.append(self.rows)
         add(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(second_moments._Sums, "add", interrupted)
+    monkeypatch.setattr(sums.Sums, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Moments.compute(lm, texts, (1, 2), tokens=20_000, enough=0, part=part)
-    monkeypatch.setattr(second_moments._Sums, "add", counting)
+    monkeypatch.setattr(sums.Sums, "add", counting)
     again = Moments.compute(lm, texts, (1, 2), tokens=20_000, enough=0, part=part)
     assert min(counted) > 0
     assert again.key == whole.key
@@ -121,10 +121,10 @@ def test_what_is_interrupted_goes_on(
 def test_a_part_that_does_not_serve_is_passed_over(lm: LanguageModel, tmp_path: Path, kept: str) -> None:
     """What was kept of another pass, or cannot be read, is not gone on from."""
     part = tmp_path / "m.part"
-    other = second_moments.MomentsKey("other", (1,), "", 0, 0, "torch.float32")
-    sums = second_moments._Sums.nothing(other, lm.layers.d_k)
-    sums.rows = 1000
-    sums.save(part)
+    other = MomentsKey("other", (1,), "", 0, 0, "torch.float32")
+    begun = sums.Sums.nothing(other, lm.layers.d_k)
+    begun.rows = 1000
+    begun.save(part)
     if kept == "damaged":
         part.write_bytes(b"nonsense")
     plain = Moments.compute(lm, TEXTS, (1,), tokens=50)

@@ -32,7 +32,7 @@ def test_an_interrupted_pass_goes_on_and_leaves_one_file(
             load_moments(settings, lm, memit, relations)
     assert [path.suffix for path in settings.moments_dir.iterdir()] == [".part"]
     with monkeypatch.context() as patched:
-        patched.setattr("editor.moments._Sums.add", interrupted)  # nothing is counted again
+        patched.setattr("editor.sums.Sums.add", interrupted)  # nothing is counted again
         made = load_moments(settings, lm, memit, relations)
     assert [path.suffix for path in settings.moments_dir.iterdir()] == [".safetensors"]
     assert load_moments(settings, lm, memit, relations).key == made.key
