@@ -27,16 +27,15 @@ from editor.state import digest_of
 from editor.sums import Sums, read, tokenised, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
     from jaxtyping import Float
     from torch import Tensor
 
+    from editor.method import Progress
     from editor.model import LanguageModel
-
-    Progress = Callable[[str, int, int], None]
 
 log = logging.getLogger(__name__)
 

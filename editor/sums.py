@@ -23,15 +23,14 @@ from editor import activations
 from editor.errors import NonFiniteError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
 
+    from editor.method import Progress
     from editor.model import LanguageModel
     from editor.moments import MomentsKey
-
-    Progress = Callable[[str, int, int], None]
 
 log = logging.getLogger(__name__)
 
