@@ -141,12 +141,18 @@ def _listen_sqlite(engine: Engine, *, busy_timeout_s: float, foreign_keys: bool)
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """Open a transaction that reads one state of the ledger.
+    """Open a transaction that reads one state of the ledger, however many statements it takes.
 
     Raises:
         LedgerError: If the database fails; see `translate`.
     """
-    with translated(), engine.connect() as connection, connection.begin():
+    # PostgreSQL by itself shows each statement the newest state; SQLite's transactions keep theirs.
+    options = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+    with (
+        translated(),
+        engine.connect().execution_options(**options) as connection,
+        connection.begin(),
+    ):
         yield connection
 
 

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
-from storage.database import writing
+from storage.database import reading, writing
 from storage.errors import LockHeldError, StaleLeaseError
 from storage.ledger import Ledger
 from storage.records.runs import Lease
 from tests.unit.storage import steps
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from storage.checkpoints import CheckpointFiles
 
 
@@ -186,7 +188,25 @@ def test_writers_of_two_models_take_turns_and_both_finish(ledger: Ledger, files:
     assert [ledger.cursor(name) for name in ("one", "two")] == [steps.night(14)] * 2
 
 
-def test_fifty_readers_see_whole_states_and_never_block_the_writer(
+def test_a_reader_keeps_its_state_and_never_blocks_the_writer(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    """A night passes inside a reader's transaction, which a lock of the reader's would end with an error."""
+    steps.sync(ledger, files, world, 1)
+    world.set("Q1", "P6", "Q999")
+
+    def heads(connection: Connection) -> int | None:
+        return connection.execute(text("SELECT head_checkpoint_id FROM model")).scalar()
+
+    with open_again(ledger) as mine, reading(mine.engine) as reader:
+        before = heads(reader)
+        after = steps.sync(ledger, files, world, 2)["checkpoint"]
+        assert heads(reader) == before
+    with reading(ledger.engine) as reader:
+        assert heads(reader) == after != before
+
+
+def test_fifty_readers_see_whole_states_while_nights_pass(
     ledger: Ledger, files: CheckpointFiles, world: steps.World
 ) -> None:
     """Each promotion moves three facts at once: a reader sees all three of a night, or none."""
@@ -196,38 +216,31 @@ def test_fifty_readers_see_whole_states_and_never_block_the_writer(
     done = threading.Event()
     seen: set[str] = set()
     torn: list[object] = []
-    waits_s: list[float] = []
 
     def read(_number: int) -> int:
         looked = 0
         with open_again(ledger) as mine:
             model = mine.model(steps.MODEL)
             while not done.is_set() or looked == 0:
-                start = time.monotonic()
                 values = {row.value for row in mine.live_facts(model, subjects=["Q7", "Q8", "Q9"])}
-                waits_s.append(time.monotonic() - start)
                 if len(values) != 1:
                     torn.append(values)
                 seen.update(values)
                 mine.status(model)
                 looked += 1
+                done.wait(1)  # fifty threads that never rest leave the writer a fiftieth of the interpreter
         return looked
 
     with ThreadPoolExecutor(50) as pool:
         readers = [pool.submit(read, number) for number in range(50)]
-        slowest_s = 0.0
         try:
             for night in range(2, 6):
                 for number in (7, 8, 9):
                     world.set(f"Q{number}", "P6", f"Q{1000 + night}")
-                start = time.monotonic()
                 steps.sync(ledger, files, world, night)
-                slowest_s = max(slowest_s, time.monotonic() - start)
         finally:
             done.set()
         looks = [reader.result() for reader in readers]
     assert torn == []
     assert len(seen) >= 2
     assert min(looks) >= 1
-    # A reader that held the writer up would hold it until its time limit.
-    assert slowest_s < 30
