@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from editor.method import Progress, Resources
+    from editor.method import Resources
     from editor.model import LanguageModel
+    from editor.progress import Progress
     from editor.requests import EditRequest
 
 log = logging.getLogger(__name__)

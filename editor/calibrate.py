@@ -16,9 +16,10 @@ from editor.requests import plan
 from editor.tracing import Trace, trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from editor.model import LanguageModel
+    from editor.progress import Progress
     from editor.requests import EditRequest
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def calibrate(
     guards: Sequence[tuple[str, str]] = (),
     tokens: int | None = None,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Calibration:
     """Choose layers by tracing, λ and then the rate by trial on facts; the model is left as it was.
 

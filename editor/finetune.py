@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-    from editor.method import Progress
+    from editor.progress import Progress
     from editor.requests import EditRequest
 
 STEPS = 25

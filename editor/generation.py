@@ -26,11 +26,12 @@ from editor.requests import encode
 from editor.sampling import continue_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from editor.cases import Case
     from editor.model import LanguageModel
+    from editor.progress import Progress
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _ROWS = 64
@@ -60,7 +61,7 @@ def sample_texts(
     *,
     seed: int = 0,
     length: int = 100,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[str]:
     """Sample one continuation a prompt among the five likeliest tokens, as the reference evaluation does.
 

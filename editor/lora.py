@@ -18,7 +18,7 @@ from editor.method import WeightMethod
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from editor.method import Progress
+    from editor.progress import Progress
     from editor.requests import EditRequest
 
 RANK, ALPHA = 8, 16

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from editor.method import Progress
     from editor.model import LanguageModel
+    from editor.progress import Progress
     from editor.requests import EditRequest
 
 

@@ -39,7 +39,7 @@ from editor.state import SubjectState, digest_of
 from editor.write import History, Writer, check_fit, restored_on_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from editor.model import LanguageModel
     from editor.moments import Moments
     from editor.presets import MemitSettings
+    from editor.progress import Progress
     from editor.requests import EditRequest, Unit
 
-    Progress = Callable[[str, int, int], None]
 
 log = logging.getLogger(__name__)
 

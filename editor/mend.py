@@ -55,8 +55,9 @@ if TYPE_CHECKING:
 
     from editor.cases import Case
     from editor.losses import Line
-    from editor.method import Progress, Resources
+    from editor.method import Resources
     from editor.model import LanguageModel
+    from editor.progress import Progress
     from editor.requests import EditRequest
 
 log = logging.getLogger(__name__)

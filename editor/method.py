@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from editor.model import LanguageModel
     from editor.moments import Moments
     from editor.presets import MemitSettings
+    from editor.progress import Progress
     from editor.requests import EditRequest
-
-    Progress = Callable[[str, int, int], None]
 
 
 @dataclass(slots=True)

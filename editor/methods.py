@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from editor.method import Method, Progress, Resources
+    from editor.method import Method, Resources
     from editor.model import LanguageModel
     from editor.moments import Moments
     from editor.presets import MemitSettings
+    from editor.progress import Progress
     from editor.rebuild import Rebuilt
     from editor.state import SubjectState
 

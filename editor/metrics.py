@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from editor.cases import Case
     from editor.generation import References
     from editor.model import LanguageModel
+    from editor.progress import Progress
 
-    Progress = Callable[[str, int, int], None]
 
 PROBES = ("efficacy", "paraphrase", "clean", "neighbourhood", "portability")
 MOST_OPENINGS = 3

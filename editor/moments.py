@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from editor.method import Progress
     from editor.model import LanguageModel
+    from editor.progress import Progress
 
 log = logging.getLogger(__name__)
 

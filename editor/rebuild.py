@@ -21,17 +21,16 @@ from editor import memit
 from editor.write import reweighed, write_states
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from editor.delta import Delta
     from editor.memit import UnitReport
     from editor.model import LanguageModel
     from editor.moments import Moments
     from editor.presets import MemitSettings
+    from editor.progress import Progress
     from editor.requests import EditRequest
     from editor.state import SubjectState
-
-    Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,12 @@ from editor.requests import encode, encode_target, render
 from editor.sampling import continue_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
     from editor.model import LanguageModel
+    from editor.progress import Progress
     from editor.requests import EditRequest
 
 # Logits, not states, fill the memory here: 1024 tokens of short prompts make some 300 rows of a vocabulary.
@@ -107,7 +108,7 @@ def check(
     requests: Sequence[EditRequest],
     *,
     greedy: bool = True,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[RecallResult]:
     """Measure the recall of facts on their edit prompts and held-back prompts.
 
@@ -172,7 +173,7 @@ def likelihoods(
     lm: LanguageModel,
     pairs: Sequence[tuple[str, str]],
     *,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Likelihood]:
     """Rate texts after prompts, in batches of like length.
 
@@ -196,7 +197,7 @@ def rate(
     lm: LanguageModel,
     rows: Sequence[tuple[Sequence[int], int, Sequence[int]]],
     *,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Likelihood]:
     """Rate tokenised texts, in batches of like length.
 

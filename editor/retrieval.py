@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from editor.method import Progress, Resources
+    from editor.method import Resources
     from editor.model import LanguageModel
+    from editor.progress import Progress
     from editor.requests import EditRequest
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from editor.model import LanguageModel
+    from editor.progress import Progress
 
 _ROWS = 128
 _LENGTH = 120
@@ -36,7 +37,7 @@ def sampled(
     *,
     seed: int = 0,
     start: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[list[list[int]]]:
     """Sample text from the model at temperature 1, many rows at once with cached keys and values.
 

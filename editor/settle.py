@@ -24,7 +24,7 @@ from editor.refine import Refined, refine
 from editor.write import Writer, reweighed, write_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from editor.delta import Delta
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
+    from editor.progress import Progress
     from editor.requests import Row, Unit
     from editor.state import SubjectState
     from editor.write import History
 
-    Progress = Callable[[str, int, int], None]
 
 log = logging.getLogger(__name__)
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from editor.presets import MemitSettings
     from editor.requests import EditRequest, Unit
 
-    Progress = Callable[[str, int, int], None]
     Write = Callable[[int, Tensor, Tensor], Tensor]
+    from editor.progress import Progress
 
 _KL_TEMPLATE = "{} is a"
 

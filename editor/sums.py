@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from editor.method import Progress
     from editor.model import LanguageModel
     from editor.moments import MomentsKey
+    from editor.progress import Progress
 
 log = logging.getLogger(__name__)
 

@@ -20,13 +20,14 @@ from editor.layers import logits_of
 from editor.requests import encode, encode_prompt, render
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from jaxtyping import Float, Int
     from torch import Tensor
 
     from editor.model import LanguageModel
+    from editor.progress import Progress
 
 PLACES = ("first subject token", "last subject token", "token after", "last token")
 _LAST_SUBJECT = 1
@@ -86,7 +87,7 @@ def trace(
     *,
     window: int | None = None,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Trace:
     """Trace where a model's own answers come from.
 

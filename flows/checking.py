@@ -15,14 +15,14 @@ from flows.gates import Metrics
 from storage.records.checkpoints import CheckRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from editor.model import LanguageModel
+    from editor.progress import Progress
     from editor.recall import PromptRecall, RecallResult
     from flows.neighbours import Neighbour
     from storage.records.facts import HeldRow
 
-    Progress = Callable[[str, int, int], None]
 
 NEIGHBOUR_TOKENS = 5
 INTRUDERS = 5

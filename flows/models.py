@@ -18,8 +18,9 @@ from flows.errors import SettingsError
 from flows.progress import say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from editor.progress import Progress
     from flows.settings import Settings
     from flows.workspace import Workspace
     from kb.relations import Relations
@@ -82,7 +83,7 @@ def load_moments(
     lm: LanguageModel,
     memit: MemitSettings,
     relations: Relations,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Moments:
     """The second moments for this model, layers and corpus: from the home folder, or computed and kept."""
     texts = corpus(settings)

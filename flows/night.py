@@ -20,11 +20,12 @@ from flows.gates import judge
 from storage.records.checkpoints import EditRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from editor.memit import UnitReport
     from editor.model import LanguageModel
+    from editor.progress import Progress
     from editor.recall import RecallResult
     from flows.gates import Gate, Metrics
     from flows.planning import Plan
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from storage.records.pulled import IngestReport
     from storage.records.runs import Lease, Model
 
-    Progress = Callable[[str, int, int], None]
 
 log = logging.getLogger(__name__)
 

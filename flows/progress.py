@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from editor.progress import Progress
+
 LOGGER = "factsync.progress"
 
 TITLES = {
@@ -42,7 +44,7 @@ def say(text: str) -> None:
 
 
 class _Handler(logging.Handler):
-    def __init__(self, on_progress: Callable[[str, int, int], None], on_step: Callable[[str], None]) -> None:
+    def __init__(self, on_progress: Progress, on_step: Callable[[str], None]) -> None:
         super().__init__(logging.INFO)
         self._on_progress, self._on_step = on_progress, on_step
 
@@ -56,7 +58,7 @@ class _Handler(logging.Handler):
 
 
 @contextmanager
-def shown_by(on_progress: Callable[[str, int, int], None], on_step: Callable[[str], None]) -> Iterator[None]:
+def shown_by(on_progress: Progress, on_step: Callable[[str], None]) -> Iterator[None]:
     """Hand every report inside the block to these."""
     logger = logging.getLogger(LOGGER)
     handler = _Handler(on_progress, on_step)

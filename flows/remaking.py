@@ -13,14 +13,14 @@ from flows import checking, editing, models, neighbours
 from flows.night import Edited
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from editor.progress import Progress
     from flows.settings import Settings
     from flows.workspace import Workspace
     from storage.records.checkpoints import CheckpointRow
     from storage.records.runs import Lease
 
-    Progress = Callable[[str, int, int], None]
 
 GROWN = 1.1
 """The norm must have grown by this factor since the last rebuild, or another one could not mend it."""
