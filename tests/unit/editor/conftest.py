@@ -29,12 +29,6 @@ NAMES = ("Germany", "France", "Sweden", "Brazil", "Norway", "Köln")
 TARGETS = ("Olaf Scholz", "Paris", "Ulf Kristersson", "São Paulo", "Stockholm", "Henriette Reker")
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> None:
-    """Keep to two threads, whatever the machine."""
-    torch.set_num_threads(2)
-
-
 @pytest.fixture
 def lm() -> LanguageModel:
     """A tiny Llama, fresh for every test."""
