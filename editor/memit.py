@@ -35,7 +35,7 @@ from editor.errors import SubjectConflictError
 from editor.keys import Columns, KeyReader
 from editor.requests import plan
 from editor.settle import settle
-from editor.state import SubjectState, digest_of
+from editor.state import SubjectState, depends_on
 from editor.write import History, Writer, check_fit, restored_on_failure
 
 if TYPE_CHECKING:
@@ -272,12 +272,6 @@ def units_of(
         max_target_tokens=settings.max_target_tokens,
         endings=settings.end_weight > 0,
     )
-
-
-def depends_on(lm: LanguageModel, unit: Unit, settings: MemitSettings) -> str:
-    """Return the digest of all that a unit's target state is made from, but for the edits live then."""
-    rows = [[list(row.ids), row.lookup, list(row.labels)] for row in unit.rows]
-    return digest_of({"model": lm.digest, "rows": rows, "settings": settings.of_targets()})
 
 
 def _check_subjects(requests: Sequence[EditRequest], live: Sequence[SubjectState]) -> None:

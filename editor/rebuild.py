@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from editor import delta as deltas
 from editor import memit
+from editor.state import depends_on
 from editor.write import reweighed, write_states
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def rebuild(
     settings: MemitSettings,
     moments: Moments,
     refine: bool = False,
+    as_stored: bool = False,
     prefixes: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Rebuilt:
@@ -72,6 +74,7 @@ def rebuild(
         settings: how to edit.
         moments: second moments of the model's keys.
         refine: refine the stored states of which the new weights do not say a fact.
+        as_stored: take the stored state of the same facts, whatever it was made from.
         prefixes: random contexts for ``contexts="prefixes"``.
         progress: called with (stage, done, total).
 
@@ -84,7 +87,7 @@ def rebuild(
         NonFiniteError: a loss or a change is not finite.
     """
     wanted = in_order(requests, stored)
-    kept = unchanged(base, wanted, stored, settings=settings, prefixes=prefixes)
+    kept = unchanged(base, wanted, stored, settings=settings, as_stored=as_stored, prefixes=prefixes)
     reused = {state.subject_id for state in kept}
     changed = [one for one in wanted if one.subject_id not in reused]
     edited: tuple[SubjectState, ...] = ()
@@ -93,7 +96,9 @@ def rebuild(
     try:
         if refine and any(state.moment_weight not in {0.0, settings.moment_weight} for state in kept):
             write_states(base, kept, settings=settings, moments=moments)
-            kept = [_as_asked(base, state, settings) for state in kept]
+            # As they were asked for: a larger λ hardly moves what counts many times.
+            shares = [state.moment_weight / settings.moment_weight or 1.0 for state in kept]
+            kept = reweighed(base, kept, 1.0, shares=shares)
             deltas.put_back(base, originals)
         if changed or refine:
             write_states(base, kept, settings=settings, moments=moments)
@@ -108,7 +113,7 @@ def rebuild(
                 progress=progress,
             )
             edited, reports = outcome.states, outcome.reports
-            kept = [_counted(base, state, settings) for state in kept]
+            kept = _counted(base, kept, settings)
     finally:
         deltas.put_back(base, originals)
     found = {state.subject_id: state for state in (*kept, *edited)}
@@ -118,17 +123,14 @@ def rebuild(
     return Rebuilt(delta, states, tuple(sorted(reused)), tuple(sorted(refined)), reports)
 
 
-def _as_asked(base: LanguageModel, state: SubjectState, settings: MemitSettings) -> SubjectState:
-    """Return a state with the values that were asked for: what counts many times, a larger λ hardly moves."""
-    share = state.moment_weight / settings.moment_weight if state.moment_weight else 1.0
-    return reweighed(base, state, 1.0, share=share)
-
-
-def _counted(base: LanguageModel, state: SubjectState, settings: MemitSettings) -> SubjectState:
-    """Return a state counted as nights count it."""
-    if state.weight == settings.hold:
-        return state
-    return reweighed(base, state, settings.hold, set_at=settings.moment_weight)
+def _counted(
+    base: LanguageModel, states: Sequence[SubjectState], settings: MemitSettings
+) -> list[SubjectState]:
+    """Return states counted as nights count them."""
+    once = [state for state in states if state.weight != settings.hold]
+    counted = reweighed(base, once, settings.hold, set_at=settings.moment_weight)
+    found = {state.subject_id: state for state in (*states, *counted)}
+    return list(found.values())
 
 
 def unchanged(
@@ -137,6 +139,7 @@ def unchanged(
     stored: Sequence[SubjectState],
     *,
     settings: MemitSettings,
+    as_stored: bool = False,
     prefixes: Sequence[str] = (),
 ) -> list[SubjectState]:
     """Return the stored states that would be made from the same today, by subject id.
@@ -146,6 +149,7 @@ def unchanged(
         requests: all live facts, in the order of `in_order`.
         stored: states.
         settings: how to edit.
+        as_stored: as in `rebuild`.
         prefixes: as in `rebuild`.
     """
     by_subject = {state.subject_id: state for state in stored}
@@ -156,7 +160,7 @@ def unchanged(
         for unit, state in found
         if state is not None
         and state.fact_ids == unit.fact_ids
-        and state.depends == memit.depends_on(lm, unit, settings)
+        and (as_stored or state.depends == depends_on(lm, unit, settings))
     ]
 
 

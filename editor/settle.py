@@ -21,6 +21,7 @@ from editor.drafts import fewer
 from editor.keys import Columns, KeyReader
 from editor.precision import lowered
 from editor.refine import Refined, refine
+from editor.state import depends_on
 from editor.write import Writer, reweighed, write_beside
 
 if TYPE_CHECKING:
@@ -100,8 +101,10 @@ def settle(
     if slipped:
         again, old = [unit for unit, _ in slipped], [state for _, state in slipped]
         history, leaving = history.without(old), leaving + old
-        raised = [reweighed(lm, state, 1.0) for state in old]
-        later = _refined(lm, Writer(history, live=[*kept, *raised]), again, raised, progress)
+        raised = reweighed(lm, old, 1.0)
+        # They have been said before, and come back with a context a turn.
+        less = [fewer(unit, settings.turns) for unit in again]
+        later = _refined(lm, Writer(history, live=[*kept, *raised]), less, raised, progress)
         delta = write([*kept, *later.states])
         kept, steps = [*kept, *_as_kept(lm, again, later.states, settings)], steps + later.steps
     if settings.hold != 1.0:
@@ -134,7 +137,8 @@ def _as_kept(
 ) -> list[SubjectState]:
     """Return the states as they are kept: at the keys of the written weights, counted `hold` times.
 
-    Keys were measured before the layers below had their last change.
+    Keys were measured before the layers below had their last change. A state that was made from other
+    contexts than its unit has today keeps its own.
     """
     if not units or settings.hold == 1.0:
         return list(states)
@@ -142,26 +146,23 @@ def _as_kept(
     reader = KeyReader(
         lm, columns.texts, settings.layers, batch_tokens=8 * settings.tokens_at_once(lm.device)
     )
-    keys = {layer: columns.by_unit(columns.mean(reader.read(layer)[0]).cpu()) for layer in settings.layers}
-    return [
-        reweighed(
-            lm,
-            state,
-            settings.hold,
-            set_at=settings.moment_weight,
-            keys={layer: own[number] for layer, own in keys.items()},
-        )
-        for number, state in enumerate(states)
+    same = [
+        state.depends == depends_on(lm, unit, settings) for unit, state in zip(units, states, strict=True)
     ]
+    keys: dict[int, list[Tensor]] = {}
+    for layer in settings.layers:
+        read = columns.by_unit(columns.mean(reader.read(layer)[0]).cpu())
+        keys[layer] = [
+            now if unchanged else state.keys[layer] / state.weight**0.5
+            for now, state, unchanged in zip(read, states, same, strict=True)
+        ]
+    return reweighed(lm, states, settings.hold, set_at=settings.moment_weight, keys=keys)
 
 
 def _slipped(
     lm: LanguageModel, older: Sequence[tuple[Unit, SubjectState]], settings: MemitSettings
 ) -> list[tuple[Unit, SubjectState]]:
-    """Return those of which greedy decoding gets a fact's first prompt wrong, the unlikeliest first.
-
-    They have been said before, and come back with a context a turn.
-    """
+    """Return those of which greedy decoding gets a fact's first prompt wrong, the unlikeliest first."""
     if not settings.refine_steps or not settings.refine_older:
         return []
     firsts = [(number, row) for number, (unit, _) in enumerate(older) for row in _first_rows(unit)]
@@ -172,7 +173,7 @@ def _slipped(
         if not rating.exact or (row.end is not None and not rating.ended):
             worst[number] = min(rating.probability, worst.get(number, 1.0))
     chosen = sorted(worst, key=worst.__getitem__)[: settings.refine_older]
-    return [(fewer(older[number][0], settings.turns), older[number][1]) for number in chosen]
+    return [older[number] for number in chosen]
 
 
 def _first_rows(unit: Unit) -> list[Row]:

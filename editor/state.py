@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from editor.model import LanguageModel
+    from editor.presets import MemitSettings
+    from editor.requests import Unit
+
 
 @dataclass(frozen=True, slots=True)
 class SubjectState:
@@ -44,6 +48,12 @@ class SubjectState:
     label: str = ""
     weight: float = 1.0
     moment_weight: float = 0.0
+
+
+def depends_on(lm: LanguageModel, unit: Unit, settings: MemitSettings) -> str:
+    """Return the digest of all that a unit's target state is made from, but for the edits live then."""
+    rows = [[list(row.ids), row.lookup, list(row.labels)] for row in unit.rows]
+    return digest_of({"model": lm.digest, "rows": rows, "settings": settings.of_targets()})
 
 
 def to_bytes(states: Sequence[SubjectState]) -> bytes:

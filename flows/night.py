@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from editor import delta as deltas
-from editor import memit
+from editor import memit, rebuild
 from editor import state as states
 from editor.allocator import give_back_freed_memory
 from flows import checking, editing, merging, models, neighbours, planning, pulling, translate
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
-    from editor.memit import UnitReport
+    from editor.memit import EditOutcome, UnitReport
     from editor.model import LanguageModel
     from editor.progress import Progress
+    from editor.rebuild import Rebuilt
     from editor.recall import RecallResult
     from flows.gates import Gate, Metrics
     from flows.planning import Plan
@@ -56,7 +57,7 @@ class Edited:
         reports: how each subject's edit went.
         norm: how far the edited weights are from the base model's.
         subjects: whose states it settles: those it carries, and those whose facts it takes out.
-        rebuilt: whether it stands on the base model itself by a rebuild.
+        from_base: whether its change stands on the base model itself, whatever the parent is.
     """
 
     lm: LanguageModel
@@ -68,7 +69,7 @@ class Edited:
     reports: tuple[UnitReport, ...]
     norm: float
     subjects: frozenset[str]
-    rebuilt: bool = False
+    from_base: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +213,9 @@ def edit(
 ) -> Edited:
     """Write owed edits into the weights and keep the change in a content-addressed folder.
 
+    Where what stands was written by another solve (another λ, other second moments or guards), the night is
+    one change on the base model: everything live again by tonight's, from stored states, and tonight's edits.
+
     The intent stands in the ledger before the editor starts. Until `check` records the candidate, a crash
     leaves an abandoned intent and a folder that nobody knows; the next run's recovery removes both.
     """
@@ -219,41 +223,81 @@ def edit(
     ws.ledger.ensure_model(lease.model.name, ws.settings.model, lm.digest)
     settings = models.editing_settings(ws.settings, lm)
     moments = models.load_moments(ws.settings, lm, settings, ws.relations, progress)
-    recipe = {"memit": settings.to_json(), "moments": asdict(moments.key)}
-    intent = ws.ledger.begin_checkpoint(lease, run, request_ids, algorithm="memit", settings=recipe)
+    recipe, lineage = models.recipe_of(settings, moments), ws.ledger.lineage(lease.model)
+    anew = not models.solved_alike(lineage, recipe)
+    intent = ws.ledger.begin_checkpoint(
+        lease, run, request_ids, algorithm="memit", settings=recipe, from_base=anew
+    )
     held = ws.ledger.live_facts(lease.model)
     work = editing.assign(
         intent.requests, held, editing.read_states(ws.files, ws.ledger.subject_states(lease.model))
     )
     exam, base = _exam(ws, lm, intent, work, held)
     originals = deltas.copies(lm, settings.layers)
-    models.put_on(lm, ws.files, ws.ledger.lineage(lease.model))
+    models.put_on(lm, ws.files, lineage)
     before = checking.ask_before(lm, exam)
-    outcome = memit.edit(
-        lm,
-        [*work.tonight, *work.companions],
-        settings=settings,
-        moments=moments,
-        live=work.live,
-        retired=work.retired,
-        watched=work.watched,
-        progress=progress,
-    )
+    outcome: EditOutcome | Rebuilt
+    if anew:
+        log.info("what stands was written by another solve (λ, second moments, guards): all is written anew")
+        deltas.put_back(lm, originals)
+        outcome = rebuild.rebuild(
+            lm,
+            [*work.tonight, *work.companions, *work.watched],
+            work.live,
+            settings=settings,
+            moments=moments,
+            refine=True,
+            as_stored=True,
+            progress=progress,
+        )
+    else:
+        outcome = memit.edit(
+            lm,
+            [*work.tonight, *work.companions],
+            settings=settings,
+            moments=moments,
+            live=work.live,
+            retired=work.retired,
+            watched=work.watched,
+            progress=progress,
+        )
     give_back_freed_memory()
-    digest = ws.files.put(
-        {models.DELTA_FILE: outcome.delta.to_bytes(), models.STATES_FILE: states.to_bytes(outcome.states)},
-        {"base": lm.digest, "parent": intent.parent_digest, "algorithm": "memit", "settings": recipe},
-    )
+    digest = keep(ws, lm, outcome, recipe, parent=intent.parent_digest, from_base=anew)
     norm = deltas.growth(lm, originals)
     carried = {state.subject_id for state in outcome.states} | {row.subject for row in intent.requests}
-    return Edited(lm, intent, digest, exam, base, before, outcome.reports, norm, frozenset(carried))
+    return Edited(lm, intent, digest, exam, base, before, outcome.reports, norm, frozenset(carried), anew)
+
+
+def keep(
+    ws: Workspace,
+    lm: LanguageModel,
+    outcome: EditOutcome | Rebuilt,
+    recipe: dict[str, Any],
+    *,
+    parent: str | None,
+    from_base: bool,
+) -> str:
+    """Keep a change and its states in a content-addressed folder; return its digest.
+
+    What stands on the base itself names no parent, so that the same live facts give the same digest.
+    """
+    return ws.files.put(
+        {models.DELTA_FILE: outcome.delta.to_bytes(), models.STATES_FILE: states.to_bytes(outcome.states)},
+        {
+            "base": lm.digest,
+            "parent": None if from_base else parent,
+            "algorithm": "memit",
+            "settings": recipe,
+            **({"from_base": True} if from_base else {}),
+        },
+    )
 
 
 def check(ws: Workspace, lease: Lease, edited: Edited, progress: Progress | None = None) -> Candidate:
     """Measure what was written, record it as a candidate, and put it before the gates."""
     marks = checking.sit_exam(edited.lm, edited.exam, edited.base, progress)
     metrics = checking.measure(edited.before, marks, edited.base, norm=edited.norm)
-    if edited.rebuilt:
+    if not edited.intent.requests:  # a rebuild asks all that is live, as a night asks what is new
         metrics = replace(metrics, retention=checking.still_said(edited.before, marks.tonight))
     content = ws.files.open(edited.digest)
     ws.ledger.record_candidate(
@@ -277,7 +321,7 @@ def check(ws: Workspace, lease: Lease, edited: Edited, progress: Progress | None
         edited.exam,
         edited.before,
         marks,
-        from_base=edited.rebuilt or edited.intent.parent is None,
+        from_base=edited.from_base or edited.intent.parent is None,
     )
 
 

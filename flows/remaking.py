@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from editor import delta as deltas
 from editor import rebuild
-from editor import state as states
 from flows import checking, editing, models, neighbours
-from flows.night import Edited
+from flows.night import Edited, keep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +70,7 @@ def remake(
     ws.ledger.ensure_model(lease.model.name, ws.settings.model, lm.digest)
     settings = models.editing_settings(ws.settings, lm)
     moments = models.load_moments(ws.settings, lm, settings, ws.relations, progress)
-    recipe = {"memit": settings.to_json(), "moments": asdict(moments.key)}
+    recipe, lineage = models.recipe_of(settings, moments), ws.ledger.lineage(lease.model)
     intent = ws.ledger.begin_checkpoint(lease, run, [], algorithm="memit", settings=recipe, from_base=True)
     held = ws.ledger.live_facts(lease.model)
     facts = [editing.from_held(row) for row in held]
@@ -80,13 +79,12 @@ def remake(
         ws.relations, {row.property for row in held}, {row.subject_label for row in held}
     )
     exam, base = checking.set_exam(lm, facts, (), asked)
-    lineage = ws.ledger.lineage(lease.model)
+    originals = deltas.copies(lm, settings.layers)
     models.put_on(lm, ws.files, lineage)
     before = checking.ask_before(lm, exam)
-    lm = models.load_base(ws.settings)  # never by taking out again what was put on
-    originals = deltas.copies(lm, settings.layers)
+    deltas.put_back(lm, originals)  # bit for bit: nothing is subtracted
     started = time.monotonic()
-    others = any(row.settings.get("memit") != recipe["memit"] for row in models.since_base(lineage))
+    others = any(row.settings != recipe for row in models.since_base(lineage))
     made = rebuild.rebuild(
         lm,
         facts,
@@ -97,12 +95,9 @@ def remake(
         progress=progress,
     )
     write_s = time.monotonic() - started
-    digest = ws.files.put(
-        {models.DELTA_FILE: made.delta.to_bytes(), models.STATES_FILE: states.to_bytes(made.states)},
-        {"base": lm.digest, "parent": None, "algorithm": "memit", "settings": recipe, "from_base": True},
-    )
+    digest = keep(ws, lm, made, recipe, parent=None, from_base=True)
     norm, subjects = deltas.growth(lm, originals), frozenset(state.subject_id for state in made.states)
-    edited = Edited(lm, intent, digest, exam, base, before, made.reports, norm, subjects, rebuilt=True)
+    edited = Edited(lm, intent, digest, exam, base, before, made.reports, norm, subjects, from_base=True)
     return Remade(edited, len(made.reused), len(made.refined), len(made.reports), write_s)
 
 

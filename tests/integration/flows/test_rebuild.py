@@ -132,6 +132,21 @@ def test_another_moment_weight_takes_the_stored_states_and_refines_what_slips(ni
     assert f"({done.refined} refined)" in done.ending.message
 
 
+def test_a_night_after_another_solve_is_one_change_on_the_base(settings):
+    """What leaves by another λ than it came by would leave a rest, so everything live is written anew."""
+    sync()
+    settings.memit_file.write_text(json.dumps({**QUICK, "moment_weight": 3.0}))
+    LocalStore(settings.store_dir).load_night(2)
+    night = sync()
+    assert night.promoted
+    assert night.plan.counts["replace"], "something leaves"
+    with opened_model(settings) as (ws, model):
+        assert [row.from_base for row in ws.ledger.lineage(model)] == [False, True]
+        assert {row.checkpoint for row in ws.ledger.subject_states(model)} == {night.candidate.digest}
+        assert examine(ws.ledger, model, ws.files).findings == ()
+    assert rebuild().ending.message == "The live checkpoint is this very rebuild."
+
+
 def test_a_rebuild_that_a_gate_rejects_leaves_the_model(nights, monkeypatch):
     open_gate(monkeypatch, "EXACT", 1)
     weights = [tensor_digest(one) for one in matrices(live_model(nights))]

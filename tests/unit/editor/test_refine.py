@@ -242,6 +242,37 @@ def test_what_slipped_by_refinement_is_refined_after_it(
         )
 
 
+@pytest.mark.parametrize("now", [{"word_dropout": 0.3}, {"keys": "mean"}, {"history": False}])
+def test_what_was_written_with_other_contexts_is_refined_at_its_own_keys(
+    lm: LanguageModel,
+    moments: Moments,
+    settings: MemitSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    now: dict[str, object],
+) -> None:
+    """An older subject slips after the settings gave it another number of keys, or none in the history."""
+    first = memit.edit(lm, requests_of(2), settings=replace(settings, steps=WEAK), moments=moments)
+    lost = recall.Likelihood(0.1, exact=False, tokens=1, matched=0, rank=2, ended=True)
+    monkeypatch.setattr(recall, "rate", lambda _lm, rows: [lost] * len(rows))
+    chosen = replace(settings, steps=WEAK, refine_steps=2, hold=16.0, **now)  # type: ignore[arg-type]
+    second = memit.edit(
+        lm,
+        requests_of(1, start=2),
+        settings=chosen,
+        moments=moments,
+        live=first.states,
+        watched=requests_of(2),
+    )
+    assert [state.subject_id for state in second.states] == ["s2", "s0", "s1"]
+    for state in second.states[1:]:
+        before = next(one for one in first.states if one.subject_id == state.subject_id)
+        for layer in LAYERS:
+            kept = state.keys[layer] / 4
+            assert kept.shape == before.keys[layer].shape
+            if "history" not in now:
+                torch.testing.assert_close(kept, before.keys[layer], rtol=1e-4, atol=1e-6)
+
+
 def test_watching_a_part_of_a_subject_is_refused(
     lm: LanguageModel, moments: Moments, settings: MemitSettings
 ) -> None:

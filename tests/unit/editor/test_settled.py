@@ -44,7 +44,7 @@ def test_another_weight_pulls_alike(
 ) -> None:
     """Counted otherwise, at the same keys, a state leaves the weights where they are."""
     outcome = memit.edit(lm, requests_of(4), settings=settings, moments=moments)
-    others = [reweighed(lm, one, weight) for one in outcome.states]
+    others = reweighed(lm, outcome.states, weight)
     assert {(one.weight, one.moment_weight) for one in others} == {(weight, 0.0)}
     base, fresh = tiny.language_model("llama"), tiny.language_model("llama")
     write_states(fresh, others, settings=settings, moments=moments)

@@ -1,15 +1,21 @@
-"""What a home keeps of its model: second moments, once, and the pass over them while it runs."""
+"""What a home keeps of its model: second moments, once, and the pass over them; and what makes one solve."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from editor.model import LanguageModel
-from flows.models import editing_settings, load_moments
+from editor.moments import Moments
+from editor.presets import PRESETS
+from flows.models import editing_settings, load_moments, recipe_of, solved_alike
 from flows.settings import Settings
 from kb.relations import Relations
+from tests.unit.editor import tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,3 +42,22 @@ def test_an_interrupted_pass_goes_on_and_leaves_one_file(
         made = load_moments(settings, lm, memit, relations)
     assert [path.suffix for path in settings.moments_dir.iterdir()] == [".safetensors"]
     assert load_moments(settings, lm, memit, relations).key == made.key
+
+
+def test_lambda_second_moments_and_guards_are_the_solve_and_how_states_are_found_is_not() -> None:
+    """A recipe read back from the ledger is the same; nights before a rebuild do not count."""
+    lm = tiny.language_model("llama")
+    memit = replace(PRESETS["smollm2-135m"], layers=(1,))
+    moments = Moments.compute(lm, ["Oslo is the capital of Norway and Bergen is not."] * 9, (1,), tokens=90)
+    recipe = recipe_of(memit, moments)
+
+    def night(recipe: dict[str, Any], *, from_base: bool = False) -> Any:
+        return SimpleNamespace(settings=json.loads(json.dumps(recipe)), from_base=from_base)
+
+    assert solved_alike([], recipe)
+    assert solved_alike([night(recipe), night(recipe_of(replace(memit, steps=7), moments))], recipe)
+    heavier = recipe_of(replace(memit, moment_weight=1.0), moments)
+    others = [replace(moments.key, tokens=80), replace(moments.key, guards="of other relations")]
+    for other in (heavier, *(recipe_of(memit, replace(moments, key=key)) for key in others)):
+        assert not solved_alike([night(other), night(recipe)], recipe)
+        assert solved_alike([night(other), night(recipe, from_base=True), night(recipe)], recipe)
