@@ -143,6 +143,8 @@ class AlphaEdit(WeightMethod):
         texts, owner, first = columns(units, self.lm.device)
         tokens = 8 * self.settings.tokens_at_once(self.lm.device)
         reader = KeyReader(self.lm, texts, self.settings.layers, batch_tokens=tokens)
+        past: dict[int, Tensor] = {}
         for layer in self.settings.layers:
             K = mean_keys(reader.read(layer)[0].float(), owner, first).T.double()
-            self._past[layer] = self._past[layer] + K @ K.T
+            past[layer] = self._past[layer] + K @ K.T
+        self._past = past

@@ -114,11 +114,19 @@ def calibrate(
 
     Returns:
         The settings and what led to them.
+
+    Raises:
+        MethodError: the model has no such layers.
+        RequestError: no prompts to trace.
     """
+    base = preset_for(lm) if layers is None else replace(preset_for(lm), layers=tuple(layers))
+    base.require(lm)
     found = trace(lm, known, seed=seed, progress=progress)
-    chosen = tuple(layers) if layers is not None else found.suggest()
-    base = replace(preset_for(lm), layers=chosen)
-    moments = Moments.compute(lm, corpus, chosen, tokens=tokens, seed=seed, guards=guards, progress=progress)
+    if layers is None:
+        base = replace(base, layers=found.suggest())
+    moments = Moments.compute(
+        lm, corpus, base.layers, tokens=tokens, seed=seed, guards=guards, progress=progress
+    )
     before = recall.perplexity(lm, texts)
     trials: list[Trial] = []
 

@@ -174,8 +174,13 @@ def apply(lm: LanguageModel, delta: Delta) -> None:
             )
         if not torch.isfinite(change_matrix).all():
             raise NonFiniteError("A weight change is not finite: nothing was written.", where="delta")
-    for weight, change_matrix in changed:
-        add(weight, change_matrix)
+    before = copies(lm, [names[name] for name in delta.changes])
+    try:
+        for weight, change_matrix in changed:
+            add(weight, change_matrix)
+    except BaseException:
+        put_back(lm, before)
+        raise
 
 
 def add(weight: Float[Tensor, "d d_k"], change: Float[Tensor, "d d_k"]) -> None:

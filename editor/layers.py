@@ -39,6 +39,7 @@ _POST_NORM = {
 }
 
 
+_NORM_BEHIND = ("post_feedforward", "post_mlp")
 _TINY = 1e-6
 
 
@@ -184,6 +185,15 @@ class LayerMap:
         weight = writer.weight
         if not isinstance(weight, torch.Tensor) or weight.ndim != 2:  # noqa: PLR2004 - a matrix has two axes
             raise UnknownArchitectureError(f"{row.mlp_out} of {kind!r} is not a matrix.", model_type=kind)
+        names = {f"{row.blocks}.{name}.{row.mlp_out}.weight" for name, _ in blocks.named_children()}
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters() if name in names}
+        unlike = sorted(name for name in names if shapes.get(name) != weight.shape)
+        if unlike:
+            raise UnknownArchitectureError(
+                f"The blocks of a model of type {kind!r} are not alike: {unlike[0]} is not what the first "
+                "block has (a mixture of experts?), and such a model cannot be edited.",
+                model_type=kind,
+            )
         d, d_k = weight.shape[::-1] if transposed else weight.shape
         return cls(
             family=kind,
@@ -237,8 +247,9 @@ def _by_shape(model: nn.Module) -> Architecture | None:
             continue
         found = [path for path, width in _narrowing(blocks[0], hidden) if width > (hidden or 0)]
         if len(found) == 1:
+            norms = [child for child, _ in blocks[0].named_children() if child.startswith(_NORM_BEHIND)]
             log.info("found the feed-forward output by shape: %s.*.%s", name, found[0])
-            return Architecture(name, found[0])
+            return Architecture(name, found[0], norms[0] if norms else "")
     return None
 
 
@@ -248,8 +259,7 @@ def _narrowing(block: nn.Module, hidden: int | None) -> Iterator[tuple[str, int]
         if (
             not isinstance(module, nn.Linear | Conv1D)
             or weight is None
-            or "attn" in path
-            or "attention" in path
+            or any(word in path for word in ("attn", "attention", "expert"))
         ):
             continue
         d, d_k = weight.shape[::-1] if isinstance(module, Conv1D) else weight.shape

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from editor.endings import word_ends
@@ -95,6 +96,7 @@ class LanguageModel:
 
         Raises:
             ModelNotFoundError: no such folder, no model in it, or a hub name that cannot be reached.
+            ModelLoadError: a file is damaged, or a weight is missing.
             NotCausalLMError: the model is of another kind.
             QuantisedModelError: its weights cannot take an additive change.
             TokenizerMismatchError: no fast tokenizer, or one with more tokens than the model has.
@@ -106,14 +108,22 @@ class LanguageModel:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             tokenizer = AutoTokenizer.from_pretrained(name)
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-        except (OSError, ValueError, KeyError) as error:
+            model, found = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelLoadError(
                 f"The model in {name!r} could not be read ({error}): check that config, weights and "
-                "tokenizer are "
-                "complete.",
+                "tokenizer are complete.",
                 source=name,
             ) from error
+        if found["missing_keys"]:
+            # They would be random, others at every load.
+            missing = sorted(found["missing_keys"])
+            raise ModelLoadError(
+                f"The model in {name!r} lacks {len(missing)} of its weights ({missing[0]} among them): "
+                "restore the folder.",
+                source=name,
+                missing=missing,
+            )
         return cls.wrap(model.to(device), tokenizer, name=name)
 
     @classmethod

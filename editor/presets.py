@@ -115,9 +115,13 @@ class MemitSettings:
             MethodError: L-BFGS would descend on another function each step, the steps end before all
                 contexts had their turn, or nothing would ever be written.
         """
-        if self.hold <= 0:
+        for name in ("hold", "moment_weight", "learning_rate", "clamp"):
+            if not getattr(self, name) > 0:
+                raise MethodError(f"{name} is {getattr(self, name)!r}: set it above 0.", method="memit")
+        if list(self.layers) != sorted(set(self.layers)) or min(self.layers, default=0) < 0:
             raise MethodError(
-                f"A fact that counts {self.hold:g} times is not kept: set hold above 0.", method="memit"
+                f"layers are {list(self.layers)}: name each block once, in ascending order, from 0 on.",
+                method="memit",
             )
         if self.optimiser == "lbfgs" and self.turns > 1:
             raise MethodError(
@@ -128,6 +132,19 @@ class MemitSettings:
         if self.turns > self.steps + 1:
             raise MethodError(
                 f"{self.steps} steps end before {self.turns} turns are over: set more steps or fewer turns.",
+                method="memit",
+            )
+
+    def require(self, lm: LanguageModel) -> None:
+        """Refuse blocks that the model does not have.
+
+        Raises:
+            MethodError: there are none, or too few in the model.
+        """
+        if not self.layers or self.layers[-1] >= lm.layers.count:
+            raise MethodError(
+                f"layers are {list(self.layers)}, and the model has blocks 0 to {lm.layers.count - 1}: name "
+                "one of them or more.",
                 method="memit",
             )
 

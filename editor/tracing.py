@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 PLACES = ("first subject token", "last subject token", "token after", "last token")
 _LAST_SUBJECT = 1
 _NOISE = 3.0
+_SAMPLE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +108,14 @@ def trace(
     if not prompts:
         raise RequestError("Tracing needs at least one prompt.")
     width = window or max(1, lm.layers.count // 6)
-    table = lm.model.get_input_embeddings().weight  # type: ignore[operator]
-    scale = _NOISE * float(table.float().std())
+    embedded = _embedded(lm)
+    scale = _NOISE * float(embedded.std())
     generator = torch.Generator(device=lm.device).manual_seed(seed)
     effects = torch.zeros(len(PLACES), lm.layers.count)
     clean_sum = corrupted_sum = 0.0
     for number, (template, subject) in enumerate(prompts):
         ids, span = _tokens(lm, template, subject)
-        noise = scale * torch.randn(len(span), table.shape[1], generator=generator, device=lm.device)
+        noise = scale * torch.randn(len(span), embedded.shape[1], generator=generator, device=lm.device)
         outputs, probabilities = _clean(lm, ids)
         answer = int(probabilities.argmax())
         bad = _probability(lm, ids, answer, (span, noise), {}, rows=1)
@@ -130,6 +131,15 @@ def trace(
             progress("trace", number + 1, len(prompts))
     count = len(prompts)
     return Trace(effects / count, clean_sum / count, corrupted_sum / count, count, width)
+
+
+def _embedded(lm: LanguageModel) -> Float[Tensor, "tokens d"]:
+    """Return tokens as blocks see them: some families (Gemma) scale the rows of the table on their way."""
+    embed = lm.model.get_input_embeddings()  # type: ignore[operator]
+    step = max(1, len(embed.weight) // _SAMPLE)
+    with torch.no_grad():
+        rows: Tensor = embed(torch.arange(0, len(embed.weight), step, device=lm.device)).float()
+    return rows
 
 
 def _tokens(lm: LanguageModel, template: str, subject: str) -> tuple[Int[Tensor, "1 tokens"], list[int]]:

@@ -310,11 +310,13 @@ def restored_on_failure(lm: LanguageModel, layers: Sequence[int]) -> Iterator[No
 
 
 def check_fit(states: Sequence[SubjectState], settings: MemitSettings, lm: LanguageModel) -> None:
-    """Refuse states that do not fit the edited layers.
+    """Refuse layers that the model does not have, and states that do not fit them.
 
     Raises:
+        MethodError: the model has no such layers.
         StateMismatchError: a layer is missing or has another shape.
     """
+    settings.require(lm)
     for state in states:
         for layer in settings.layers:
             keys, values = state.keys.get(layer), state.values.get(layer)

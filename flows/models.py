@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from editor import delta as deltas
 from editor.allocator import keep_freed_memory
 from editor.delta import Delta
+from editor.errors import MethodError
 from editor.model import LanguageModel, default_gguf, from_gguf
 from editor.moments import Moments
 from editor.presets import MemitSettings, preset_for
@@ -145,7 +146,8 @@ def editing_settings(settings: Settings, lm: LanguageModel) -> MemitSettings:
         kept = json.loads(settings.memit_file.read_text(encoding="utf-8"))
         # A calibration keeps its evidence beside the settings; settings written by hand stand alone.
         made_for, found = kept.get("model"), MemitSettings.from_json(kept.get("settings", kept))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        found.require(lm)
+    except (ValueError, TypeError, KeyError, AttributeError, MethodError) as error:
         raise SettingsError(
             f"{settings.memit_file} holds no editing settings ({error}); run `factsync calibrate` again."
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from torch import nn
 from transformers import DynamicCache
 
 from editor import activations, memit, recall
-from editor.errors import UnknownArchitectureError
+from editor.errors import MethodError, UnknownArchitectureError
 from editor.layers import LayerMap, logits_of
 from editor.moments import Moments
 from editor.presets import MemitSettings
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import requests_of
+
+if TYPE_CHECKING:
+    from editor.model import LanguageModel
 
 # A norm between the written matrix and the stream bounds how far one write can move a state.
 _LANDED = {"gemma2": 0.5, "gemma3": 0.5, "olmo2": 0.5}
@@ -102,3 +106,40 @@ def test_found_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = LayerMap.discover(model)
     monkeypatch.setattr("editor.layers.ARCHITECTURES", {})
     assert LayerMap.discover(model) == expected
+
+
+@pytest.mark.parametrize("name", ["gemma2", "olmo2"])
+def test_a_norm_behind_the_matrix_is_found_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written as if it were not there, a block would give the stream something else than was asked for."""
+    model = tiny.model(name)
+    expected = LayerMap.discover(model)
+    monkeypatch.setattr("editor.layers.ARCHITECTURES", {})
+    assert expected.post_norm
+    assert LayerMap.discover(model) == expected
+
+
+def test_blocks_that_are_not_alike_are_refused() -> None:
+    """A mixture of experts behind a dense first block has no such matrix further up."""
+    model = tiny.model("llama")
+    model.model.layers[2].mlp = nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(80, 32)])})  # type: ignore[union-attr,index]
+    with pytest.raises(UnknownArchitectureError, match=r"layers\.2\.mlp\.down_proj\.weight is not what"):
+        LayerMap.discover(model)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"layers": (2, 1)}, {"layers": (1, 1)}, {"layers": (-1, 0)}, {"clamp": -1.0}]
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
+    """Where they are made."""
+    with pytest.raises(MethodError, match=r"layers are|clamp is"):
+        MemitSettings(**{"layers": (1, 2), "moment_weight": 1.0, **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layers", [(), (1, 9)])
+def test_blocks_that_the_model_does_not_have_are_refused(
+    lm: LanguageModel, moments: Moments, layers: tuple[int, ...]
+) -> None:
+    """Before anything is computed."""
+    settings = MemitSettings(layers=layers, moment_weight=1.0)
+    with pytest.raises(MethodError, match="the model has blocks 0 to 3"):
+        memit.edit(lm, requests_of(1), settings=settings, moments=moments)

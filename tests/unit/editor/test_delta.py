@@ -74,6 +74,24 @@ def test_apply_adds_to_the_weight(lm: LanguageModel) -> None:
     assert torch.equal(lm.layers.matrix(lm.model, 1), before + change.dense())
 
 
+def test_an_interrupt_while_a_delta_is_added_leaves_nothing_of_it(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One matrix was written, the next one was not."""
+    before = {n: p.clone() for n, p in lm.model.named_parameters()}
+    add, calls = delta.add, iter([True, False])
+
+    def interrupted(weight: torch.Tensor, change: torch.Tensor) -> None:
+        if not next(calls):
+            raise KeyboardInterrupt
+        add(weight, change)
+
+    monkeypatch.setattr(delta, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        delta.apply(lm, Delta({lm.layers.weight_name(layer): factors(3) for layer in (1, 2)}))
+    assert all(torch.equal(p, before[n]) for n, p in lm.model.named_parameters())
+
+
 def test_apply_refuses_what_does_not_fit_and_touches_nothing(lm: LanguageModel) -> None:
     """Another model's delta is refused before any weight changes."""
     before = {n: p.clone() for n, p in lm.model.named_parameters()}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from editor.errors import (
@@ -99,6 +100,28 @@ def test_missing_weights_are_named(folder: Path) -> None:
     """A folder without its weights."""
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelLoadError, match="complete"):
+        LanguageModel.load(folder)
+
+
+def test_a_folder_that_lacks_a_weight_is_refused(folder: Path) -> None:
+    """It would load with a random matrix in its place, another at every load."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.2.mlp.down_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match=r"lacks 1 of its weights \(model\.layers\.2\.mlp\.down_proj"):
+        LanguageModel.load(folder)
+
+
+@pytest.mark.parametrize("damage", ["cut", "narrower"])
+def test_damaged_weights_are_named(folder: Path, damage: str) -> None:
+    """A file that ends early, or a config of another width."""
+    file = folder / "model.safetensors"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-1000])
+    else:
+        change_config(folder, intermediate_size=64)
+    with pytest.raises(ModelLoadError, match="could not be read"):
         LanguageModel.load(folder)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -58,6 +58,24 @@ def test_one_window_equals_patching_by_hand(lm: LanguageModel) -> None:
     alone = tracing._probability(lm, ids, answer, (span, noise), {}, rows=1)
     handle.remove()
     assert float(batched[2]) == pytest.approx(float(alone[0]), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_noise_is_three_times_what_blocks_see_of_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma scales the table's rows by the root of its width; noise of the table's size would be lost."""
+    lm = tiny.language_model(name)
+    drawn: list[float] = []
+    corrupted = tracing._probability
+
+    def looked(lm: LanguageModel, ids: torch.Tensor, *rest: Any, **rows: Any) -> torch.Tensor:
+        _, noise = rest[1]
+        drawn.append(float(noise.std()))
+        return corrupted(lm, ids, *rest, **rows)
+
+    monkeypatch.setattr(tracing, "_probability", looked)
+    tracing.trace(lm, KNOWN * 8, window=2)
+    seen = lm.model.get_input_embeddings()(torch.arange(390))  # type: ignore[operator]
+    assert sum(drawn) / len(drawn) == pytest.approx(3 * float(seen.std()), rel=0.1)
 
 
 def test_suggestion_ends_at_the_peak() -> None:
