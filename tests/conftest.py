@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -10,6 +11,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers whose threads spin for each other's core take several times as long.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+hypothesis.settings.register_profile("without a clock", deadline=None)
+hypothesis.settings.load_profile("without a clock")
 
 
 @pytest.fixture(scope="session")

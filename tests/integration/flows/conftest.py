@@ -1,6 +1,7 @@
 """A home with the sample's first night, a tiny model, and gates that let it through."""
 
 import json
+import shutil
 
 import pytest
 
@@ -57,6 +58,51 @@ def environment(tmp_path, tiny_model_folder, monkeypatch):
 def settings(environment):
     """Settings of that home, with night one loaded."""
     return prepared()
+
+
+@pytest.fixture(scope="session")
+def first_home(tiny_model_folder, prefect_server, tmp_path_factory):
+    """A home after its first night, made once; tests start from copies. Returns it and the night."""
+    from flows.sync import sync
+
+    folder = tmp_path_factory.mktemp("first") / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment_of(folder, tiny_model_folder).items():
+            patch.setenv(name, value)
+        prepared()
+        return folder, sync()
+
+
+@pytest.fixture(scope="session")
+def second_home(first_home, tiny_model_folder, tmp_path_factory):
+    """The same home after its second night. Returns it and that night."""
+    from flows.sync import sync
+    from kb.store import LocalStore
+
+    folder = shutil.copytree(first_home[0], tmp_path_factory.mktemp("second") / "home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment_of(folder, tiny_model_folder).items():
+            patch.setenv(name, value)
+        LocalStore(folder / "store").load_night(2)
+        return folder, sync()
+
+
+@pytest.fixture
+def one_night(environment, first_home):
+    """Settings of a home of its own after the first night, and the night."""
+    from flows.settings import Settings
+
+    shutil.copytree(first_home[0], environment["FACTSYNC_HOME"])
+    return Settings.read(), first_home[1]
+
+
+@pytest.fixture
+def two_nights(environment, first_home, second_home):
+    """Settings of a home of its own after two nights (facts came, were replaced and left), and both."""
+    from flows.settings import Settings
+
+    shutil.copytree(second_home[0], environment["FACTSYNC_HOME"])
+    return Settings.read(), first_home[1], second_home[1]
 
 
 def open_gate(monkeypatch, name, bound):

@@ -12,17 +12,13 @@ from typer.testing import CliRunner
 
 from flows import drift
 from flows.cli.main import app
-from flows.sync import sync
 from flows.workspace import opened_model
-from kb.store import LocalStore
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def test_two_nights_make_two_points(settings, tmp_path):
-    sync()
-    LocalStore(settings.store_dir).load_night(2)
-    sync()
+def test_two_nights_make_two_points(two_nights, tmp_path):
+    settings = two_nights[0]
     with opened_model(settings) as (ws, model):
         found = drift.read(ws, model)
     assert [row["position"] for row in found.nights] == sorted(row["position"] for row in found.nights)

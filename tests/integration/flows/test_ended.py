@@ -1,11 +1,15 @@
 """Facts that end: suppressed, retracted or kept, as the relation says; and what the model says then."""
 
+import shutil
+
 import pytest
 
 from flows.rebuild import rebuild
+from flows.settings import Settings
 from flows.sync import sync
 from flows.workspace import opened_model
 from kb.store import LocalStore
+from tests.integration.flows.conftest import environment_of, prepared
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -20,13 +24,30 @@ former_text = "nobody since {object}"
 """
 
 
+@pytest.fixture(scope="module")
+def home(tiny_model_folder, prefect_server, tmp_path_factory):
+    """A home with relations of its own after two nights; returns it, the second and its environment."""
+    folder = tmp_path_factory.mktemp("ended")
+    (folder / "own.toml").write_text(OWN)
+    values = environment_of(folder / "home", tiny_model_folder)
+    values["FACTSYNC_RELATIONS_FILE"] = str(folder / "own.toml")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setenv(name, value)
+        settings = prepared()
+        sync()
+        LocalStore(settings.store_dir).load_night(2)
+        return folder / "home", sync(), values
+
+
 @pytest.fixture
-def two_nights(settings, tmp_path, monkeypatch):
-    (tmp_path / "own.toml").write_text(OWN)
-    monkeypatch.setenv("FACTSYNC_RELATIONS_FILE", str(tmp_path / "own.toml"))
-    sync()
-    LocalStore(settings.store_dir).load_night(2)
-    return settings, sync()
+def ended(home, tmp_path, monkeypatch):
+    """Settings of a copy of that home, and the second night."""
+    folder, night, values = home
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FACTSYNC_HOME", str(shutil.copytree(folder, tmp_path / "home")))
+    return Settings.read(), night
 
 
 def rows(ws, sql):
@@ -34,8 +55,8 @@ def rows(ws, sql):
     return [dict(zip(found.columns, row, strict=True)) for row in found.rows]
 
 
-def test_an_ended_value_is_written_over_with_what_is_true(two_nights):
-    settings, night = two_nights
+def test_an_ended_value_is_written_over_with_what_is_true(ended):
+    settings, night = ended
     kinds = {(one.subject, one.property): one.kind.value for one in night.plan.changes}
     assert kinds[GABON, "P35"] == kinds[PROSECUTOR, "P1308"] == "suppress"
     with opened_model(settings) as (ws, model):
@@ -57,8 +78,8 @@ def test_an_ended_value_is_written_over_with_what_is_true(two_nights):
     assert rebuild().ending.name == "Promoted"
 
 
-def test_a_retraction_is_measured_and_says_what_the_base_believes(two_nights):
-    settings, night = two_nights
+def test_a_retraction_is_measured_and_says_what_the_base_believes(ended):
+    settings, night = ended
     gone = [one for one in night.plan.changes if one.kind.value == "retract"]
     assert gone
     assert night.candidate.metrics.retracted is not None
@@ -83,8 +104,8 @@ def test_a_retraction_is_measured_and_says_what_the_base_believes(two_nights):
         assert sum(one["checks"] for one in shares) == len(checks)
 
 
-def test_a_replacement_keeps_the_rank_of_the_old_object(two_nights):
-    settings, _ = two_nights
+def test_a_replacement_keeps_the_rank_of_the_old_object(ended):
+    settings, _ = ended
     with opened_model(settings) as (ws, _):
         found = rows(ws, "SELECT * FROM edit_history WHERE operation = 'replace'")
         assert found

@@ -10,14 +10,13 @@ from flows.asked import Asked
 from flows.errors import UnknownModelNameError
 from flows.ledger_cases import from_ledger
 from flows.models import load_base
-from flows.sync import sync
 from flows.workspace import Workspace, opened_model
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def test_live_facts_are_evaluated(settings, tmp_path):
-    sync()
+def test_live_facts_are_evaluated(one_night, tmp_path):
+    settings, _ = one_night
     with opened_model(settings) as (ws, model):
         live = {f"{row.subject}/{row.property}/{row.slot}" for row in ws.ledger.live_facts(model)}
     lm = load_base(settings)

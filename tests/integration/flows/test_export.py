@@ -16,9 +16,7 @@ from flows import models
 from flows.cli.main import main
 from flows.formats import Dtype, Format
 from flows.publish import export
-from flows.sync import sync
 from flows.workspace import opened_model
-from kb.store import LocalStore
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -26,11 +24,9 @@ PROMPTS = ["The head of government of Japan is", "The head of state of France is
 
 
 @pytest.fixture
-def opened(settings):
+def opened(two_nights):
     """Two nights, and the model they made."""
-    sync()
-    LocalStore(settings.store_dir).load_night(2)
-    sync()
+    settings = two_nights[0]
     with opened_model(settings) as (ws, model):
         lm = models.load_base(settings)
         models.put_on(lm, ws.files, ws.ledger.lineage(model))

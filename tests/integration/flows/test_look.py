@@ -6,17 +6,8 @@ import sys
 import pytest
 
 from flows.cli.main import main
-from flows.sync import sync
-from kb.store import LocalStore
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
-
-
-@pytest.fixture
-def two_nights(settings):
-    first = sync()
-    LocalStore(settings.store_dir).load_night(2)
-    return first, sync()
 
 
 def said(monkeypatch, capsys, *arguments):
@@ -44,7 +35,7 @@ def test_what_is_behind_an_answer(two_nights, monkeypatch, capsys):
 
 
 def test_what_lies_between_two_checkpoints(two_nights, monkeypatch, capsys):
-    first, second = (night.candidate.digest for night in two_nights)
+    first, second = (night.candidate.digest for night in two_nights[1:])
     found = said(monkeypatch, capsys, "diff", first[:16], "live")
     assert (found["before"]["digest"], found["after"]["digest"]) == (first, second)
     changed = {

@@ -25,12 +25,9 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @pytest.fixture
-def nights(settings):
-    """Two nights: facts that came, that were replaced and that left."""
-    sync()
-    LocalStore(settings.store_dir).load_night(2)
-    sync()
-    return settings
+def nights(two_nights):
+    """The settings of a home after them."""
+    return two_nights[0]
 
 
 def live_model(settings):
@@ -91,8 +88,8 @@ def test_twice_from_one_ledger_is_one_digest(nights, monkeypatch, capsys):
     assert (said["ending"], said["reused"]) == ("Nothing to do", third.reused)
 
 
-def test_nights_go_on_after_a_rebuild_and_one_can_go_back(settings):
-    sync()
+def test_nights_go_on_after_a_rebuild_and_one_can_go_back(one_night):
+    settings, _ = one_night
     before = live_model(settings)
     with opened_model(settings) as (ws, model):
         night = ws.ledger.head(model).id
@@ -132,9 +129,9 @@ def test_another_moment_weight_takes_the_stored_states_and_refines_what_slips(ni
     assert f"({done.refined} refined)" in done.ending.message
 
 
-def test_a_night_after_another_solve_is_one_change_on_the_base(settings):
+def test_a_night_after_another_solve_is_one_change_on_the_base(one_night):
     """What leaves by another λ than it came by would leave a rest, so everything live is written anew."""
-    sync()
+    settings, _ = one_night
     settings.memit_file.write_text(json.dumps({**QUICK, "moment_weight": 3.0}))
     LocalStore(settings.store_dir).load_night(2)
     night = sync()

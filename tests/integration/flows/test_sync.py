@@ -42,13 +42,6 @@ def edits(plan):
     }
 
 
-@pytest.fixture
-def two_nights(settings):
-    first = sync()
-    LocalStore(settings.store_dir).load_night(2)
-    return settings, first, sync()
-
-
 def test_two_nights(two_nights):
     settings, first, second = two_nights
     assert set(first.plan.counts) == {"insert"}
@@ -97,8 +90,8 @@ def test_what_the_settings_do_not_trust_waits(settings, monkeypatch):
     assert dry_run(Settings.read()).edits == []
 
 
-def test_a_second_sync_changes_nothing(settings):
-    first = sync()
+def test_a_second_sync_changes_nothing(one_night):
+    settings, first = one_night
     again = sync()
     assert again.candidate is None
     assert again.plan.edits == []
@@ -149,14 +142,14 @@ def test_a_materialized_checkpoint_is_the_model_that_was_checked(two_nights, tmp
     assert second.candidate.digest in (folder / "README.md").read_text()
 
 
-def test_two_writers_one_model(settings):
-    sync()
+def test_two_writers_one_model(one_night):
+    settings, _ = one_night
     with opened_model(settings) as (ws, _), ws.writer(), pytest.raises(LockHeldError, match="factsync on"):
         sync()
 
 
-def test_a_flipped_byte_is_found_before_anything_is_loaded(settings):
-    night = sync()
+def test_a_flipped_byte_is_found_before_anything_is_loaded(one_night):
+    settings, night = one_night
     LocalStore(settings.store_dir).load_night(2)
     path = settings.checkpoints_dir / night.candidate.digest / models.DELTA_FILE
     content = bytearray(path.read_bytes())
