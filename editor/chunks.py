@@ -252,7 +252,9 @@ def with_smaller_batches(units: Sequence[Unit], batch_tokens: int, attempt: Call
     while True:
         try:
             return attempt(batch_tokens=batch_tokens)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (MemoryError, RuntimeError) as error:
+            if not _of_memory(error):
+                raise
             if batch_tokens <= longest:
                 raise OutOfMemoryError(
                     "Memory ran out with a single sequence in the batch: use a smaller model or a "
@@ -261,6 +263,11 @@ def with_smaller_batches(units: Sequence[Unit], batch_tokens: int, attempt: Call
                 ) from error
             batch_tokens //= 2
             log.warning("memory ran out: going on with batches of %d tokens", batch_tokens)
+
+
+def _of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether memory ran out; on a CPU torch has no class of its own for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def require_finite(

@@ -202,17 +202,23 @@ def test_bfloat16_gives_nearly_the_same_and_is_undone(lm: LanguageModel, setting
     assert torch.nn.functional.cosine_similarity(exact.shifts, rough.shifts, dim=1).min() > 1 - 2e-5
 
 
+@pytest.mark.parametrize("device", ["gpu", "cpu"])
 def test_memory_is_halved_until_it_fits(
-    lm: LanguageModel, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
+    lm: LanguageModel, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     """Out of memory halves the batch; with a single sequence left it is a named, retryable error."""
     asked: list[int] = []
     real = targets._optimise_wave
 
+    def run_out() -> None:
+        if device == "gpu":
+            raise torch.OutOfMemoryError
+        torch.empty(2**58, dtype=torch.uint8)  # torch's own words for it
+
     def tight(*args: object, batch_tokens: int, **kwargs: object) -> targets.Targets:
         asked.append(batch_tokens)
         if batch_tokens > 100:
-            raise torch.OutOfMemoryError
+            run_out()
         return real(*args, batch_tokens=batch_tokens, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(targets, "_optimise_wave", tight)
@@ -220,8 +226,8 @@ def test_memory_is_halved_until_it_fits(
     solve_for(lm, plan(lm, requests_of(2)), settings)
     assert asked == [256, 128, 64]
 
-    def never(*_args: object, **_kwargs: object) -> targets.Targets:
-        raise torch.OutOfMemoryError
+    def never(*_args: object, **_kwargs: object) -> None:
+        run_out()
 
     monkeypatch.setattr(targets, "_optimise_wave", never)
     with pytest.raises(OutOfMemoryError):
