@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load, save
 
-from editor.keys import KeyReader
+from editor.keys import Columns, KeyReader
 from editor.method import WeightMethod
 from editor.requests import plan
 from editor.sampling import sample_prefixes
-from editor.spread import columns, mean_keys, spread
+from editor.spread import spread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,11 +140,11 @@ class AlphaEdit(WeightMethod):
     def _remember(self, requests: Sequence[EditRequest], prefixes: Sequence[str]) -> None:
         """Add the keys as they are after the write, as the released code does."""
         units = plan(self.lm, requests, prefixes=prefixes, max_target_tokens=self.settings.max_target_tokens)
-        texts, owner, first = columns(units, self.lm.device)
+        columns = Columns.of(units, self.lm.device, mean=True)
         tokens = 8 * self.settings.tokens_at_once(self.lm.device)
-        reader = KeyReader(self.lm, texts, self.settings.layers, batch_tokens=tokens)
+        reader = KeyReader(self.lm, columns.texts, self.settings.layers, batch_tokens=tokens)
         past: dict[int, Tensor] = {}
         for layer in self.settings.layers:
-            K = mean_keys(reader.read(layer)[0].float(), owner, first).T.double()
+            K = columns.mean(reader.read(layer)[0]).T.double()
             past[layer] = self._past[layer] + K @ K.T
         self._past = past

@@ -175,22 +175,3 @@ def factor(A: Float[Tensor, "d_k d_k"]) -> Float[Tensor, "d_k d_k"]:
             minor=int(info),
         )
     return lower
-
-
-def spectrum_shares(
-    C: Float[Tensor, "d_k d_k"], moment_weight: float, keys: Float[Tensor, "d_k n"]
-) -> Float[Tensor, " n"]:
-    """Return, per key, the share of its residual that a solve for all of them removes at its own column.
-
-    It is the diagonal of G = Kᵀ A⁻¹ K: near 1 means written, near 0 means that λ is too large for these keys.
-
-    Args:
-        C: second moment of keys.
-        moment_weight: λ.
-        keys: all keys of the solve.
-
-    Returns:
-        Shares between 0 and 1.
-    """
-    solved = torch.cholesky_solve(keys.double(), factor(normal_matrix(C, moment_weight, keys)))
-    return (keys.double() * solved).sum(dim=0)

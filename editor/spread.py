@@ -19,21 +19,20 @@ import torch
 from editor import delta as deltas
 from editor import targets
 from editor.errors import NonFiniteError
-from editor.keys import KeyReader
+from editor.keys import Columns, KeyReader
 from editor.requests import plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from jaxtyping import Float, Int
     from torch import Tensor
 
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
-    from editor.requests import EditRequest, Unit
+    from editor.progress import Progress
+    from editor.requests import EditRequest
 
     Write = Callable[[int, Tensor, Tensor], Tensor]
-    from editor.progress import Progress
 
 _KL_TEMPLATE = "{} is a"
 
@@ -68,21 +67,24 @@ def spread(
         kl_template=_KL_TEMPLATE,
         max_target_tokens=settings.max_target_tokens,
     )
-    texts, owner, first = columns(units, lm.device)
-    reader = KeyReader(lm, texts, settings.layers, batch_tokens=8 * settings.tokens_at_once(lm.device))
+    columns = Columns.of(units, lm.device, mean=True)
+    reader = KeyReader(
+        lm, columns.texts, settings.layers, batch_tokens=8 * settings.tokens_at_once(lm.device)
+    )
     keys, states = reader.read(settings.layers[0])
+    anchors = columns.own(states)
 
     def report(done: int, total: int) -> None:
         if progress is not None:
             progress("targets", done, total)
 
-    found = targets.optimise(lm, units, states[first], settings, progress=report)
-    wanted = states[first].float() + found.shifts
+    found = targets.optimise(lm, units, anchors, settings, progress=report)
+    wanted = anchors + found.shifts  # eq. 16: z = h + δ
     for number, layer in enumerate(settings.layers):
         if number:
             keys, states = reader.read(layer)
-        K = mean_keys(keys.float(), owner, first)
-        R = (wanted - states[first].float()) / (len(settings.layers) - number)
+        K = columns.mean(keys)
+        R = (wanted - columns.own(states)) / (len(settings.layers) - number)  # eq. 20
         weight = lm.layers.matrix(lm.model, layer)
         with torch.no_grad():
             R = lm.layers.before_norm(lm.model, layer, K @ weight.float().T, R)
@@ -92,27 +94,3 @@ def spread(
         deltas.add(weight, change.float())
         if progress is not None:
             progress("write", number + 1, len(settings.layers))
-
-
-def columns(
-    units: Sequence[Unit], device: torch.device
-) -> tuple[list[tuple[int, ...]], Int[Tensor, " columns"], Int[Tensor, " units"]]:
-    """Return all texts up to the subjects' last tokens, the unit of each, and each unit's bare one."""
-    owner = [number for number, unit in enumerate(units) for _ in unit.columns]
-    first = [owner.index(number) for number in range(len(units))]
-    return (
-        [column for unit in units for column in unit.columns],
-        torch.tensor(owner, dtype=torch.long, device=device),
-        torch.tensor(first, dtype=torch.long, device=device),
-    )
-
-
-def mean_keys(
-    keys: Float[Tensor, "columns d_k"], owner: Int[Tensor, " columns"], first: Int[Tensor, " units"]
-) -> Float[Tensor, "units d_k"]:
-    """Return one key a unit: half the bare prompt's, half the mean of the others'."""
-    own = keys[first]
-    sizes = torch.bincount(owner, minlength=len(first))
-    total = keys.new_zeros(len(first), keys.shape[1]).index_add(0, owner, keys)
-    others = (total - own) / (sizes - 1).clamp(min=1)[:, None]
-    return torch.where(sizes[:, None] > 1, 0.5 * own + 0.5 * others, own)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editor.keys import KeyReader, openings
+from editor.keys import Columns, KeyReader, openings
 from tests.unit.editor import tiny
 
 OPENINGS = ((5, 6, 7, 8, 9, 10, 11, 12), (5, 6, 7, 8, 20), (), (30,))
@@ -44,3 +44,9 @@ def test_a_text_read_among_others_equals_it_read_alone(family, batch_tokens):
         torch.testing.assert_close(states, torch.cat([state for _, state in own]), rtol=1e-4, atol=1e-5)
         with torch.no_grad():  # what is read next must see the block as it is written now
             lm.layers.matrix(lm.model, layer).mul_(1.1)
+
+
+def test_a_mean_key_weighs_the_bare_prompt_half():
+    owner = torch.tensor([0, 0, 0, 1])
+    columns = Columns([(n,) for n in range(4)], owner, torch.tensor([0, 3]), torch.arange(2))
+    assert columns.mean(torch.tensor([[2.0], [4.0], [8.0], [5.0]])).tolist() == [[4.0], [5.0]]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from editor import alphaedit, finetune, losses, methods, rome, solve, spread
+from editor import alphaedit, finetune, losses, methods, rome, solve
 from editor.errors import MissingLibraryError, UnknownMethodError
 from editor.methods import METHODS
 from editor.requests import EditRequest
@@ -209,13 +209,6 @@ def test_alphaedit_keeps_the_keys_of_earlier_batches(lm: LanguageModel, resource
         assert torch.linalg.matrix_rank(past) == 3
     method.undo()
     assert not any(bool(past.any()) for past in method._past.values())
-
-
-def test_mean_keys_weigh_the_bare_prompt_half() -> None:
-    """Half the first column, half the mean of the others; alone, itself."""
-    keys = torch.tensor([[2.0], [4.0], [8.0], [5.0]])
-    owner, first = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 3])
-    assert spread.mean_keys(keys, owner, first).tolist() == [[4.0], [5.0]]
 
 
 # Fine-tuning
