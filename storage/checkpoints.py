@@ -4,6 +4,8 @@ A checkpoint is a folder `<root>/<digest>/` with its files and `manifest.json`. 
 manifest, which lists every file's digest and size; the manifest carries no time and no path, so equal
 content has an equal name. Order of writing: temporary folder, sync each file, sync the folder, rename, sync
 the root. Whatever a crash leaves is therefore either complete or has a temporary name.
+
+The folder belongs to one ledger and carries its id: any other would take all that lies here for leftovers.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +28,12 @@ from storage.errors import CorruptCheckpointError, MissingCheckpointError, Unsaf
 from storage.types import dump
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+OWNER = "ledger-id"
 FORMAT = 1
 _TEMPORARY = ".tmp-"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*\.(safetensors|json)$")
@@ -70,6 +74,29 @@ class CheckpointFiles:
         except OSError as error:
             raise_os_error(error, self.root)
 
+    @property
+    def owner(self) -> str | None:
+        """Id of the ledger whose folder this is, None if it was given to none."""
+        try:
+            return (self.root / OWNER).read_text(encoding="utf-8", errors="replace").strip()
+        except FileNotFoundError:
+            return None
+
+    def give_to(self, ledger: str) -> None:
+        """Write down whose folder this is.
+
+        Args:
+            ledger: Id of the ledger.
+
+        Raises:
+            DiskFullError: If there is no room.
+            LedgerReadOnlyError: If the folder cannot be written.
+        """
+        with self._temporary() as temporary:
+            _write(temporary / OWNER, ledger.encode(), self._point)
+            (temporary / OWNER).rename(self.root / OWNER)
+            _sync_folder(self.root)
+
     def path(self, digest: str) -> Path:
         """Give the folder of a checkpoint, whether it exists or not."""
         return self.root / digest
@@ -93,11 +120,22 @@ class CheckpointFiles:
         for name in files:
             if not _NAME.match(name) or name == MANIFEST:
                 raise UnsafeFileError(name)
-        temporary = self.root / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
         self._point("files.before")
+        with self._temporary() as temporary:
+            return self._put(temporary, files, manifest)
+
+    @contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        """Make a folder beside the checkpoints that is gone after the block.
+
+        Raises:
+            DiskFullError: If there is no room; nothing half-written remains.
+            LedgerReadOnlyError: If the folder cannot be written.
+        """
+        temporary = self.root / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
         try:
             temporary.mkdir()
-            return self._put(temporary, files, manifest)
+            yield temporary
         except OSError as error:
             raise_os_error(error, temporary)
             raise

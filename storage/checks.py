@@ -12,10 +12,10 @@ from sqlalchemy import and_, exists, func, select
 from sqlalchemy.orm import aliased
 
 from storage import migrate
-from storage.errors import CorruptCheckpointError, MissingCheckpointError
+from storage.errors import CorruptCheckpointError, ForeignCheckpointsError, MissingCheckpointError
 from storage.facts import live_query
 from storage.head import walk
-from storage.recovery import known_digests
+from storage.recovery import known_digests, refuse_foreign
 from storage.schema.checkpoints import (
     LIVE_STATES,
     OPEN_STATES,
@@ -138,8 +138,13 @@ def _digests(at: Examination) -> Iterator[Finding]:
 
 
 def _orphans(at: Examination) -> Iterator[Finding]:
-    found = at.files.orphans(known_digests(at.connection))
     at.looked_at = len(at.files.digests())
+    try:
+        refuse_foreign(at.connection, at.files)
+    except ForeignCheckpointsError as error:
+        yield Finding("orphans", str(error))
+        return
+    found = at.files.orphans(known_digests(at.connection))
     if found:
         yield Finding(
             "orphans",

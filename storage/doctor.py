@@ -78,6 +78,9 @@ def repair(ledger: Ledger, lease: Lease, files: CheckpointFiles) -> list[str]:
 
     Returns:
         What was done, one sentence each.
+
+    Raises:
+        ForeignCheckpointsError: If the checkpoints are another ledger's.
     """
     done = []
     settled = ledger.recover(lease, files)

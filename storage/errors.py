@@ -19,6 +19,7 @@ LedgerError
 │   ├── MissingCheckpointError      the row exists, its files do not
 │   ├── CorruptCheckpointError      the files are not what their digest says
 │   └── UnsafeFileError             a file that must not be stored in or loaded from a checkpoint
+├── ForeignCheckpointsError         the folder of checkpoints belongs to another ledger
 ├── LedgerReadOnlyError             the database cannot be written
 ├── DiskFullError                   no room for the ledger or for a checkpoint
 ├── QueryRefusedError               a query of the read-only shell was refused or failed
@@ -256,6 +257,26 @@ class UnsafeFileError(CheckpointError):
         super().__init__(
             name,
             f"The file name {name!r} is not allowed in a checkpoint: use a plain .safetensors or .json name.",
+        )
+
+
+class ForeignCheckpointsError(LedgerError):
+    """The folder of checkpoints belongs to another ledger; nothing in it was touched.
+
+    Attributes:
+        root: The folder.
+        owner: Id of the ledger it belongs to, None if it names none.
+        ledger: Id of the ledger at hand.
+    """
+
+    def __init__(self, root: str, owner: str | None, ledger: str) -> None:
+        self.root = root
+        self.owner = owner
+        self.ledger = ledger
+        whose = f"ledger {owner}" if owner else "a ledger that it does not name"
+        super().__init__(
+            f"The folder {root} holds the checkpoints of {whose}, not of this ledger {ledger}: "
+            "check the ledger's URL, or move the folder away to begin anew."
         )
 
 

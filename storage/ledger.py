@@ -109,8 +109,12 @@ class Ledger(LedgerReader):
 
         Returns:
             What was settled; false if there was nothing.
+
+        Raises:
+            ForeignCheckpointsError: If the folder belongs to another ledger; nothing is touched.
         """
         with self._step("recover", lease) as connection:
+            recovery.own(connection, files)
             settled = recovery.settle(connection, lease, files, now=self._clock(), point=self._point)
         with read_transaction(self.engine) as connection:
             orphans = recovery.removable_orphans(connection, lease, files)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select, update
 
 from storage import lifecycle
-from storage.errors import CorruptCheckpointError, MissingCheckpointError
+from storage.errors import CorruptCheckpointError, ForeignCheckpointsError, MissingCheckpointError
 from storage.records.runs import Lease, Recovery
 from storage.schema.checkpoints import OPEN_STATES, STORED_STATES, Checkpoint
-from storage.schema.runs import SyncRun
+from storage.schema.runs import LedgerMeta, SyncRun
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -19,6 +19,39 @@ if TYPE_CHECKING:
 
     from storage.checkpoints import CheckpointFiles
     from storage.crash import OnPoint
+
+
+def own(connection: Connection, files: CheckpointFiles) -> None:
+    """Make sure that a folder of checkpoints is this ledger's; one that belongs to nobody becomes so.
+
+    Raises:
+        ForeignCheckpointsError: If it belongs to another ledger.
+    """
+    refuse_foreign(connection, files)
+    if files.owner is None:
+        files.give_to(_ledger_id(connection))
+
+
+def refuse_foreign(connection: Connection, files: CheckpointFiles) -> None:
+    """Refuse a folder of checkpoints that belongs to another ledger.
+
+    A folder from before folders carried an id belongs to the ledger that knows one of its checkpoints.
+
+    Raises:
+        ForeignCheckpointsError: If it does.
+    """
+    owner, mine = files.owner, _ledger_id(connection)
+    if owner is None:
+        found = files.digests()
+        foreign = bool(found) and set(connection.scalars(select(Checkpoint.digest))).isdisjoint(found)
+    else:
+        foreign = owner != mine
+    if foreign:
+        raise ForeignCheckpointsError(str(files.root), owner, mine)
+
+
+def _ledger_id(connection: Connection) -> str:
+    return connection.scalars(select(LedgerMeta.value).where(LedgerMeta.name == "id")).one()
 
 
 def settle(

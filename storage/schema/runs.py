@@ -13,7 +13,7 @@ from storage.types import Key
 
 
 class LedgerMeta(Base):
-    """What the ledger remembers about itself: which version of the views stands."""
+    """What the ledger remembers about itself: its id, and which version of the views stands."""
 
     __tablename__ = "ledger_meta"
     __table_args__ = (STRICT,)

@@ -155,7 +155,8 @@ def test_a_documented_command_runs(command, homes, records, tmp_path, monkeypatc
 
 def _first(home):
     """The checkpoint of the first night."""
-    return min((home / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime).name[:8]
+    folders = [path for path in (home / "checkpoints").iterdir() if path.is_dir()]
+    return min(folders, key=lambda path: path.stat().st_mtime).name[:8]
 
 
 def _edited():
