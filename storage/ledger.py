@@ -252,8 +252,9 @@ class Ledger(LedgerReader):
             run: The run.
             changes: Decisions, `unchanged` ones included (they are counted, and settle what waited).
             requests: The edits that are owed.
-            reviewed: Groups that were looked at; those of the changes and requests are added. Their review
-                marks are cleared, and pending requests in them that are not in `requests` are withdrawn.
+            reviewed: Groups that were looked at; those of the changes and requests are added. Pending
+                requests in them that are not in `requests` are withdrawn, and their review marks are cleared,
+                except where an open checkpoint carries a request: its decision asks for another look.
 
         Returns:
             What it did.

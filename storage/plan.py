@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, delete, insert, select, tuple_, update
+from sqlalchemy import Row, delete, exists, insert, select, tuple_, update
 
 from storage.batching import batches
 from storage.database import insert_or_ignore
@@ -17,7 +17,7 @@ from storage.held_back import write_held_back
 from storage.queue import write_requests
 from storage.recording import EDITING, Recording
 from storage.records.planned import ChangeRow, EditRequestRow, PlanReport
-from storage.schema.planned import Change, DesiredFact
+from storage.schema.planned import Change, DesiredFact, EditRequest, Fact
 from storage.schema.pulled import Review
 from storage.schema.runs import SyncRun
 from storage.scopes import ensure_facts, scope
@@ -60,12 +60,7 @@ def record_plan(
     point("record_plan.changes")
     write_requests(plan, requests, change_ids, pairs)
     point("record_plan.requests")
-    for part in batches(pairs):
-        connection.execute(
-            delete(Review).where(
-                Review.model_id == model_id, tuple_(Review.subject, Review.property).in_(part)
-            )
-        )
+    _clear_marks(plan, pairs)
     return PlanReport(
         changes=dict(Counter(row.kind for row in changes)),
         queued=plan.counts["queued"],
@@ -74,6 +69,29 @@ def record_plan(
         held_back=plan.counts["held_back"],
         released=plan.counts["released"],
     )
+
+
+def _clear_marks(plan: Recording, pairs: Sequence[Pair]) -> None:
+    """Clear the marks of the reviewed groups, except where an open checkpoint carries a request.
+
+    That request was wished before what marked the group was read. It cannot be withdrawn: once the checkpoint
+    is decided about, the model or the queue holds it, and only another look at the group takes it out again.
+    """
+    carried = exists().where(
+        EditRequest.model_id == plan.model_id,
+        EditRequest.state == "claimed",
+        EditRequest.fact_id == Fact.id,
+        Fact.subject == Review.subject,
+        Fact.property == Review.property,
+    )
+    for part in batches(pairs):
+        plan.connection.execute(
+            delete(Review).where(
+                Review.model_id == plan.model_id,
+                tuple_(Review.subject, Review.property).in_(part),
+                ~carried,
+            )
+        )
 
 
 def _write_changes(plan: Recording, changes: Sequence[ChangeRow]) -> dict[int, int]:

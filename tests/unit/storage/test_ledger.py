@@ -67,6 +67,26 @@ def test_a_value_that_comes_back_before_it_was_edited_is_owed_no_more(
     assert steps.held(ledger) == world.values
 
 
+@pytest.mark.parametrize("verdict", ["promote", "reject"])
+def test_a_wish_withdrawn_while_its_candidate_waits_does_not_stay(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World, verdict: str
+) -> None:
+    steps.sync(ledger, files, world, 1)
+    world.set("Q1", "P6", "Q666")
+    candidate = steps.sync(ledger, files, world, 2, verdict="leave")["checkpoint"]
+    assert candidate is not None
+    world.set("Q1", "P6", "Q101")
+    steps.sync(ledger, files, world, 3)
+    with ledger.writer(steps.MODEL, holder="a person") as lease:
+        if verdict == "promote":
+            ledger.promote(lease, candidate, reason="looks good")
+        else:
+            ledger.reject(lease, candidate, reason="looks odd")
+    steps.sync(ledger, files, world, 4)
+    assert steps.held(ledger) == world.values
+    assert ledger.status(ledger.model(steps.MODEL)).to_review == 0
+
+
 def test_a_deleted_statement_is_retracted_and_a_restored_one_learnt_again(
     ledger: Ledger, files: CheckpointFiles, world: steps.World
 ) -> None:
