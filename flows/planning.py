@@ -55,14 +55,14 @@ class Plan:
         changes: one a fact, `unchanged` ones included.
         labels: the text of each item and each other value, by canonical text.
         burst: the burst guard's verdict; when it stops, the edits are held back instead.
-        reviewed: the (subject, property) groups that were decided.
+        reviewed: the (subject, property) groups that were decided, with the marks they had.
         holders: who holds a fact's old value, where that is an item merged into the fact's subject.
     """
 
     changes: tuple[Change, ...]
     labels: Mapping[str, str]
     burst: BurstVerdict
-    reviewed: tuple[Pair, ...]
+    reviewed: Mapping[Pair, int]
     holders: Mapping[Scope, str]
 
     @property
@@ -109,8 +109,8 @@ def make_plan(
     burst = guard(planned, held_per_relation, trust)
     if burst.stop and not burst_approved:
         planned = [_held_for_burst(change, burst) for change in planned]
-    pairs = tuple((group.subject, group.property) for group in known)
-    return Plan(tuple(planned), _texts(planned, labels, relations), burst, pairs, holders)
+    marks = {(group.subject, group.property): group.marks for group in known}
+    return Plan(tuple(planned), _texts(planned, labels, relations), burst, marks, holders)
 
 
 def _texts(planned: Sequence[Change], labels: Mapping[str, Label], relations: Relations) -> dict[str, str]:

@@ -145,12 +145,14 @@ WHERE d.guid IS NULL AND (n.revision IS NULL OR n.revision >= d.old_revision)
 
 CLOSE_GONE = _CLOSE.format(ending="deleted", ids="SELECT id FROM in_gone ORDER BY 1")
 
+# A mark that stands already is counted up: a plan that read the group before this news must not clear it.
 _TOUCH = """
 INSERT INTO review (model_id, subject, property, marked_at)
 SELECT m.id, t.subject, t.property, :now
 FROM ({groups}) t, model m
 ORDER BY m.id, t.subject, t.property
-ON CONFLICT (model_id, subject, property) DO NOTHING
+ON CONFLICT (model_id, subject, property)
+DO UPDATE SET marks = review.marks + 1, marked_at = excluded.marked_at
 """
 TOUCH_CHANGED = _TOUCH.format(
     groups="""

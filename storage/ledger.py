@@ -24,7 +24,7 @@ from storage.lock import exclusive
 from storage.reader import LedgerReader
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
@@ -243,7 +243,7 @@ class Ledger(LedgerReader):
         changes: Sequence[ChangeRow],
         requests: Sequence[EditRequestRow],
         *,
-        reviewed: Iterable[Pair] = (),
+        reviewed: Mapping[Pair, int],
     ) -> PlanReport:
         """Record what was decided about some groups; in one transaction, twice is once.
 
@@ -252,9 +252,10 @@ class Ledger(LedgerReader):
             run: The run.
             changes: Decisions, `unchanged` ones included (they are counted, and settle what waited).
             requests: The edits that are owed.
-            reviewed: Groups that were looked at; those of the changes and requests are added. Pending
-                requests in them that are not in `requests` are withdrawn, and their review marks are cleared,
+            reviewed: Groups that were looked at, with their marks (`Group.marks`). These marks are cleared,
                 except where an open checkpoint carries a request: its decision asks for another look.
+                Pending requests of these groups, and of those of the changes, are withdrawn unless they are
+                among `requests`.
 
         Returns:
             What it did.

@@ -23,7 +23,7 @@ from storage.schema.runs import SyncRun
 from storage.scopes import ensure_facts, scope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
@@ -40,7 +40,7 @@ def record_plan(
     now: datetime,
     changes: Sequence[ChangeRow],
     requests: Sequence[EditRequestRow],
-    reviewed: Iterable[Pair],
+    reviewed: Mapping[Pair, int],
     point: OnPoint,
 ) -> PlanReport:
     """Record a plan, or a part of one; see the module and `Ledger.record_plan`.
@@ -60,7 +60,7 @@ def record_plan(
     point("record_plan.changes")
     write_requests(plan, requests, change_ids, pairs)
     point("record_plan.requests")
-    _clear_marks(plan, pairs)
+    _clear_marks(plan, reviewed)
     return PlanReport(
         changes=dict(Counter(row.kind for row in changes)),
         queued=plan.counts["queued"],
@@ -71,11 +71,12 @@ def record_plan(
     )
 
 
-def _clear_marks(plan: Recording, pairs: Sequence[Pair]) -> None:
-    """Clear the marks of the reviewed groups, except where an open checkpoint carries a request.
+def _clear_marks(plan: Recording, reviewed: Mapping[Pair, int]) -> None:
+    """Clear the marks that were seen; what another model's writer read since then stays marked.
 
-    That request was wished before what marked the group was read. It cannot be withdrawn: once the checkpoint
-    is decided about, the model or the queue holds it, and only another look at the group takes it out again.
+    Marks also stay where an open checkpoint carries a request. It was wished before what marked the group was
+    read, and cannot be withdrawn: once the checkpoint is decided about, the model or the queue holds it, and
+    only another look at the group takes it out again.
     """
     carried = exists().where(
         EditRequest.model_id == plan.model_id,
@@ -84,12 +85,21 @@ def _clear_marks(plan: Recording, pairs: Sequence[Pair]) -> None:
         Fact.subject == Review.subject,
         Fact.property == Review.property,
     )
-    for part in batches(pairs):
+    seen = sorted((*pair, marks) for pair, marks in reviewed.items())
+    for part in batches(seen, 200):
+        # A row that another writer holds is being marked again: neither wait for it nor clear it.
+        clearable = (
+            select(Review.subject, Review.property)
+            .where(
+                Review.model_id == plan.model_id,
+                tuple_(Review.subject, Review.property, Review.marks).in_(part),
+                ~carried,
+            )
+            .with_for_update(skip_locked=True)
+        )
         plan.connection.execute(
             delete(Review).where(
-                Review.model_id == plan.model_id,
-                tuple_(Review.subject, Review.property).in_(part),
-                ~carried,
+                Review.model_id == plan.model_id, tuple_(Review.subject, Review.property).in_(clearable)
             )
         )
 

@@ -144,7 +144,7 @@ class LedgerReader:
 
         Args:
             run: The run; its model's groups are meant.
-            page_size: Groups a page; each page is one short read of five queries.
+            page_size: Groups a page; each page is one short read of six queries.
         """
         with read_transaction(self.engine) as connection:
             model_id = connection.scalars(select(SyncRun.model_id).where(SyncRun.id == run)).one()

@@ -1,6 +1,6 @@
 """What the plan step reads: groups that changed, and groups in which something waits, a page at a time.
 
-Five queries a page, however many groups it holds.
+Six queries a page, however many groups it holds.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ def _fill(connection: Connection, model_id: int, page: Sequence[Pair]) -> list[G
         row.value for rows in statements.values() for row in rows if row.value_kind == "item"
     }
     entities = entity_rows(connection, wanted)
+    marks = _marks(connection, model_id, page)
     return [
         Group(
             subject=subject,
@@ -109,9 +110,20 @@ def _fill(connection: Connection, model_id: int, page: Sequence[Pair]) -> list[G
                 for row in statements.get((subject, prop), ())
                 if row.value_kind == "item" and row.value in entities
             },
+            marks=marks.get((subject, prop), 0),
         )
         for subject, prop in page
     ]
+
+
+def _marks(connection: Connection, model_id: int, page: Sequence[Pair]) -> dict[Pair, int]:
+    found: dict[Pair, int] = {}
+    for part in batches(page):
+        query = select(Review).where(
+            Review.model_id == model_id, tuple_(Review.subject, Review.property).in_(part)
+        )
+        found.update({(row.subject, row.property): row.marks for row in connection.execute(query)})
+    return found
 
 
 def _subjects(page: Iterable[Pair]) -> set[str]:

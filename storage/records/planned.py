@@ -26,6 +26,7 @@ class Group:
         held: What the model holds for this group.
         pending: What is held back for this group.
         labels: The items among the values, as known.
+        marks: How often it was marked for review since a plan last cleared it.
     """
 
     subject: str
@@ -35,6 +36,7 @@ class Group:
     held: tuple[HeldRow, ...]
     pending: tuple[PendingRow, ...]
     labels: Mapping[str, EntityRow]
+    marks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,10 @@ class Statement(Base):
 
 
 class Review(Base):
-    """A (subject, property) of which something changed and that no plan has looked at since."""
+    """A (subject, property) of which something changed and that no plan has looked at since.
+
+    The marks are counted, so that a plan clears those it has seen and none that came after it had read.
+    """
 
     __tablename__ = "review"
     __table_args__ = (STRICT,)
@@ -88,4 +91,5 @@ class Review(Base):
     model_id: Mapped[int] = mapped_column(Key, ForeignKey("model.id"), primary_key=True)
     subject: Mapped[str] = mapped_column(primary_key=True)
     property: Mapped[str] = mapped_column(primary_key=True)
+    marks: Mapped[int] = mapped_column(server_default="1")
     marked_at: Mapped[datetime]

@@ -1,4 +1,4 @@
-"""Give the ledger an id, which its folder of checkpoints carries too."""
+"""Give the ledger an id, which its folder of checkpoints carries too; count the marks of a review."""
 
 from __future__ import annotations
 
@@ -16,3 +16,4 @@ depends_on = None
 def upgrade() -> None:
     meta = sa.table("ledger_meta", sa.column("name", sa.Text), sa.column("value", sa.Text))
     op.bulk_insert(meta, [{"name": "id", "value": uuid.uuid4().hex}])
+    op.add_column("review", sa.Column("marks", sa.Integer(), server_default="1", nullable=False))

@@ -19,9 +19,13 @@ from storage.records.runs import Lease
 from tests.unit.storage import steps
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sqlalchemy import Connection
 
     from storage.checkpoints import CheckpointFiles
+    from storage.records.planned import Group
+    from tests.unit.storage.databases import Postgres
 
 
 def open_again(ledger: Ledger, **options: float) -> Ledger:
@@ -111,7 +115,7 @@ def test_a_sleeper_that_wakes_up_late_writes_nothing(
             lambda: ledger.recover(stale, files),
             lambda: ledger.begin_run(stale, "sync", reference_time=steps.night(3)),
             lambda: steps.ingest(ledger, stale, run, world, 3),
-            lambda: ledger.record_plan(stale, run, [], []),
+            lambda: ledger.record_plan(stale, run, [], [], reviewed={}),
             lambda: ledger.begin_checkpoint(stale, run, [], algorithm="memit", settings={}),
             lambda: ledger.promote(stale, checkpoint, reason="mine"),
             lambda: ledger.reject(stale, checkpoint, reason="mine"),
@@ -186,6 +190,66 @@ def test_writers_of_two_models_take_turns_and_both_finish(ledger: Ledger, files:
     rows = ledger.query("SELECT count(*), min(revision) FROM statement WHERE seen_to IS NULL").rows
     assert rows == ((20, 15),)
     assert [ledger.cursor(name) for name in ("one", "two")] == [steps.night(14)] * 2
+
+
+def read_by_another(ledger: Ledger, world: steps.World, number: int) -> None:
+    """The night of a second model, as far as it concerns the first: it ingests the world."""
+    with ledger.writer("other", holder="the other's night") as lease:
+        run = ledger.begin_run(lease, "sync", reference_time=steps.night(number))
+        steps.ingest(ledger, lease, run, world, number)
+
+
+def marks_of(groups: Iterable[Group]) -> dict[tuple[str, str], int]:
+    return {(group.subject, group.property): group.marks for group in groups}
+
+
+def test_what_another_model_reads_while_a_plan_is_made_stays_to_review(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    ledger.ensure_model("other", "local", steps.BASE)
+    ledger.ensure_model(steps.MODEL, "local", steps.BASE)
+    with ledger.writer(steps.MODEL, holder="test") as lease:
+        run = ledger.begin_run(lease, "sync", reference_time=steps.night(1))
+        steps.ingest(ledger, lease, run, world, 1)
+        groups = list(ledger.groups_to_review(run))
+        decided = [steps.decide(group) for group in groups]
+        world.set("Q1", "P6", "Q999")
+        read_by_another(ledger, world, 2)
+        ledger.record_plan(
+            lease,
+            run,
+            [change for changes, _ in decided for change in changes],
+            [request for _, requests in decided for request in requests],
+            reviewed=marks_of(groups),
+        )
+        assert [(group.subject, group.property) for group in ledger.groups_to_review(run)] == [("Q1", "P6")]
+    steps.sync(ledger, files, world, 2)
+    assert steps.held(ledger) == world.values
+    assert ledger.status(ledger.model(steps.MODEL)).to_review == 0
+
+
+def test_a_plan_waits_for_no_other_models_news_and_clears_none(
+    postgres: Postgres, world: steps.World
+) -> None:
+    """The plan is recorded while the other's pull has marked the group and is not committed yet."""
+    url = postgres.make()
+    with Ledger.open(url, busy_timeout_s=0.5) as ledger:
+        ledger.ensure_model("other", "local", steps.BASE)
+        ledger.ensure_model(steps.MODEL, "local", steps.BASE)
+        with ledger.writer(steps.MODEL, holder="test") as lease:
+            run = ledger.begin_run(lease, "sync", reference_time=steps.night(1))
+            steps.ingest(ledger, lease, run, world, 1)
+            seen = marks_of(ledger.groups_to_review(run))
+
+            def record(name: str) -> None:
+                if name == "ingest.before_commit":
+                    ledger.record_plan(lease, run, [], [], reviewed=seen)
+
+            world.set("Q1", "P6", "Q999")
+            with Ledger.open(url, on_point=record) as other:
+                read_by_another(other, world, 2)
+            assert list(marks_of(ledger.groups_to_review(run))) == [("Q1", "P6")]
+    postgres.drop(url)
 
 
 def test_a_reader_keeps_its_state_and_never_blocks_the_writer(

@@ -145,12 +145,12 @@ def plan(ledger: Ledger, lease: Lease, run: int) -> None:
     """Plan all groups to review."""
     changes: list[ChangeRow] = []
     requests: list[EditRequestRow] = []
-    reviewed = []
+    reviewed = {}
     for group in ledger.groups_to_review(run, page_size=3):
         some, wishes = decide(group)
         changes += some
         requests += wishes
-        reviewed.append((group.subject, group.property))
+        reviewed[group.subject, group.property] = group.marks
     ledger.record_plan(lease, run, changes, requests, reviewed=reviewed)
 
 

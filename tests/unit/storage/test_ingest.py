@@ -60,9 +60,10 @@ class Pull:
 
     def touched(self) -> list[tuple[str, str]]:
         """Groups marked; recording an empty plan clears the marks."""
-        pairs = [(group.subject, group.property) for group in self.ledger.groups_to_review(self.run)]
-        self.ledger.record_plan(self.lease, self.run, [], [], reviewed=pairs)
-        return pairs
+        groups = self.ledger.groups_to_review(self.run)
+        marks = {(group.subject, group.property): group.marks for group in groups}
+        self.ledger.record_plan(self.lease, self.run, [], [], reviewed=marks)
+        return list(marks)
 
     def current(self) -> dict[str, tuple[str, int]]:
         rows = self.ledger.query("SELECT guid, value, revision FROM statement WHERE seen_to IS NULL").rows

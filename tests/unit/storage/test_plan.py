@@ -14,7 +14,7 @@ from tests.unit.storage import steps
 from tests.unit.storage.steps import night, statement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from storage.checkpoints import CheckpointFiles
     from storage.ledger import Ledger
@@ -47,12 +47,21 @@ class Desk:
             pulled_groups=[("Q1", "P6")],
         )
 
+    def record(
+        self, run: int, changes: Sequence[ChangeRow], requests: Sequence[EditRequestRow] = ()
+    ) -> PlanReport:
+        """Record a plan that looked at the one group just now."""
+        (group,) = self.ledger.groups(self.lease.model, [("Q1", "P6")])
+        return self.ledger.record_plan(
+            self.lease, run, changes, requests, reviewed={("Q1", "P6"): group.marks}
+        )
+
     def wish(self, value: str, revision: int, run: int) -> PlanReport:
         self.see(value, revision, run)
-        return self.ledger.record_plan(self.lease, run, [change("insert", value)], [request(value, revision)])
+        return self.record(run, [change("insert", value)], [request(value, revision)])
 
     def hold(self, value: str | None, run: int, kind: str = "quarantine") -> PlanReport:
-        return self.ledger.record_plan(self.lease, run, [change(kind, value)], [])
+        return self.record(run, [change(kind, value)])
 
     def owed(self) -> list[tuple[str | None, int]]:
         return [(row.value, row.sources[0][1]) for row in self.ledger.owed(self.lease.model)]
@@ -107,7 +116,7 @@ def test_a_wish_that_is_wished_no_more_is_withdrawn(desk: Desk) -> None:
     desk.wish("Q10", 1, desk.night())
     run = desk.night()
     desk.see(None, 2, run)
-    report = desk.ledger.record_plan(desk.lease, run, [], [], reviewed=[("Q1", "P6")])
+    report = desk.record(run, [])
     assert (report.superseded, desk.owed()) == (1, [])
 
 
@@ -119,7 +128,7 @@ def test_a_wish_that_is_held_back_now_is_withdrawn(desk: Desk) -> None:
 
 def test_a_request_rests_on_statements_that_were_ingested(desk: Desk) -> None:
     with pytest.raises(UnknownStatementError):
-        desk.ledger.record_plan(desk.lease, desk.night(), [], [request("Q10", 1)])
+        desk.record(desk.night(), [], [request("Q10", 1)])
     assert desk.owed() == []
 
 
@@ -128,7 +137,7 @@ def test_a_retraction_may_rest_on_a_statement_that_is_gone(desk: Desk) -> None:
     run = desk.night()
     desk.see(None, 2, run)
     gone = EditRequestRow("Q1", "P6", "", "retract", "One", "", (), sources=(("Q1$P6", 1),))
-    desk.ledger.record_plan(desk.lease, run, [change("retract", None)], [gone])
+    desk.record(run, [change("retract", None)], [gone])
     assert desk.ledger.owed(desk.lease.model)[0].sources == (("Q1$P6", 1),)
 
 
@@ -156,7 +165,7 @@ def test_what_waited_is_released_or_withdrawn(desk: Desk) -> None:
     desk.hold("Q10", desk.night())
     assert desk.wish("Q10", 1, desk.night()).released == 1
     desk.hold("Q12", desk.night())
-    desk.ledger.record_plan(desk.lease, desk.night(), [change("unchanged", "Q10")], [])
+    desk.record(desk.night(), [change("unchanged", "Q10")])
     resolutions = desk.ledger.query("SELECT value, resolution FROM quarantine ORDER BY quarantine_id").rows
     assert list(resolutions) == [("Q10", "released"), ("Q12", "withdrawn")]
     assert desk.ledger.pending(desk.lease.model) == []
@@ -174,10 +183,10 @@ def test_what_waits_is_reviewed_every_night_and_carries_a_persons_word(desk: Des
 def test_desired_facts_keep_both_times(desk: Desk) -> None:
     changed = replace(change("insert", "Q10"), valid_from="2025-12-08")
     desk.see("Q10", 1, desk.night())
-    desk.ledger.record_plan(desk.lease, 1, [changed], [])
-    desk.ledger.record_plan(desk.lease, desk.night(), [changed], [])
-    desk.ledger.record_plan(desk.lease, desk.night(), [replace(changed, kind="replace", new_value="Q11")], [])
-    desk.ledger.record_plan(desk.lease, desk.night(), [change("retract", None)], [])
+    desk.record(1, [changed])
+    desk.record(desk.night(), [changed])
+    desk.record(desk.night(), [replace(changed, kind="replace", new_value="Q11")])
+    desk.record(desk.night(), [change("retract", None)])
     rows = desk.ledger.query("SELECT value, valid_from, known_to IS NULL FROM desired_fact ORDER BY id").rows
     assert [(value, since, bool(standing)) for value, since, standing in rows] == [
         ("Q10", "2025-12-08", False),
@@ -237,7 +246,7 @@ def test_a_value_that_went_is_remembered_after_its_hold_was_settled(desk: Desk) 
     run = desk.night()
     desk.see("Q11", 2, run)
     # Tonight nothing waits: what waited is settled.
-    desk.ledger.record_plan(desk.lease, run, [change("unchanged", "Q11")], [])
+    desk.record(run, [change("unchanged", "Q11")])
     run = desk.night()
     desk.see("Q10", 3, run)
     desk.hold("Q10", run)
