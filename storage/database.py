@@ -117,7 +117,9 @@ def make_reader(url: URL, *, statement_timeout_s: float) -> Engine:
         return create_engine("sqlite://", creator=connect, poolclass=NullPool)
     timeout_ms = int(statement_timeout_s * 1000)
     options = f"-c default_transaction_read_only=on -c statement_timeout={timeout_ms} -c timezone=UTC"
-    return create_engine(url, poolclass=NullPool, connect_args={"options": options})
+    # A prepared statement is one statement: nothing can end the read-only transaction and go on after it.
+    connect_args = {"options": options, "prepare_threshold": 0}
+    return create_engine(url, poolclass=NullPool, connect_args=connect_args)
 
 
 def _listen_sqlite(engine: Engine, *, busy_timeout_s: float, foreign_keys: bool) -> None:

@@ -191,6 +191,8 @@ def test_datasette_answers_a_canned_query_on_the_live_file(told: Ledger, dataset
         "DROP VIEW live_facts",
         "CREATE TABLE mine (a integer)",
         "SELECT 1; DELETE FROM edit",
+        "SELECT 1; COMMIT; BEGIN READ WRITE; UPDATE model SET base_ref = 'mine'; COMMIT",
+        "COMMIT; UPDATE model SET base_ref = 'mine'",
         "SELEC 1",
         "SELECT nothing FROM live_facts",
         "SELECT :missing",
@@ -199,7 +201,14 @@ def test_datasette_answers_a_canned_query_on_the_live_file(told: Ledger, dataset
 def test_the_shell_only_reads(told: Ledger, sql: str) -> None:
     with pytest.raises(QueryRefusedError):
         told.query(sql)
-    assert len(told.live_facts(told.model(steps.MODEL))) == 4
+    model = told.model(steps.MODEL)
+    assert (len(told.live_facts(model)), model.base_ref) == (4, "local")
+
+
+def test_the_shell_explains_a_query(told: Ledger) -> None:
+    assert told.query(
+        "EXPLAIN SELECT target FROM live_facts WHERE subject = :subject", {"subject": "Q1"}
+    ).rows
 
 
 def test_the_shell_says_when_there_is_more(told: Ledger) -> None:
