@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from storage import head, held_back, ingest, lifecycle, plan, queue, recovery, retention, runs
+from storage import head, held_back, ingest, lifecycle, plan, recovery, retention, runs
 from storage.database import reading as read_transaction
 from storage.database import writing
 from storage.errors import LedgerError
@@ -274,15 +274,6 @@ class Ledger(LedgerReader):
                 reviewed=reviewed,
                 point=self._point,
             )
-
-    def retry(self, lease: Lease, request_ids: Collection[int] | None = None) -> int:
-        """Put failed requests back into the queue, some or all; one that a newer wish overtook stays.
-
-        Returns:
-            How many.
-        """
-        with self._step("retry", lease) as connection:
-            return queue.retry(connection, lease.model.id, request_ids, now=self._clock())
 
     def decide(self, lease: Lease, pending_id: int, decision: str, *, by: str) -> bool:
         """Approve or block something that is held back; the next plan sees the decision.

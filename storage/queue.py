@@ -290,34 +290,3 @@ def requeue(connection: Connection, checkpoint: int, *, now: datetime, attempt: 
         .values(state="pending", checkpoint_id=None, attempts=EditRequest.attempts + attempt, updated_at=now)
     )
     return done.rowcount
-
-
-def retry(
-    connection: Connection, model_id: int, request_ids: Collection[int] | None, *, now: datetime
-) -> int:
-    """Put failed requests back into the queue.
-
-    Args:
-        connection: A writing transaction.
-        model_id: The model.
-        request_ids: Which, or all.
-        now: The time.
-
-    Returns:
-        How many are pending again.
-    """
-    newer = aliased(EditRequest)
-    failed = (
-        EditRequest.model_id == model_id,
-        EditRequest.state == "failed",
-        ~exists().where(
-            newer.model_id == model_id, newer.fact_id == EditRequest.fact_id, newer.id > EditRequest.id
-        ),
-    )
-    statement = update(EditRequest).where(*failed).values(state="pending", checkpoint_id=None, updated_at=now)
-    if request_ids is None:
-        return connection.execute(statement).rowcount
-    return sum(
-        connection.execute(statement.where(EditRequest.id.in_(part))).rowcount
-        for part in batches(sorted(request_ids))
-    )

@@ -121,7 +121,6 @@ def test_a_sleeper_that_wakes_up_late_writes_nothing(
             lambda: ledger.reject(stale, checkpoint, reason="mine"),
             lambda: ledger.rollback(stale, None, reason="mine"),
             lambda: ledger.finish_run(stale, run, "succeeded"),
-            lambda: ledger.retry(stale),
         ):
             with pytest.raises(StaleLeaseError):
                 act()

@@ -16,7 +16,6 @@ from tests.unit.storage.steps import night, statement
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from storage.checkpoints import CheckpointFiles
     from storage.ledger import Ledger
     from storage.records.runs import Lease
 
@@ -204,7 +203,7 @@ def test_a_newer_wish_overtakes_one_that_is_being_tried(desk: Desk) -> None:
     assert desk.states() == [("Q10", "superseded"), ("Q11", "pending")]
 
 
-def test_failed_requests_wait_for_a_person(desk: Desk, files: CheckpointFiles) -> None:
+def test_a_failed_request_is_not_queued_again_by_the_same_wish(desk: Desk) -> None:
     desk.wish("Q10", 1, desk.night())
     run = desk.night(ended=False)
     (tried,) = desk.ledger.owed(desk.lease.model)
@@ -215,8 +214,6 @@ def test_failed_requests_wait_for_a_person(desk: Desk, files: CheckpointFiles) -
     assert desk.owed() == []
     with pytest.raises(CheckpointStateError):
         desk.ledger.begin_checkpoint(desk.lease, run, [tried.id or 0], algorithm="memit", settings={})
-    assert desk.ledger.retry(desk.lease) == 1
-    assert [(row.value, row.attempts) for row in desk.ledger.owed(desk.lease.model)] == [("Q10", 1)]
 
 
 def test_reviewing_many_groups_asks_few_questions(desk: Desk) -> None:
