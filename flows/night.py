@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from editor import delta as deltas
@@ -174,6 +175,7 @@ def plan(
         [planning.change_row(change, made.labels) for change in made.changes],
         planning.requests(made, ws.relations),
         reviewed=made.reviewed,
+        flip_memory=timedelta(hours=ws.settings.trust.flip_memory_hours),
     )
     return made, report
 

@@ -5,7 +5,6 @@ A plan opens it, counts it again at every pull that still says so, and resolves 
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, insert, select, tuple_, update
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from storage.recording import Recording
     from storage.records import Pair
     from storage.records.planned import ChangeRow
-
-_FLIP_MEMORY = timedelta(days=30)
 
 
 def write_held_back(plan: Recording, changes: Sequence[ChangeRow], pairs: Sequence[Pair]) -> None:
@@ -55,7 +52,7 @@ def _came_and_went(plan: Recording, fact: int) -> list[str]:
             HeldBack.fact_id == fact,
             HeldBack.kind == "quarantine",
             HeldBack.resolved_at.is_not(None),
-            HeldBack.last_seen_at >= plan.reference_time - _FLIP_MEMORY,
+            HeldBack.last_seen_at >= plan.reference_time - plan.flip_memory,
         )
     ).all()
     return sorted({row.value or "" for row in rows} | {row.old_value for row in rows if row.old_value})

@@ -25,7 +25,7 @@ from storage.reader import LedgerReader
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from sqlalchemy.engine import Connection
 
@@ -244,6 +244,7 @@ class Ledger(LedgerReader):
         requests: Sequence[EditRequestRow],
         *,
         reviewed: Mapping[Pair, int],
+        flip_memory: timedelta,
     ) -> PlanReport:
         """Record what was decided about some groups; in one transaction, twice is once.
 
@@ -256,6 +257,7 @@ class Ledger(LedgerReader):
                 except where an open checkpoint carries a request: its decision asks for another look.
                 Pending requests of these groups, and of those of the changes, are withdrawn unless they are
                 among `requests`.
+            flip_memory: How long a value that was held back and went is remembered as one that may flip.
 
         Returns:
             What it did.
@@ -272,6 +274,7 @@ class Ledger(LedgerReader):
                 changes=changes,
                 requests=requests,
                 reviewed=reviewed,
+                flip_memory=flip_memory,
                 point=self._point,
             )
 

@@ -24,7 +24,7 @@ from storage.scopes import ensure_facts, scope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from sqlalchemy.engine import Connection
 
@@ -41,6 +41,7 @@ def record_plan(
     changes: Sequence[ChangeRow],
     requests: Sequence[EditRequestRow],
     reviewed: Mapping[Pair, int],
+    flip_memory: timedelta,
     point: OnPoint,
 ) -> PlanReport:
     """Record a plan, or a part of one; see the module and `Ledger.record_plan`.
@@ -49,7 +50,7 @@ def record_plan(
         UnknownStatementError: If a request rests on a statement that was never ingested.
     """
     reference_time = connection.scalars(select(SyncRun.reference_time).where(SyncRun.id == run)).one()
-    plan = Recording(connection, model_id, run, now, reference_time)
+    plan = Recording(connection, model_id, run, now, reference_time, flip_memory)
     spoken_of = [*map(scope, changes), *map(scope, requests)]
     pairs = sorted({*reviewed, *((subject, prop) for subject, prop, _ in spoken_of)})
     scopes = {*(scope(row) for row in changes if row.kind != "unchanged"), *map(scope, requests)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from sqlalchemy.engine import Connection
 
@@ -31,6 +31,7 @@ class Recording:
         run: The run that planned.
         now: The time.
         reference_time: The run's reference time: what makes a pull.
+        flip_memory: How long a value that waited and went is remembered.
         facts: Keys of the facts it speaks of.
         counts: What it did so far, for the report.
     """
@@ -40,5 +41,6 @@ class Recording:
     run: int
     now: datetime
     reference_time: datetime
+    flip_memory: timedelta
     facts: dict[Scope, int] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)

@@ -115,7 +115,7 @@ def test_a_sleeper_that_wakes_up_late_writes_nothing(
             lambda: ledger.recover(stale, files),
             lambda: ledger.begin_run(stale, "sync", reference_time=steps.night(3)),
             lambda: steps.ingest(ledger, stale, run, world, 3),
-            lambda: ledger.record_plan(stale, run, [], [], reviewed={}),
+            lambda: ledger.record_plan(stale, run, [], [], reviewed={}, flip_memory=steps.FLIP_MEMORY),
             lambda: ledger.begin_checkpoint(stale, run, [], algorithm="memit", settings={}),
             lambda: ledger.promote(stale, checkpoint, reason="mine"),
             lambda: ledger.reject(stale, checkpoint, reason="mine"),
@@ -220,6 +220,7 @@ def test_what_another_model_reads_while_a_plan_is_made_stays_to_review(
             [change for changes, _ in decided for change in changes],
             [request for _, requests in decided for request in requests],
             reviewed=marks_of(groups),
+            flip_memory=steps.FLIP_MEMORY,
         )
         assert [(group.subject, group.property) for group in ledger.groups_to_review(run)] == [("Q1", "P6")]
     steps.sync(ledger, files, world, 2)
@@ -242,7 +243,7 @@ def test_a_plan_waits_for_no_other_models_news_and_clears_none(
 
             def record(name: str) -> None:
                 if name == "ingest.before_commit":
-                    ledger.record_plan(lease, run, [], [], reviewed=seen)
+                    ledger.record_plan(lease, run, [], [], reviewed=seen, flip_memory=steps.FLIP_MEMORY)
 
             world.set("Q1", "P6", "Q999")
             with Ledger.open(url, on_point=record) as other:

@@ -70,7 +70,7 @@ def told(ledger: Ledger, files: CheckpointFiles) -> Ledger:
         waits = ChangeRow(
             "quarantine", "Q9", "P6", reason="hold: seen once", new_value="Q1", new_label="label Q1"
         )
-        ledger.record_plan(lease, run, [waits], [], reviewed={})
+        ledger.record_plan(lease, run, [waits], [], reviewed={}, flip_memory=steps.FLIP_MEMORY)
         owed = ledger.owed(lease.model)
         intent = ledger.begin_checkpoint(
             lease, run, [r.id or 0 for r in owed], algorithm="memit", settings={}

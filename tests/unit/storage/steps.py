@@ -26,6 +26,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 SOURCE = "wikidata"
 MODEL = "tiny"
 BASE = "b" * 64
+FLIP_MEMORY = timedelta(days=30)
 
 
 def night(number: int) -> datetime:
@@ -151,7 +152,7 @@ def plan(ledger: Ledger, lease: Lease, run: int) -> None:
         changes += some
         requests += wishes
         reviewed[group.subject, group.property] = group.marks
-    ledger.record_plan(lease, run, changes, requests, reviewed=reviewed)
+    ledger.record_plan(lease, run, changes, requests, reviewed=reviewed, flip_memory=FLIP_MEMORY)
 
 
 def delta(requests: Iterable[EditRequestRow]) -> bytes:

@@ -62,7 +62,7 @@ class Pull:
         """Groups marked; recording an empty plan clears the marks."""
         groups = self.ledger.groups_to_review(self.run)
         marks = {(group.subject, group.property): group.marks for group in groups}
-        self.ledger.record_plan(self.lease, self.run, [], [], reviewed=marks)
+        self.ledger.record_plan(self.lease, self.run, [], [], reviewed=marks, flip_memory=steps.FLIP_MEMORY)
         return list(marks)
 
     def current(self) -> dict[str, tuple[str, int]]:

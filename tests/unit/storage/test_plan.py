@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +28,7 @@ class Desk:
         self.ledger = ledger
         self.lease = lease
         self.number = 0
+        self.flip_memory = steps.FLIP_MEMORY
 
     def night(self, *, ended: bool = True) -> int:
         self.number += 1
@@ -52,7 +54,12 @@ class Desk:
         """Record a plan that looked at the one group just now."""
         (group,) = self.ledger.groups(self.lease.model, [("Q1", "P6")])
         return self.ledger.record_plan(
-            self.lease, run, changes, requests, reviewed={("Q1", "P6"): group.marks}
+            self.lease,
+            run,
+            changes,
+            requests,
+            reviewed={("Q1", "P6"): group.marks},
+            flip_memory=self.flip_memory,
         )
 
     def wish(self, value: str, revision: int, run: int) -> PlanReport:
@@ -236,7 +243,11 @@ def test_reviewing_many_groups_asks_few_questions(desk: Desk) -> None:
     assert len(questions) <= 1 + 4 * 5
 
 
-def test_a_value_that_went_is_remembered_after_its_hold_was_settled(desk: Desk) -> None:
+@pytest.mark.parametrize(("memory_days", "remembered"), [(2, ("Q10",)), (1, ())])
+def test_a_value_that_went_is_remembered_after_its_hold_was_settled(
+    desk: Desk, memory_days: int, remembered: tuple[str, ...]
+) -> None:
+    desk.flip_memory = timedelta(days=memory_days)
     run = desk.night()
     desk.see("Q10", 1, run)
     desk.hold("Q10", run)
@@ -248,4 +259,4 @@ def test_a_value_that_went_is_remembered_after_its_hold_was_settled(desk: Desk) 
     desk.see("Q10", 3, run)
     desk.hold("Q10", run)
     (pending,) = desk.ledger.pending(desk.lease.model)
-    assert pending.previous_values == ("Q10",)
+    assert pending.previous_values == remembered
