@@ -137,7 +137,7 @@ class EditRequest(Base):
     model_id: Mapped[int] = foreign_key("model.id")
     fact_id: Mapped[int] = foreign_key("fact.id", index=True)
     run_id: Mapped[int] = foreign_key("sync_run.id", index=True)
-    change_id: Mapped[int | None] = foreign_key("change.id")
+    change_id: Mapped[int | None] = foreign_key("change.id", index=True)
     checkpoint_id: Mapped[int | None] = foreign_key("checkpoint.id")
     idem_key: Mapped[str]
     op: Mapped[str]

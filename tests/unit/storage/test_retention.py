@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import inspect
 
 from storage import doctor
+from storage.database import reading
 from storage.errors import DiskFullError, LedgerUrlError
 from storage.ledger import Ledger
 from storage.retention import Pruned
+from storage.schema.checkpoints import RecallCheck
+from storage.schema.planned import Change
+from storage.schema.pulled import Statement
 from tests.integration.storage.killing import in_child
 from tests.integration.storage.test_faults import limit_files
 from tests.unit.storage import steps
@@ -90,6 +95,25 @@ def test_only_what_is_old_and_backs_nothing_goes(old: Ledger, files: CheckpointF
         standing = "SELECT count(*) FROM statement WHERE guid LIKE 'Q77%'"
         assert old.query(standing).rows == ((1,),)
     old.close()
+
+
+@pytest.mark.parametrize("pruned", [RecallCheck, Statement, Change])
+def test_pruning_scans_no_table_for_each_row_that_goes(
+    ledger: Ledger, pruned: type[RecallCheck | Statement | Change]
+) -> None:
+    """The database looks for rows that name a deleted one: through an index, or through all of them."""
+    with reading(ledger.engine) as connection:
+        found = inspect(connection)
+        for table in found.get_table_names():
+            indexed = {index["column_names"][0] for index in found.get_indexes(table)}
+            indexed |= {found.get_pk_constraint(table)["constrained_columns"][0]}
+            named = [
+                column
+                for key in found.get_foreign_keys(table)
+                if key["referred_table"] == pruned.__tablename__
+                for column in key["constrained_columns"]
+            ]
+            assert set(named) <= indexed, table
 
 
 def test_an_archive_is_a_whole_ledger(old: Ledger, files: CheckpointFiles, tmp_path: Path) -> None:
