@@ -54,9 +54,8 @@ def ingest(
     """
     if cursor_to is not None and lag_at is not None and cursor_to > lag_at:
         raise CursorPastLagError(source, cursor_to, lag_at)
+    take_turn(connection)
     if connection.dialect.name == "postgresql":
-        # Models share the statements: their writers take turns here.
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _INGEST_LOCK})
         # A night fits in memory when hashed; the default of 4 MB would write it to disk and read it again.
         connection.exec_driver_sql("SET LOCAL work_mem = '128MB'")
     incoming = _stage(connection, entities, statements, pulled_groups)
@@ -68,6 +67,12 @@ def ingest(
         connection.execute(_typed(sql.MOVE_CURSOR), bound)
     staging.drop(connection, *sql.TABLES)
     return report
+
+
+def take_turn(connection: Connection) -> None:
+    """Wait until no other writer ingests: the models share the statements and mark each other's reviews."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _INGEST_LOCK})
 
 
 def _stage(

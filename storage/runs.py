@@ -9,6 +9,7 @@ from sqlalchemy import insert, select, update
 from storage import reading, review
 from storage.database import insert_or_ignore
 from storage.errors import LockHeldError, ModelMismatchError, StaleLeaseError, UnknownModelError
+from storage.ingest import take_turn
 from storage.records.runs import Lease, Model
 from storage.schema.runs import Model as ModelTable
 from storage.schema.runs import SyncRun
@@ -28,6 +29,9 @@ def ensure_model(connection: Connection, name: str, base_ref: str, base_digest: 
         ModelMismatchError: If the name stands for another base.
     """
     known = {model.name for model in reading.models(connection)}
+    if name not in known:
+        # A pull under way would neither mark its news for this model nor show them to it.
+        take_turn(connection)
     connection.execute(
         insert_or_ignore(connection, ModelTable).values(
             name=name, base_ref=base_ref, base_digest=base_digest, lock_epoch=0, created_at=now

@@ -252,6 +252,26 @@ def test_a_plan_waits_for_no_other_models_news_and_clears_none(
     postgres.drop(url)
 
 
+def test_a_model_registered_during_a_pull_reviews_what_the_pull_brings(
+    postgres: Postgres, world: steps.World
+) -> None:
+    url = postgres.make()
+    with Ledger.open(url) as ledger:
+        ledger.ensure_model("other", "local", steps.BASE)
+        register = threading.Thread(target=lambda: ledger.ensure_model(steps.MODEL, "local", steps.BASE))
+
+        def begin(name: str) -> None:
+            if name == "ingest.before_commit":
+                register.start()
+                register.join(1)  # it waits for the commit, which this call holds up
+
+        with Ledger.open(url, on_point=begin) as other:
+            read_by_another(other, world, 1)
+        register.join()
+        assert ledger.status(ledger.model(steps.MODEL)).to_review == len(world.values)
+    postgres.drop(url)
+
+
 def test_a_reader_keeps_its_state_and_never_blocks_the_writer(
     ledger: Ledger, files: CheckpointFiles, world: steps.World
 ) -> None:
