@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from datetime import datetime  # noqa: TC003 - pydantic reads the annotation at run time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -19,6 +19,8 @@ from kb.endpoint import Layout
 from kb.errors import BadTermError
 from kb.model import entity_id
 from kb.trust import Trust
+
+S = TypeVar("S", bound=BaseSettings)
 
 EMBEDDED = "embedded"
 """The value of `endpoint` that means: the local store under the home folder."""
@@ -175,14 +177,9 @@ class Settings(BaseSettings):
             SettingsError: a variable has a value that does not fit; the message names it.
         """
         root = (home or Path(os.environ.get("FACTSYNC_HOME", ".factsync"))).expanduser().absolute()
-        try:
-            return cls(_env_file=root / "factsync.env", home=root)  # type: ignore[call-arg]
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = "FACTSYNC_" + "_".join(str(part) for part in first["loc"]).upper()
-            raise SettingsError(
-                f"{name}: {first['msg']}. `factsync settings` lists what each one takes."
-            ) from error
+        file = root / "factsync.env"
+        # Settings of another prefix do not inherit the file: the gates read it for themselves.
+        return _read(cls, file, home=root, gates=_read(GateThresholds, file))
 
     @property
     def resolved_ledger_url(self) -> str:
@@ -247,3 +244,14 @@ class Settings(BaseSettings):
     def prefect_dir(self) -> Path:
         """Prefect's own database and logs."""
         return self.home / "prefect"
+
+
+def _read(kind: type[S], file: Path, **given: Any) -> S:  # noqa: ANN401  fields of the kind
+    try:
+        return kind(_env_file=file, **given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = kind.model_config["env_prefix"] + "_".join(str(part) for part in first["loc"]).upper()
+        raise SettingsError(
+            f"{name}: {first['msg']}. `factsync settings` lists what each one takes."
+        ) from error

@@ -43,6 +43,20 @@ def test_the_home_has_its_own_file(tmp_path):
     assert settings.resolved_model_name == "mine"
 
 
+def test_the_gates_are_in_the_homes_file_too(tmp_path, monkeypatch):
+    (tmp_path / "factsync.env").write_text("FACTSYNC_GATE_PERPLEXITY=0.01\nFACTSYNC_GATE_EXACT=0.9\n")
+    gates = Settings.read(tmp_path).gates
+    assert (gates.perplexity, gates.exact, gates.efficacy) == (0.01, 0.9, 0.95)
+    monkeypatch.setenv("FACTSYNC_GATE_PERPLEXITY", "0.02")
+    assert Settings.read(tmp_path).gates.perplexity == 0.02
+
+
+def test_a_wrong_gate_names_its_variable(tmp_path):
+    (tmp_path / "factsync.env").write_text("FACTSYNC_GATE_EXACT=1.5\n")
+    with pytest.raises(SettingsError, match="FACTSYNC_GATE_EXACT"):
+        Settings.read(tmp_path)
+
+
 def test_a_wrong_value_names_its_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("FACTSYNC_PREFECT_PORT", "many")
     with pytest.raises(SettingsError, match="FACTSYNC_PREFECT_PORT"):
