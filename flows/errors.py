@@ -8,9 +8,10 @@
     ├── GateError                the candidate failed a gate; yesterday's model stays
     ├── BackfillInputError       a backfill's parameters make no sense together
     ├── EvaluationInputError     an evaluation's parameters make no sense together
+    ├── CheckpointInputError     a checkpoint is named in two ways at once
     ├── CandidateWaitsError      a candidate waits for a person; no other can be made
     ├── NoCandidateError         no candidate waits for a decision
-    ├── NothingLiveError         the model has no promoted checkpoint yet
+    ├── NothingLiveError         no checkpoint is live, or none was at a moment
     ├── UnknownModelNameError    the ledger does not know the model; no sync has run
     ├── UnknownSubjectError      nothing was ever edited about that subject
     ├── OutputExistsError        what a command would write is there already
@@ -70,6 +71,12 @@ class EvaluationInputError(FlowError):
     exit_code = 2
 
 
+class CheckpointInputError(FlowError):
+    """A checkpoint is named in two ways at once."""
+
+    exit_code = 2
+
+
 class CandidateWaitsError(FlowError):
     """A candidate waits for a person; until then no other checkpoint can be made."""
 
@@ -83,7 +90,7 @@ class NoCandidateError(FlowError):
 
 
 class NothingLiveError(FlowError):
-    """The model has no promoted checkpoint yet."""
+    """No checkpoint is live, or none was at the moment asked for: the model is the base itself."""
 
     exit_code = 2
 

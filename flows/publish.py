@@ -22,6 +22,7 @@ from flows.formats import Dtype, Format
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from editor.delta import Delta
     from editor.model import LanguageModel
@@ -49,6 +50,26 @@ class Published:
     form: card.Form
     rounding: exports.Rounding | None = None
     adapter: exports.Adapter | None = None
+
+
+def live_at(ws: Workspace, model: Model, at: datetime) -> CheckpointRow:
+    """The checkpoint that was live at a moment.
+
+    Args:
+        ws: the home.
+        model: whose checkpoint.
+        at: the moment.
+
+    Raises:
+        NothingLiveError: the base itself was live then.
+    """
+    row = ws.ledger.head_at(model, at)
+    if row is None:
+        raise NothingLiveError(
+            f"No checkpoint was live at {at:%Y-%m-%d %H:%M} UTC, the model was the base itself: name another "
+            "moment; `factsync checkpoint list` shows when each was decided."
+        )
+    return row
 
 
 def materialize(ws: Workspace, model: Model, row: CheckpointRow | None, out: Path) -> Path:

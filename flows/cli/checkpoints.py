@@ -65,15 +65,18 @@ def materialize(
     local_prefect.configure(settings)
     from datetime import UTC
 
+    from flows import publish
     from flows.cli import show
-    from flows.publish import materialize as write
+    from flows.errors import CheckpointInputError
     from flows.workspace import opened_model
 
+    if as_of is not None and which != "live":
+        raise CheckpointInputError(f"--as-of goes with `live`, not with {which}: leave one of the two out.")
     with opened_model(settings) as (ws, model):
         row = None if which == "live" else ws.ledger.checkpoint(model, which)
-        if row is None and as_of is not None:
-            row = ws.ledger.head_at(model, as_of if as_of.tzinfo else as_of.replace(tzinfo=UTC))
-        folder = write(ws, model, row, out)
+        if as_of is not None:
+            row = publish.live_at(ws, model, as_of.replace(tzinfo=UTC))
+        folder = publish.materialize(ws, model, row, out)
     show.console().print(f"Wrote {folder}; AutoModelForCausalLM.from_pretrained loads it.")
 
 

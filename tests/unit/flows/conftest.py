@@ -1,0 +1,30 @@
+"""A home whose ledger has seen nights, without a model: for what only moves and reads them."""
+
+import pytest
+
+from flows.settings import Settings
+from storage.checkpoints import CheckpointFiles
+from storage.ledger import Ledger
+from tests.unit.storage import steps
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Settings of an empty home, for the model of `steps`."""
+    monkeypatch.setenv("FACTSYNC_HOME", str(tmp_path))
+    monkeypatch.setenv("FACTSYNC_MODEL_NAME", steps.MODEL)
+    return Settings.read()
+
+
+@pytest.fixture
+def nights(home):
+    """Settings of a home after three nights by the clock, in which Q1 changed each time."""
+    clock = {}
+    world = steps.World()
+    files = CheckpointFiles(home.checkpoints_dir)
+    with Ledger.open(home.resolved_ledger_url, clock=lambda: clock["now"]) as ledger:
+        for number in (1, 2, 3):
+            clock["now"] = steps.night(number)
+            world.set("Q1", "P6", f"Q1{number}")
+            steps.sync(ledger, files, world, number)
+    return home
