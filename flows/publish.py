@@ -132,9 +132,7 @@ def export(
 
 
 def _held(ws: Workspace, model: Model, row: CheckpointRow) -> list[HeldRow]:
-    """The facts of a checkpoint: those live now, or when it became live."""
-    if row.state == "promoted":
-        return ws.ledger.live_facts(model)
+    """The facts of a checkpoint: those of the moment it became live, whatever is live by now."""
     return ws.ledger.live_facts(model, at=row.decided_at) if row.state in LIVED else []
 
 

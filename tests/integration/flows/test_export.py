@@ -109,3 +109,21 @@ def test_an_older_checkpoint_lists_the_facts_it_held(opened, tmp_path):
     facts = (done.folder / "facts.jsonl").read_text().splitlines()
     assert len(facts) == first.live_facts
     assert second.digest not in (done.folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_facts_are_those_of_the_weights_though_the_head_moves_meanwhile(opened, tmp_path, monkeypatch):
+    ws, model, _ = opened
+    first, second = ws.ledger.lineage(model)
+    held = {(row.subject, row.property): row.label for row in ws.ledger.live_facts(model)}
+    load = models.load_base
+
+    def moves(settings):
+        with ws.writer() as lease:
+            ws.ledger.rollback(lease, first.id, reason="test", review=False)
+        return load(settings)
+
+    monkeypatch.setattr(models, "load_base", moves)
+    done = export(ws, model, None, tmp_path / "second", form=Format.PEFT)
+    assert second.digest in (done.folder / "README.md").read_text(encoding="utf-8")
+    facts = [json.loads(line) for line in (done.folder / "facts.jsonl").read_text().splitlines()]
+    assert {(fact["subject"], fact["property"]): fact["label"] for fact in facts} == held
