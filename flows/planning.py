@@ -149,7 +149,7 @@ def _decide(
         shared=shared,
         redirects=redirects,
     )
-    blocked = {(row.slot, row.value or "") for row in group.pending if row.decision == BLOCKED}
+    blocked = {(row.slot, row.value or "") for row in _decided(group.pending, BLOCKED)}
     return [
         _blocked(change) if change.kind.is_edit and _key(change) in blocked else _with_ended(change, group)
         for change in decided
@@ -174,10 +174,13 @@ def _blocked(change: Change) -> Change:
     return replace(change, kind=ChangeKind.QUARANTINE, would_be=change.kind, reason=reason)
 
 
+def _decided(pending: Sequence[PendingRow], decision: str) -> list[PendingRow]:
+    """What a person decided so. A conflict has no value, but a word on it is none on a retraction."""
+    return [row for row in pending if row.decision == decision and row.kind == ChangeKind.QUARANTINE.value]
+
+
 def _with_decisions(trust: Trust, pending: Sequence[PendingRow]) -> Trust:
-    approved = {
-        (row.subject, row.property, row.slot, row.value or "") for row in pending if row.decision == APPROVED
-    }
+    approved = {(row.subject, row.property, row.slot, row.value or "") for row in _decided(pending, APPROVED)}
     return replace(trust, released=trust.released | approved) if approved else trust
 
 

@@ -12,6 +12,7 @@ LedgerError
 ├── StaleLeaseError                 this process was the writer, and no longer is
 ├── CursorPastLagError              a cursor would pass what the source had delivered
 ├── UnknownStatementError           a plan rests on a statement that was never ingested
+├── ConflictStandsError             a person cannot decide a conflict
 ├── CheckpointError
 │   ├── UnknownCheckpointError      no such row
 │   ├── CheckpointStateError        the step does not fit the checkpoint's state
@@ -173,6 +174,21 @@ class UnknownStatementError(LedgerError):
         self.statement = statement
         super().__init__(
             f"No statement {statement} is in the ledger: ingest what was pulled before planning."
+        )
+
+
+class ConflictStandsError(LedgerError):
+    """A conflict has no value that a person could let through.
+
+    Attributes:
+        pending: Its id among what is held back.
+    """
+
+    def __init__(self, pending: int) -> None:
+        self.pending = pending
+        super().__init__(
+            f"{pending} is a conflict, and only Wikidata can decide it: correct it there, or wait until all "
+            "but one of its values have ended."
         )
 
 

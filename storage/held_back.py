@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Row, insert, select, tuple_, update
 
 from storage.batching import batches, selected
+from storage.errors import ConflictStandsError
 from storage.recording import EDITING, WAITING
 from storage.records.planned import PendingRow
 from storage.schema.planned import Fact, HeldBack
@@ -127,12 +128,15 @@ def _open(plan: Recording, fact: int, row: ChangeRow, *, previous: list[str]) ->
 
 
 def decide(connection: Connection, model_id: int, pending_id: int, decision: str, *, by: str) -> bool:
-    """Write down a person's decision about something that waits; see `Ledger.decide`."""
-    changed = connection.execute(
-        update(HeldBack)
-        .where(HeldBack.id == pending_id, HeldBack.model_id == model_id, HeldBack.resolved_at.is_(None))
-        .values(decision=decision, decided_by=by)
-    )
+    """Write down a person's decision about something that waits; see `Ledger.decide`.
+
+    Raises:
+        ConflictStandsError: If it is a conflict.
+    """
+    waiting = (HeldBack.id == pending_id, HeldBack.model_id == model_id, HeldBack.resolved_at.is_(None))
+    if connection.scalar(select(HeldBack.kind).where(*waiting)) == "conflict":
+        raise ConflictStandsError(pending_id)
+    changed = connection.execute(update(HeldBack).where(*waiting).values(decision=decision, decided_by=by))
     return changed.rowcount == 1
 
 

@@ -289,6 +289,9 @@ class Ledger(LedgerReader):
 
         Returns:
             False if nothing of that id waits.
+
+        Raises:
+            ConflictStandsError: If it is a conflict, which only Wikidata ends.
         """
         with self._step("decide", lease) as connection:
             return held_back.decide(connection, lease.model.id, pending_id, decision, by=by)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from kb.replay import Pull
+    from storage.records.planned import PendingRow
 
 relations = typer.Typer(help="The relations a model may learn.", no_args_is_help=True)
 quarantine = typer.Typer(help="What is held back, and why.", no_args_is_help=True)
@@ -103,14 +104,19 @@ def list_held_back(context: typer.Context, as_json: AsJson = False) -> None:
                 "reason": row.reason,
                 "since": f"{row.first_seen_at:%Y-%m-%d %H:%M}",
                 "sightings": str(row.sightings),
-                "releases": f"{row.releases_at:%Y-%m-%d %H:%M}"
-                if row.releases_at
-                else "by a person or on Wikidata",
+                "releases": _release_of(row),
                 "decision": row.decision or "",
             }
             for row in ws.ledger.pending(model)
         ]
     _show_rows(rows, as_json=as_json)
+
+
+def _release_of(row: PendingRow) -> str:
+    """When something that is held back is let go, or by whom."""
+    if row.kind == "conflict":
+        return "on Wikidata"
+    return f"{row.releases_at:%Y-%m-%d %H:%M}" if row.releases_at else "by a person or on Wikidata"
 
 
 @quarantine.command("release", epilog="Example: factsync quarantine release 12")

@@ -81,6 +81,7 @@ def package_exit_code(error: BaseException) -> int | None:
     bases = {f"{base.__module__}.{base.__name__}" for base in type(error).__mro__}
     codes = {
         "storage.errors.LockHeldError": 4,
+        "storage.errors.ConflictStandsError": 2,
         "storage.errors.LedgerError": 1,
         "kb.errors.UnknownRelationError": 2,
         "kb.errors.TransientKBError": 3,

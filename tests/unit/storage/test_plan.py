@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import event
 
-from storage.errors import CheckpointStateError, UnknownStatementError
+from storage.errors import CheckpointStateError, ConflictStandsError, UnknownStatementError
 from storage.records.planned import ChangeRow, EditRequestRow, PlanReport
 from tests.unit.storage import steps
 from tests.unit.storage.steps import night, statement
@@ -178,12 +178,21 @@ def test_what_waited_is_released_or_withdrawn(desk: Desk) -> None:
 
 
 def test_what_waits_is_reviewed_every_night_and_carries_a_persons_word(desk: Desk) -> None:
-    desk.hold("Q10", desk.night(), kind="conflict")
+    desk.hold("Q10", desk.night())
     (pending,) = desk.ledger.pending(desk.lease.model)
     assert desk.ledger.decide(desk.lease, pending.id, "approved", by="Kim")
     assert not desk.ledger.decide(desk.lease, pending.id + 1, "approved", by="Kim")
     (group,) = desk.ledger.groups_to_review(desk.night())
-    assert [(row.kind, row.decision) for row in group.pending] == [("conflict", "approved")]
+    assert [(row.kind, row.decision) for row in group.pending] == [("quarantine", "approved")]
+
+
+def test_a_conflict_takes_no_persons_word(desk: Desk) -> None:
+    desk.hold(None, desk.night(), kind="conflict")
+    (pending,) = desk.ledger.pending(desk.lease.model)
+    with pytest.raises(ConflictStandsError, match="only Wikidata"):
+        desk.ledger.decide(desk.lease, pending.id, "approved", by="Kim")
+    (pending,) = desk.ledger.pending(desk.lease.model)
+    assert pending.decision is None
 
 
 def test_desired_facts_keep_both_times(desk: Desk) -> None:

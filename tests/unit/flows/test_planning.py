@@ -1,0 +1,53 @@
+"""What a plan makes of a group: where a person's word counts, and where it does not."""
+
+from datetime import timedelta
+
+from flows.planning import make_plan
+from kb.model import ValueKind
+from kb.relations import Relations
+from kb.trust import Trust
+from storage.records.facts import HeldRow
+from storage.records.planned import Group, PendingRow
+from storage.records.pulled import EntityRow
+from tests.unit.storage.steps import night
+
+RELATIONS = Relations.load()
+
+
+def deleted_tonight(kind, decision):
+    """Q183's head of government lost its statements tonight; something waited, and a person had a word."""
+    labels = {"label": "Angela Merkel", "subject_label": "Germany"}
+    held = HeldRow(
+        "Q183", "P6", "", ValueKind.ITEM.value, "Q567", op="insert", prompts=(), heldback=(), edit_id=1,
+        request_id=1, checkpoint_id=1, checkpoint="c", held_since=night(0), **labels,
+    )  # fmt: skip
+    waits = PendingRow(
+        1, "Q183", "P6", "", kind, "because", value_kind=None, value=None, label=None,
+        first_seen_at=night(1), last_seen_at=night(1), sightings=1, previous_values=(), releases_at=None,
+        decision=decision,
+    )  # fmt: skip
+    entity = EntityRow("Q183", "Germany", "en", revision=2, modified_at=night(2) - timedelta(hours=1))
+    return Group("Q183", "P6", entity, statements=(), held=(held,), pending=(waits,), labels={})
+
+
+def planned(kind, decision):
+    """The one change that comes of it, and why."""
+    made = make_plan(
+        [deleted_tonight(kind, decision)],
+        RELATIONS,
+        Trust(),
+        night(2),
+        held_per_relation={"P6": 1},
+        redirects={},
+    )
+    (change,) = made.changes
+    return change.kind.value, change.reason.partition(":")[0]
+
+
+def test_a_retraction_that_a_person_released_is_made():
+    assert planned("quarantine", None) == ("quarantine", "hold")
+    assert planned("quarantine", "approved")[0] == "retract"
+
+
+def test_a_word_on_a_conflict_is_none_on_the_retraction_after_it():
+    assert planned("conflict", "approved") == ("quarantine", "hold")
