@@ -103,7 +103,8 @@ def says_waiting(row: CheckpointRow) -> str:
 def promote(checkpoint: CheckpointKey = "", decided_by: str = "", note: str = "") -> Decision:
     """Make a waiting candidate the live model.
 
-    Its files are verified first. It passed every gate when it was made; nobody can promote one that did not.
+    Its files and those of what it stands on are verified first. It passed every gate when it was made;
+    nobody can promote one that did not.
 
     Args:
         checkpoint: Digest of the candidate, or its beginning. Empty: the one that waits.
@@ -113,7 +114,7 @@ def promote(checkpoint: CheckpointKey = "", decided_by: str = "", note: str = ""
     with opened_model(Settings.read()) as (ws, _), ws.writer() as lease:
         ws.ledger.recover(lease, ws.files)
         row = _candidate(ws, lease.model, checkpoint)
-        ws.files.open(str(row.digest))
+        heads.verify(ws, lease, row)
         reason = heads.reason_of("approved", decided_by, note)
         ws.ledger.promote(lease, row.id, reason=reason)
         artifacts.decided(lease.model.name, str(row.digest), "promoted", reason)

@@ -1,4 +1,4 @@
-"""Which checkpoint is live: make an earlier one live again, to the bit, or go forth to a later one."""
+"""Which checkpoint is live, and on what it stands: back to an earlier one, to the bit, or forth again."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from flows.errors import NothingLiveError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flows.workspace import Workspace
     from storage.records.checkpoints import CheckpointRow
     from storage.records.runs import Lease
@@ -37,8 +39,28 @@ class Moved:
         return f"Live is now {name}, with {self.live_facts} facts."
 
 
+def since_base(lineage: Sequence[CheckpointRow]) -> Sequence[CheckpointRow]:
+    """The part of a lineage that makes the model: from the last rebuild on, oldest first."""
+    return lineage[max((n for n, row in enumerate(lineage) if row.from_base), default=0) :]
+
+
+def standing(lineage: Sequence[CheckpointRow]) -> list[str]:
+    """The files of the checkpoints whose deltas make the model, oldest first."""
+    return [row.digest for row in since_base(lineage) if row.digest is not None]
+
+
+def verify(ws: Workspace, lease: Lease, row: CheckpointRow) -> None:
+    """Verify the files of a checkpoint and of all it stands on, before it is made live.
+
+    Raises:
+        CheckpointError: one is missing or damaged; it is named.
+    """
+    for digest in standing(ws.ledger.lineage(lease.model, row.id)):
+        ws.files.open(digest)
+
+
 def go_to(ws: Workspace, lease: Lease, which: str, *, reason: str, again: bool = False) -> Moved:
-    """Make a checkpoint that was live before the live one. Its files are verified first.
+    """Make a checkpoint that was live before the live one. The files of all it stands on are verified first.
 
     Args:
         ws: the home.
@@ -49,13 +71,13 @@ def go_to(ws: Workspace, lease: Lease, which: str, *, reason: str, again: bool =
 
     Raises:
         NothingLiveError: nothing is live that one could go back from.
-        LedgerError: the checkpoint is not known, was never live, or is damaged.
+        LedgerError: the checkpoint is not known or was never live, or it or what it stands on is damaged.
     """
     ws.ledger.recover(lease, ws.files)
     lineage = ws.ledger.lineage(lease.model)
     row = _named(ws, lease, which, lineage)
-    if row is not None and row.digest is not None:
-        ws.files.open(row.digest)
+    if row is not None:
+        verify(ws, lease, row)
     ws.ledger.rollback(lease, row.id if row else None, reason=reason, review=again)
     status = ws.ledger.status(lease.model)
     before = lineage[-1].digest if lineage else None

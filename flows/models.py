@@ -15,7 +15,7 @@ from editor.errors import MethodError
 from editor.model import LanguageModel, default_gguf, from_gguf
 from editor.moments import Moments
 from editor.presets import MemitSettings, preset_for
-from flows import neighbours
+from flows import heads, neighbours
 from flows.errors import SettingsError
 from flows.progress import say
 
@@ -63,18 +63,8 @@ def register(ws: Workspace) -> None:
 
 def put_on(lm: LanguageModel, files: CheckpointFiles, lineage: Sequence[CheckpointRow]) -> None:
     """Add the deltas of a lineage, oldest first, to a base model. Each file is verified before it is read."""
-    for digest in standing(lineage):
+    for digest in heads.standing(lineage):
         deltas.apply(lm, read_delta(files, digest))
-
-
-def standing(lineage: Sequence[CheckpointRow]) -> list[str]:
-    """The files of the checkpoints whose deltas make the model, oldest first."""
-    return [row.digest for row in since_base(lineage) if row.digest is not None]
-
-
-def since_base(lineage: Sequence[CheckpointRow]) -> Sequence[CheckpointRow]:
-    """The part of a lineage that makes the model: from the last rebuild on, oldest first."""
-    return lineage[max((n for n, row in enumerate(lineage) if row.from_base), default=0) :]
 
 
 def recipe_of(memit: MemitSettings, moments: Moments) -> dict[str, Any]:
@@ -96,7 +86,7 @@ def solved_alike(lineage: Sequence[CheckpointRow], recipe: Mapping[str, Any]) ->
         memit = settings.get("memit", {})
         return [settings.get("moments"), *(memit.get(name) for name in _OF_THE_SOLVE)]
 
-    return all(solve(row.settings) == solve(recipe) for row in since_base(lineage))
+    return all(solve(row.settings) == solve(recipe) for row in heads.since_base(lineage))
 
 
 def read_delta(files: CheckpointFiles, digest: str) -> Delta:

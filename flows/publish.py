@@ -16,7 +16,7 @@ import torch
 
 from editor import delta as deltas
 from editor import export as exports
-from flows import card, models
+from flows import card, heads, models
 from flows.errors import NothingLiveError, OutputExistsError
 from flows.formats import Dtype, Format
 
@@ -110,7 +110,7 @@ def export(
     if out.exists():
         raise OutputExistsError(f"{out} is there already; name a folder that is not.")
     lineage = ws.ledger.lineage(model, row.id)
-    changes = [models.read_delta(ws.files, digest) for digest in models.standing(lineage)]
+    changes = [models.read_delta(ws.files, digest) for digest in heads.standing(lineage)]
     lm = models.load_base(ws.settings)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from editor import delta as deltas
 from editor import rebuild
-from flows import checking, editing, models, neighbours
+from flows import checking, editing, heads, models, neighbours
 from flows.night import Edited, keep
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def remake(
     before = checking.ask_before(lm, exam)
     deltas.put_back(lm, originals)  # bit for bit: nothing is subtracted
     started = time.monotonic()
-    others = any(row.settings != recipe for row in models.since_base(lineage))
+    others = any(row.settings != recipe for row in heads.since_base(lineage))
     made = rebuild.rebuild(
         lm,
         facts,
@@ -110,7 +110,7 @@ def due(settings: Settings, lineage: Sequence[CheckpointRow], *, rejected: int =
         rejected: id of the last rebuild that a gate rejected; nights are counted from it, or a model that
             fails would be rebuilt every night.
     """
-    standing = models.since_base(lineage)
+    standing = heads.since_base(lineage)
     last = standing[0] if standing and standing[0].from_base else None
     since = standing if last is None else standing[1:]
     if not since:
