@@ -44,6 +44,7 @@ class Rebuild:
         write_s: seconds of the editor, without loading and asking.
         candidate: the checkpoint; None if there was nothing to make.
         state: of the run, in the ledger's words.
+        why: why there was nothing to make.
     """
 
     run: int | None
@@ -53,13 +54,13 @@ class Rebuild:
     write_s: float = 0.0
     candidate: Candidate | None = None
     state: str = "nothing"
+    why: str = "no fact is live"
 
     @property
     def ending(self) -> Ending:
         """How it ended."""
         if self.candidate is None:
-            why = "No fact is live" if self.run is None else SAME[:1].upper() + SAME[1:]
-            return Ending("Nothing to do", f"{why}.")
+            return Ending("Nothing to do", f"{self.why[:1].upper()}{self.why[1:]}.")
         what = (
             f"{self.reused} stored subjects ({self.refined} refined) and {self.optimised} found anew, "
             f"written in {self.write_s:.1f} s"
@@ -139,10 +140,14 @@ def _run(ws: Workspace, lease: Lease, number: int, *, anew: bool, refine: bool, 
     say("writing all live facts into the base model")
     made = tasks.remake(ws, lease, number, anew=anew, refine=refine, progress=report)
     counts = (made.reused, made.refined, made.optimised, made.write_s)
-    live = ws.ledger.head(lease.model)
-    if live is not None and live.digest == made.edited.digest:
-        ws.ledger.reject(lease, made.edited.intent.id, reason=SAME)
-        return Rebuild(number, *counts)
+    lineage = ws.ledger.lineage(lease.model)
+    if made.edited.digest in {row.digest for row in lineage}:
+        # An earlier one: what nights brought since then has left again. A lineage holds a content once.
+        short = made.edited.digest[:12]
+        live = lineage[-1].digest == made.edited.digest
+        why = SAME if live else f"{short} is this very rebuild; `factsync rollback {short}` makes it live"
+        ws.ledger.reject(lease, made.edited.intent.id, reason=why)
+        return Rebuild(number, *counts, why=why)
     say("asking the rebuilt model what it knows")
     candidate = tasks.check(ws, lease, made.edited, report)
     settled = batch.settle(ws, lease, candidate, 0, approval=approval)

@@ -46,6 +46,21 @@ def held(settings):
         return ws.ledger.live_facts(model)
 
 
+def add_a_night_without_facts(settings):
+    """Promote a checkpoint that holds what the head holds, and has other weights."""
+    with opened_model(settings) as (ws, model), ws.writer() as lease:
+        head = ws.ledger.head(model)
+        run = ws.ledger.begin_run(lease, "sync", reference_time=head.decided_at)
+        intent = ws.ledger.begin_checkpoint(lease, run, [], algorithm="memit", settings=head.settings)
+        files = {name: path.read_bytes() for name, path in ws.files.open(head.digest).files.items()}
+        digest = ws.files.put(files, {"parent": head.digest})
+        ws.ledger.record_candidate(
+            lease, intent.id, digest=digest, path=digest, size_bytes=0, files={}, metrics={}, edits=[]
+        )
+        ws.ledger.promote(lease, intent.id, reason="test")
+        ws.ledger.finish_run(lease, run, "succeeded")
+
+
 def test_a_rebuild_holds_what_the_nights_hold(nights):
     before, old, base = held(nights), live_model(nights), models.load_base(nights)
     done = rebuild()
@@ -86,6 +101,13 @@ def test_twice_from_one_ledger_is_one_digest(nights, monkeypatch, capsys):
     assert not left.value.code
     said = json.loads(capsys.readouterr().out)
     assert (said["ending"], said["reused"]) == ("Nothing to do", third.reused)
+    # Nor is it made again once a night has come on top of it, and what it brought has left again.
+    add_a_night_without_facts(nights)
+    fourth = rebuild()
+    assert fourth.ending.name == "Nothing to do"
+    assert f"`factsync rollback {first.candidate.digest[:12]}`" in fourth.ending.message
+    with opened_model(nights) as (ws, model):
+        assert ws.ledger.checkpoints(model)[-1].state == "rejected"
 
 
 def test_nights_go_on_after_a_rebuild_and_one_can_go_back(one_night):
