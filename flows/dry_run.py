@@ -8,19 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows import night, translate
+from flows import merging, night, translate
 from flows.workspace import Workspace
 from storage.database import parse_url, sqlite_path
 from storage.records.runs import Model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from flows.planning import Plan
     from flows.pulling import Pulled, Seen
     from flows.settings import Settings
     from kb.feed import ChangeFeed
+    from storage.records import Pair
     from storage.records.planned import Group
     from storage.records.pulled import EntityRow, StatementRow
 
@@ -51,23 +52,31 @@ def plan_of(ws: Workspace, feed: ChangeFeed, seen: Seen, *, burst_approved: bool
     """Plan what a probe found; nothing is written."""
     model = next((one for one in ws.ledger.models() if one.name == ws.model_name), _UNKNOWN)
     pulled = night.pull(ws, model, feed, seen)
-    return night.decide(ws, model, _overlaid(ws, model, pulled), seen.at, burst_approved=burst_approved)
+    merged = night.redirects(ws) | {one.subject: one.redirect_to for one in seen.probes if one.redirect_to}
+    groups = _overlaid(ws, model, pulled, merged)
+    return night.decide(ws, model, groups, seen.at, redirects=merged, burst_approved=burst_approved)
 
 
 _UNKNOWN = Model(id=-1, name="", base_ref="", base_digest="", head=None, head_digest=None, epoch=0)
-"""A model that the ledger does not know holds nothing."""
+"""A model that the ledger does not know holds nothing, and has looked at nothing that was read for others."""
 
 
-def _overlaid(ws: Workspace, model: Model, pulled: Pulled) -> Iterator[Group]:
+def _under_review(ws: Workspace, model: Model, pulled: Pulled) -> set[Pair]:
+    if model is _UNKNOWN:
+        return {(row.id, prop) for row in ws.ledger.tracked() for prop in ws.relations}
+    return night.under_review(ws, model, pulled)
+
+
+def _overlaid(ws: Workspace, model: Model, pulled: Pulled, merged: Mapping[str, str]) -> Iterator[Group]:
     """The groups a plan would look at, with tonight's statements in place of the ledger's."""
     rows: dict[tuple[str, str], list[StatementRow]] = {}
     for one in pulled.statements:
         rows.setdefault((one.subject, one.property), []).append(translate.statement_row(one))
     fresh = set(pulled.seen.changed)
     entities = {row.id: row for row in translate.entity_rows(pulled.seen.probes, pulled.labels)}
-    waiting = {(row.subject, row.property) for row in ws.ledger.pending(model)}
     held = {(row.subject, row.property) for row in ws.ledger.live_facts(model) if row.subject in fresh}
-    for group in ws.ledger.groups(model, {*rows, *waiting, *held, *night.relabelled(ws, model, pulled)}):
+    pairs = merging.family({*rows, *held, *_under_review(ws, model, pulled)}, merged)
+    for group in ws.ledger.groups(model, pairs):
         pair = (group.subject, group.property)
         labels = dict(group.labels)
         labels.update({value: row for value, row in entities.items() if value != group.subject})

@@ -21,7 +21,7 @@ from flows.gates import judge
 from storage.records.checkpoints import EditRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from editor.memit import EditOutcome, UnitReport
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from flows.pulling import Pulled, Seen
     from flows.workspace import Workspace
     from kb.feed import ChangeFeed
+    from storage.records import Pair
     from storage.records.checkpoints import CheckpointIntent
     from storage.records.facts import HeldRow
     from storage.records.planned import Group, PlanReport
@@ -165,10 +166,9 @@ def plan(
     ws: Workspace, lease: Lease, run: int, pulled: Pulled, *, burst_approved: bool = False
 ) -> tuple[Plan, PlanReport]:
     """Decide every group that changed or waits, and record changes, holds and owed edits: one transaction."""
-    marked = {(group.subject, group.property) for group in ws.ledger.groups_to_review(run)}
-    wanted = merging.family(marked | relabelled(ws, lease.model, pulled), redirects(ws))
-    groups = ws.ledger.groups(lease.model, wanted)
-    made = decide(ws, lease.model, groups, pulled.seen.at, burst_approved=burst_approved)
+    merged = redirects(ws)
+    groups = ws.ledger.groups(lease.model, merging.family(under_review(ws, lease.model, pulled), merged))
+    made = decide(ws, lease.model, groups, pulled.seen.at, redirects=merged, burst_approved=burst_approved)
     report = ws.ledger.record_plan(
         lease,
         run,
@@ -180,7 +180,13 @@ def plan(
     return made, report
 
 
-def relabelled(ws: Workspace, model: Model, pulled: Pulled) -> set[tuple[str, str]]:
+def under_review(ws: Workspace, model: Model, pulled: Pulled) -> set[Pair]:
+    """The groups that a plan looks at: those marked, those in which something waits, those relabelled."""
+    marked = {(group.subject, group.property) for group in ws.ledger.groups_to_review(model)}
+    return marked | _relabelled(ws, model, pulled)
+
+
+def _relabelled(ws: Workspace, model: Model, pulled: Pulled) -> set[Pair]:
     """Groups whose object reads differently than it was taught: looked at, and never edited for it."""
     return {
         (row.subject, row.property)
@@ -195,7 +201,13 @@ def redirects(ws: Workspace) -> dict[str, str]:
 
 
 def decide(
-    ws: Workspace, model: Model, groups: Iterable[Group], at: datetime, *, burst_approved: bool = False
+    ws: Workspace,
+    model: Model,
+    groups: Iterable[Group],
+    at: datetime,
+    *,
+    redirects: Mapping[str, str],
+    burst_approved: bool = False,
 ) -> Plan:
     """What the groups under review come to; nothing is written."""
     held = Counter(row.property for row in ws.ledger.live_facts(model))
@@ -205,7 +217,7 @@ def decide(
         ws.settings.trust,
         at,
         held_per_relation=held,
-        redirects=redirects(ws),
+        redirects=redirects,
         burst_approved=burst_approved,
     )
 

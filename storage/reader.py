@@ -5,14 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
-from sqlalchemy import select
-
 from storage import facts, held_back, queue, reading, retention, review, shell
 from storage import migrate as migration
 from storage.crash import OnPoint, silent
 from storage.database import make_engine, parse_url, raise_os_error, sqlite_path
 from storage.database import reading as read_transaction
-from storage.schema.runs import SyncRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -139,16 +136,14 @@ class LedgerReader:
         with read_transaction(self.engine) as connection:
             return review.entity_rows(connection, set(ids))
 
-    def groups_to_review(self, run: int, *, page_size: int = 500) -> Iterator[Group]:
+    def groups_to_review(self, model: Model, *, page_size: int = 500) -> Iterator[Group]:
         """Yield the groups that changed and those in which something waits, by (subject, property).
 
         Args:
-            run: The run; its model's groups are meant.
+            model: The model.
             page_size: Groups a page; each page is one short read of six queries.
         """
-        with read_transaction(self.engine) as connection:
-            model_id = connection.scalars(select(SyncRun.model_id).where(SyncRun.id == run)).one()
-        return review.groups_to_review(self.engine, model_id, page_size)
+        return review.groups_to_review(self.engine, model.id, page_size)
 
     def groups(self, model: Model, pairs: Iterable[Pair], *, page_size: int = 500) -> Iterator[Group]:
         """Yield the named groups, known or not, for a plan that looks beyond what changed.

@@ -147,7 +147,7 @@ def plan(ledger: Ledger, lease: Lease, run: int) -> None:
     changes: list[ChangeRow] = []
     requests: list[EditRequestRow] = []
     reviewed = {}
-    for group in ledger.groups_to_review(run, page_size=3):
+    for group in ledger.groups_to_review(lease.model, page_size=3):
         some, wishes = decide(group)
         changes += some
         requests += wishes
