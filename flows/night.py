@@ -319,7 +319,7 @@ def check(ws: Workspace, lease: Lease, edited: Edited, progress: Progress | None
         edited.intent.id,
         digest=edited.digest,
         path=edited.digest,
-        size_bytes=ws.files.size_bytes(edited.digest),
+        size_bytes=content.size_bytes,
         files=content.manifest["files"],
         metrics=metrics.to_json(),
         edits=_edit_rows(edited.intent, edited.before, (*marks.tonight, *marks.retracted)),

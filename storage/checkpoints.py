@@ -57,6 +57,11 @@ class CheckpointContent:
     manifest: Mapping[str, Any]
     files: Mapping[str, Path]
 
+    @property
+    def size_bytes(self) -> int:
+        """The size of its files."""
+        return sum(said["bytes"] for said in self.manifest["files"].values())
+
 
 class CheckpointFiles:
     """The folder of all checkpoints.
@@ -210,15 +215,6 @@ class CheckpointFiles:
                 raise CorruptCheckpointError(digest, name, "its digest differs")
             paths[name] = path
         return CheckpointContent(digest, folder, manifest, paths)
-
-    def size_bytes(self, digest: str) -> int:
-        """Give the size of a checkpoint's files.
-
-        Raises:
-            MissingCheckpointError: If it is not there.
-            CorruptCheckpointError: If it is not what its digest says.
-        """
-        return sum(path.stat().st_size for path in self.open(digest).files.values())
 
     def digests(self) -> list[str]:
         """List the checkpoints that lie here, in order of their names."""

@@ -208,7 +208,7 @@ def make_candidate(ledger: Ledger, lease: Lease, run: int, files: CheckpointFile
         intent.id,
         digest=digest,
         path=digest,
-        size_bytes=files.size_bytes(digest),
+        size_bytes=content.size_bytes,
         files=content.manifest["files"],
         metrics={"efficacy": 1.0},
         edits=edits,

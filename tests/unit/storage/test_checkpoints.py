@@ -26,7 +26,7 @@ def test_what_was_put_comes_back(files: CheckpointFiles) -> None:
     assert {name: path.read_bytes() for name, path in content.files.items()} == CONTENT
     assert content.manifest["base"] == "b"
     assert files.digests() == [digest]
-    assert files.size_bytes(digest) == 3_000_002
+    assert content.size_bytes == 3_000_002
     manifest = (content.folder / "manifest.json").read_bytes()
     assert hashlib.sha256(manifest).hexdigest() == digest
 
