@@ -24,6 +24,7 @@ from prefect.settings import get_current_settings
 from flows import drift as watch
 from flows.planning import READING_ORDER
 from flows.progress import TITLES, shown_by
+from storage.errors import LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,7 +58,7 @@ def _never_fails(function: Callable[P, None]) -> Callable[P, None]:
             return
         try:
             function(*args, **kwargs)
-        except (PrefectException, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
+        except (PrefectException, httpx.HTTPError, LedgerError, OSError, ValueError, RuntimeError) as error:
             log.warning("%s could not be shown: %s", function.__name__, error)
 
     return run

@@ -10,6 +10,7 @@ from kb.diff import Held
 from kb.model import DesiredFact, Value, ValueKind
 from kb.relations import Relations
 from kb.trust import Change, ChangeKind
+from storage.errors import QueryRefusedError
 
 RELATIONS = Relations.load()
 
@@ -45,7 +46,9 @@ def test_outside_a_run_nothing_is_shown():
     artifacts.plan(None, None)  # would fail at once if it looked
 
 
-@pytest.mark.parametrize("error", [OSError("gone"), RuntimeError("loop"), ValueError("key")])
+@pytest.mark.parametrize(
+    "error", [OSError("gone"), RuntimeError("loop"), ValueError("key"), QueryRefusedError("too slow")]
+)
 def test_a_failure_to_show_is_a_log_line(monkeypatch, caplog, error):
     def fails(**_):
         raise error
