@@ -173,7 +173,11 @@ class _Work:
             first = tasks.probe(ws, feed, subjects=found[:PULL_PAGE]) if found else None
             at = first.at if first is not None else ws.reference_time(feed.lag(), None)
             run = ws.ledger.begin_run(
-                lease, "backfill", reference_time=at, flow_run_id=flow_run.id, params=_params(self.scope)
+                lease,
+                "backfill",
+                reference_time=at,
+                flow_run_id=flow_run.id,
+                params=_params(self.scope) | read_by(ws),
             )
             try:
                 return self._run(run, feed, found, first, limit=limit, size=size)
@@ -287,6 +291,12 @@ def _look(settings: Settings, scope: Scope, *, approve_burst: bool) -> Backfill:
         made = plan_of(narrow, feed, whole(seen), burst_approved=approve_burst)
         artifacts.plan(made, ws.relations, dry=True)
         return Backfill(None, len(found), made)
+
+
+def read_by(ws: Workspace) -> dict[str, object]:
+    """For which relations every item is still read after a backfill, which reads some for its own."""
+    read = ws.ledger.read_relations()
+    return {"read": sorted(ws.relations if read is None else read.intersection(ws.relations))}
 
 
 def _params(scope: Scope) -> dict[str, object]:

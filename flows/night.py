@@ -117,8 +117,13 @@ def probe(
     since: datetime | None = None,
     subjects: Sequence[str] = (),
 ) -> Seen:
-    """Ask the source for the revision of everything tracked, and for new subjects."""
+    """Ask the source for the revision of everything tracked, and for new subjects.
+
+    An item that was read for other relations, by a model beside this one or before the settings changed, was
+    read in part: its revision is known, its other statements are not. Then everything is fetched anew.
+    """
     lag = feed.lag()
+    read = ws.ledger.read_relations()
     return pulling.probe(
         feed,
         ws.relations,
@@ -128,6 +133,7 @@ def probe(
         cursor=None if since else ws.ledger.cursor(ws.source),
         since=since or ws.settings.since,
         subjects=subjects,
+        anew=not subjects and read is not None and not read.issuperset(ws.relations),
     )
 
 
@@ -140,6 +146,12 @@ def pull(ws: Workspace, model: Model, feed: ChangeFeed, seen: Seen) -> Pulled:
         held_objects={row.value for row in ws.ledger.live_facts(model) if row.value_kind == "item"},
         max_lag_hours=float("inf") if ws.settings.is_embedded else ws.settings.max_lag_hours,
     )
+
+
+def begin(ws: Workspace, lease: Lease, seen: Seen, flow_run_id: str | None = None) -> int:
+    """Open the run of a sync; it notes for which relations every item is read, once it has stored that."""
+    params = {"read": sorted(ws.relations)}
+    return ws.ledger.begin_run(lease, "sync", reference_time=seen.at, flow_run_id=flow_run_id, params=params)
 
 
 def record(

@@ -74,6 +74,7 @@ def probe(
     cursor: datetime | None,
     since: datetime | None,
     subjects: Sequence[str] = (),
+    anew: bool = False,
 ) -> Seen:
     """Find out which items must be fetched.
 
@@ -86,12 +87,13 @@ def probe(
         cursor: where the last pull had read to.
         since: where discovery begins without a cursor; None: at Wikidata's beginning.
         subjects: look at these only (a backfill by hand), and discover nothing.
+        anew: fetch everything, as if nothing had been read yet.
     """
-    start = cursors.window_start(cursor) or since or BEGINNING
+    start = (None if anew else cursors.window_start(cursor)) or since or BEGINNING
     # The window is half-open; the source's own second still belongs to it.
     found = list(subjects) or feed.discover(start, lag + timedelta(seconds=1), relations.values())
     probes = feed.probe({*found} if subjects else {*known, *found})
-    changed = tuple(one.subject for one in probes if _moved(one, known.get(one.subject)))
+    changed = tuple(one.subject for one in probes if anew or _moved(one, known.get(one.subject)))
     return Seen(at, lag, cursor, tuple(probes), changed)
 
 

@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows import artifacts, batch, decide, rebuild, tasks
+from flows import artifacts, batch, decide, night, rebuild, tasks
 from flows.errors import GateError
 from flows.gates import advice
 from flows.models import register
@@ -121,7 +121,7 @@ def _night(
     with ws.feed() as feed:
         seen = tasks.probe(ws, feed, as_of=as_of)
         pulled = tasks.pull(ws, lease.model, feed, seen)
-    run = ws.ledger.begin_run(lease, "sync", reference_time=seen.at, flow_run_id=flow_run.id)
+    run = night.begin(ws, lease, seen, flow_run.id)
     try:
         say(f"comparing {len(pulled.statements)} statements with the ledger")
         ingested = tasks.diff(ws, lease, run, pulled)

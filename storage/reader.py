@@ -122,6 +122,11 @@ class LedgerReader:
         with read_transaction(self.engine) as connection:
             return reading.cursor(connection, source)
 
+    def read_relations(self) -> frozenset[str] | None:
+        """Say for which relations every known item was read, as runs note it; None if none did."""
+        with read_transaction(self.engine) as connection:
+            return reading.read_relations(connection)
+
     def tracked(self, properties: Iterable[str] | None = None) -> list[EntityRow]:
         """Read the items that are followed, with their last known revision, modification and redirect.
 

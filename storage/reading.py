@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, and_, func, select
+from sqlalchemy import Row, and_, func, or_, select
 from sqlalchemy.orm import aliased
 
 from storage.batching import batches
@@ -147,6 +147,15 @@ def head_at(connection: Connection, model_id: int, at: datetime) -> int | None:
 def cursor(connection: Connection, source: str) -> datetime | None:
     """Say how far a source was read."""
     return connection.scalars(select(SourceCursor.read_to).where(SourceCursor.source == source)).one_or_none()
+
+
+def read_relations(connection: Connection) -> frozenset[str] | None:
+    """Say for which relations every known item was read; see `LedgerReader.read_relations`."""
+    # A sync names its source in the transaction that stores what it read; one that died before read nothing.
+    reads = or_(SyncRun.kind == "backfill", SyncRun.source.is_not(None))
+    query = select(SyncRun.params).where(reads).order_by(SyncRun.id.desc()).limit(1)
+    params = connection.scalars(query).one_or_none() or {}
+    return frozenset(params["read"]) if "read" in params else None
 
 
 def tracked(connection: Connection, properties: Iterable[str] | None) -> list[EntityRow]:

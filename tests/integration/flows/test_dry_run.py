@@ -26,7 +26,7 @@ def read(settings):
         ws.ledger.ensure_model(ws.model_name, settings.model, steps.BASE)
         with ws.writer() as lease:
             pulled = night.pull(ws, lease.model, feed, night.probe(ws, feed))
-            run = ws.ledger.begin_run(lease, "sync", reference_time=pulled.seen.at)
+            run = night.begin(ws, lease, pulled.seen)
             night.record(ws, lease, run, pulled)
 
 
@@ -34,7 +34,7 @@ def planned(settings):
     """Go on where `read` died, as the next sync does; what is owed becomes live without an editor."""
     with Workspace.open(settings) as ws, ws.feed() as feed, ws.writer() as lease:
         pulled = night.pull(ws, lease.model, feed, night.probe(ws, feed))
-        run = ws.ledger.begin_run(lease, "sync", reference_time=pulled.seen.at)
+        run = night.begin(ws, lease, pulled.seen)
         night.record(ws, lease, run, pulled)
         made, _ = night.plan(ws, lease, run, pulled)
         ws.ledger.promote(lease, steps.make_candidate(ws.ledger, lease, run, ws.files), reason="test")
