@@ -55,6 +55,13 @@ VALUES: dict[str, Any] = {
 }
 
 
+def test_the_read_only_role_is_granted_every_view() -> None:
+    granted = re.search(r"GRANT SELECT ON ([\s\S]*?) TO factsync_reader", PAGE)
+    assert granted is not None
+    views = re.findall(r"^CREATE VIEW (\w+)", (ROOT / "storage" / "views.sql").read_text(), re.MULTILINE)
+    assert re.split(r",\s+", granted[1]) == views
+
+
 @pytest.fixture
 def told(ledger: Ledger, files: CheckpointFiles) -> Ledger:
     """A ledger in which every question has an answer."""
