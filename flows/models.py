@@ -128,7 +128,8 @@ def editing_settings(settings: Settings, lm: LanguageModel) -> MemitSettings:
     """How to edit this model: the calibrated settings under home if there are any, else the preset.
 
     Raises:
-        SettingsError: the file is not what a calibration writes, or was made on another model.
+        SettingsError: the file is not what a calibration writes, was made on another model, or is not meant
+            for nights.
     """
     if not settings.memit_file.exists():
         return preset_for(lm)
@@ -144,6 +145,11 @@ def editing_settings(settings: Settings, lm: LanguageModel) -> MemitSettings:
     if made_for not in {None, lm.digest}:
         raise SettingsError(
             f"{settings.memit_file} was calibrated on another model; run `factsync calibrate` for this one."
+        )
+    if found.contexts != "templates":
+        raise SettingsError(
+            f"{settings.memit_file} asks for random prefixes, and a sync teaches over its relations' "
+            'templates: set contexts to "templates".'
         )
     return found
 

@@ -12,6 +12,7 @@ import pytest
 from editor.model import LanguageModel
 from editor.moments import Moments
 from editor.presets import PRESETS
+from flows.errors import SettingsError
 from flows.models import editing_settings, load_moments, recipe_of, solved_alike
 from flows.settings import Settings
 from kb.relations import Relations
@@ -61,3 +62,23 @@ def test_lambda_second_moments_and_guards_are_the_solve_and_how_states_are_found
     for other in (heavier, *(recipe_of(memit, replace(moments, key=key)) for key in others)):
         assert not solved_alike([night(other), night(recipe)], recipe)
         assert solved_alike([night(other), night(recipe, from_base=True), night(recipe)], recipe)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"layers": [2, 1]}, "ascending"),
+        ({"layers": [1, 99]}, "blocks 0 to 5"),
+        ({"contexts": "prefixes"}, 'set contexts to "templates"'),
+        ({"step": 3}, "holds no editing settings"),
+    ],
+)
+def test_editing_settings_that_cannot_be_meant_are_named(
+    tmp_path: Path, tiny_model_folder: Path, given: dict[str, object], said: str
+) -> None:
+    """With the file, before anything is loaded beside the model."""
+    settings = Settings(home=tmp_path, model=str(tiny_model_folder))
+    settings.memit_file.write_text(json.dumps({"layers": [1, 2], "moment_weight": 1.0, **given}))
+    with pytest.raises(SettingsError, match=said) as caught:
+        editing_settings(settings, LanguageModel.load(str(tiny_model_folder)))
+    assert str(settings.memit_file) in str(caught.value)
