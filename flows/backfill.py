@@ -177,7 +177,7 @@ class _Work:
                 "backfill",
                 reference_time=at,
                 flow_run_id=flow_run.id,
-                params=_params(self.scope) | read_by(ws),
+                params={**_params(self.scope), "read": sorted(ws.relations)},
             )
             try:
                 return self._run(run, feed, found, first, limit=limit, size=size)
@@ -291,12 +291,6 @@ def _look(settings: Settings, scope: Scope, *, approve_burst: bool) -> Backfill:
         made = plan_of(narrow, feed, whole(seen), burst_approved=approve_burst)
         artifacts.plan(made, ws.relations, dry=True)
         return Backfill(None, len(found), made)
-
-
-def read_by(ws: Workspace) -> dict[str, object]:
-    """For which relations every item is still read after a backfill, which reads some for its own."""
-    read = ws.ledger.read_relations()
-    return {"read": sorted(ws.relations if read is None else read.intersection(ws.relations))}
 
 
 def _params(scope: Scope) -> dict[str, object]:

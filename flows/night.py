@@ -119,11 +119,14 @@ def probe(
 ) -> Seen:
     """Ask the source for the revision of everything tracked, and for new subjects.
 
-    An item that was read for other relations, by a model beside this one or before the settings changed, was
-    read in part: its revision is known, its other statements are not. Then everything is fetched anew.
+    An item that another model of the ledger, or a backfill, read for other relations was read in part: its
+    revision is known, its other statements are not. Then everything is fetched anew.
     """
     lag = feed.lag()
-    read = ws.ledger.read_relations()
+    read = ws.ledger.read_beside(ws.model_name)
+    anew = not subjects and read is not None and not read.issuperset(ws.relations)
+    if anew:
+        log.warning("Everything is read again: another run read items for other relations than these")
     return pulling.probe(
         feed,
         ws.relations,
@@ -133,7 +136,7 @@ def probe(
         cursor=None if since else ws.ledger.cursor(ws.source),
         since=since or ws.settings.since,
         subjects=subjects,
-        anew=not subjects and read is not None and not read.issuperset(ws.relations),
+        anew=anew,
     )
 
 
@@ -149,7 +152,7 @@ def pull(ws: Workspace, model: Model, feed: ChangeFeed, seen: Seen) -> Pulled:
 
 
 def begin(ws: Workspace, lease: Lease, seen: Seen, flow_run_id: str | None = None) -> int:
-    """Open the run of a sync; it notes for which relations every item is read, once it has stored that."""
+    """Open the run of a sync; it notes for which relations it reads items."""
     params = {"read": sorted(ws.relations)}
     return ws.ledger.begin_run(lease, "sync", reference_time=seen.at, flow_run_id=flow_run_id, params=params)
 

@@ -122,10 +122,14 @@ class LedgerReader:
         with read_transaction(self.engine) as connection:
             return reading.cursor(connection, source)
 
-    def read_relations(self) -> frozenset[str] | None:
-        """Say for which relations every known item was read, as runs note it; None if none did."""
+    def read_beside(self, model_name: str) -> frozenset[str] | None:
+        """Say for which relations items were read since, or beside, a model's last sync; None if none were.
+
+        Args:
+            model_name: The model; one that the ledger does not know has never read.
+        """
         with read_transaction(self.engine) as connection:
-            return reading.read_relations(connection)
+            return reading.read_beside(connection, model_name)
 
     def tracked(self, properties: Iterable[str] | None = None) -> list[EntityRow]:
         """Read the items that are followed, with their last known revision, modification and redirect.

@@ -149,13 +149,25 @@ def cursor(connection: Connection, source: str) -> datetime | None:
     return connection.scalars(select(SourceCursor.read_to).where(SourceCursor.source == source)).one_or_none()
 
 
-def read_relations(connection: Connection) -> frozenset[str] | None:
-    """Say for which relations every known item was read; see `LedgerReader.read_relations`."""
+def read_beside(connection: Connection, model_name: str) -> frozenset[str] | None:
+    """Say for which relations items were read by others than a model's last sync; see `LedgerReader`."""
     # A sync names its source in the transaction that stores what it read; one that died before read nothing.
-    reads = or_(SyncRun.kind == "backfill", SyncRun.source.is_not(None))
-    query = select(SyncRun.params).where(reads).order_by(SyncRun.id.desc()).limit(1)
-    params = connection.scalars(query).one_or_none() or {}
-    return frozenset(params["read"]) if "read" in params else None
+    synced = SyncRun.source.is_not(None)
+    mine = (
+        select(SyncRun.id, SyncRun.started_at)
+        .join(ModelTable, ModelTable.id == SyncRun.model_id)
+        .where(ModelTable.name == model_name, synced)
+        .order_by(SyncRun.id.desc())
+        .limit(1)
+    )
+    query = select(SyncRun.params).where(or_(synced, SyncRun.kind == "backfill"))
+    last = connection.execute(mine).one_or_none()
+    if last is not None:
+        # Beside it, too: what began earlier and ended later may have stored what it read after it.
+        open_then = or_(SyncRun.finished_at.is_(None), SyncRun.finished_at >= last.started_at)
+        query = query.where(SyncRun.id != last.id, or_(SyncRun.id > last.id, open_then))
+    found = [frozenset(params["read"]) for params in connection.scalars(query) if "read" in params]
+    return frozenset.intersection(*found) if found else None
 
 
 def tracked(connection: Connection, properties: Iterable[str] | None) -> list[EntityRow]:

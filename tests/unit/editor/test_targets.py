@@ -162,7 +162,7 @@ def test_what_does_not_go_with_turns_is_refused(settings: MemitSettings) -> None
         replace(settings, optimiser="lbfgs", turns=2)
     with pytest.raises(MethodError, match="1 steps end before 3 turns"):
         replace(settings, steps=1, turns=3)
-    with pytest.raises(MethodError, match="set hold above 0"):
+    with pytest.raises(MethodError, match="set it above 0"):
         replace(settings, hold=0.0)
 
 
