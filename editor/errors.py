@@ -1,7 +1,8 @@
 """Everything the editor raises on purpose.
 
 EditorError
-├── ModelLoadError             ModelNotFoundError · NotCausalLMError · QuantisedModelError
+├── ModelLoadError             ModelNotFoundError · NotCausalLMError · QuantisedModelError ·
+│                              ShardedModelError
 ├── UnknownArchitectureError   the feed-forward output matrix was not found
 ├── TokenizerMismatchError     the tokenizer cannot say where the subject ends, or does not fit the model
 ├── RequestError               SubjectNotInPromptError · EmptyTargetError · TargetTooLongError ·
@@ -59,6 +60,10 @@ class NotCausalLMError(ModelLoadError):
 
 class QuantisedModelError(ModelLoadError):
     """The weights are quantised and cannot take an additive change."""
+
+
+class ShardedModelError(ModelLoadError):
+    """The weights are spread over devices, or on none, and cannot be changed in place."""
 
 
 class UnknownArchitectureError(EditorError):

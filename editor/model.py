@@ -24,6 +24,7 @@ from editor.errors import (
     ModelNotFoundError,
     NotCausalLMError,
     QuantisedModelError,
+    ShardedModelError,
     TokenizerMismatchError,
 )
 from editor.layers import LayerMap
@@ -139,9 +140,13 @@ class LanguageModel:
             The model, ready to be edited.
 
         Raises:
+            QuantisedModelError: its weights cannot take an additive change.
+            ShardedModelError: its weights lie on several devices, or are offloaded.
             TokenizerMismatchError: no offsets, or more tokens than the model has.
             UnknownArchitectureError: no written matrix found.
         """
+        _refuse_quantised(name, model.config)
+        _refuse_shards(name, model)
         model.eval()
         model.requires_grad_(requires_grad=False)
         _check_tokenizer(model, tokenizer, name)
@@ -309,6 +314,10 @@ def _refuse_other_kinds(name: str, config: Any) -> None:  # noqa: ANN401 - a con
             source=name,
             architectures=architectures,
         )
+    _refuse_quantised(name, config)
+
+
+def _refuse_quantised(name: str, config: Any) -> None:  # noqa: ANN401 - a config class per family
     quantisation = getattr(config, "quantization_config", None)
     if quantisation is not None:
         raise QuantisedModelError(
@@ -316,6 +325,17 @@ def _refuse_other_kinds(name: str, config: Any) -> None:  # noqa: ANN401 - a con
             "full-precision model.",
             source=name,
             quantisation=quantisation,
+        )
+
+
+def _refuse_shards(name: str, model: nn.Module) -> None:
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1 or "meta" in devices:
+        raise ShardedModelError(
+            f"The weights of {name!r} lie on {' and '.join(devices)}: load the whole model on one device, "
+            "without a device map or offloading.",
+            source=name,
+            devices=devices,
         )
 
 

@@ -152,6 +152,16 @@ def test_guards_step_aside_and_come_back(lm: LanguageModel, settings: MemitSetti
         torch.testing.assert_close(lm.layers.matrix(lm.model, layer), base[layer], rtol=0, atol=5e-3)
 
 
+def test_the_tokenizers_padding_side_does_not_matter(moments: Moments, settings: MemitSettings) -> None:
+    """Rows are padded here, not by the tokenizer."""
+    found = []
+    for side in ("left", "right"):
+        lm = tiny.language_model("llama")
+        lm.tokenizer.padding_side = side
+        found.append(memit.edit(lm, requests_of(3), settings=settings, moments=moments).delta.to_bytes())
+    assert found[0] == found[1]
+
+
 def test_order_of_requests_does_not_matter(moments: Moments, settings: MemitSettings) -> None:
     """The same facts in another order give the same weights to float32."""
     forward, backward = tiny.language_model("llama"), tiny.language_model("llama")

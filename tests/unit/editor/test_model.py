@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from accelerate import disk_offload
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
@@ -15,6 +16,7 @@ from editor.errors import (
     ModelNotFoundError,
     NotCausalLMError,
     QuantisedModelError,
+    ShardedModelError,
     TokenizerMismatchError,
 )
 from editor.model import LanguageModel, from_gguf, weights_digest
@@ -87,6 +89,13 @@ def test_quantised_weights_are_refused(folder: Path) -> None:
     change_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     with pytest.raises(QuantisedModelError):
         LanguageModel.load(folder)
+
+
+def test_offloaded_weights_are_refused(tmp_path: Path) -> None:
+    """They lie on no device while nothing runs: an edit would go nowhere."""
+    model = disk_offload(tiny.model("llama"), str(tmp_path), execution_device=torch.device("cpu"))
+    with pytest.raises(ShardedModelError, match="lie on meta: load the whole model on one device"):
+        LanguageModel.wrap(model, tiny.tokenizer())
 
 
 def test_a_broken_config_is_named(folder: Path) -> None:
