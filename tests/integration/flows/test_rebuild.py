@@ -101,12 +101,16 @@ def test_twice_from_one_ledger_is_one_digest(nights, monkeypatch, capsys):
     assert not left.value.code
     said = json.loads(capsys.readouterr().out)
     assert (said["ending"], said["reused"]) == ("Nothing to do", third.reused)
-    # Nor is it made again once a night has come on top of it, and what it brought has left again.
-    add_a_night_without_facts(nights)
-    fourth = rebuild()
-    assert fourth.ending.name == "Nothing to do"
-    assert f"`factsync rollback {first.candidate.digest[:12]}`" in fourth.ending.message
-    with opened_model(nights) as (ws, model):
+
+
+def test_one_that_is_an_earlier_checkpoint_says_how_to_go_back(one_night):
+    settings, _ = one_night
+    first = rebuild()
+    add_a_night_without_facts(settings)
+    again = rebuild()
+    assert again.ending.name == "Nothing to do"
+    assert f"`factsync rollback {first.candidate.digest[:12]}`" in again.ending.message
+    with opened_model(settings) as (ws, model):
         assert ws.ledger.checkpoints(model)[-1].state == "rejected"
 
 
