@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from editor.calibrate import Calibration
-    from flows.night import Candidate
     from flows.planning import Plan
     from flows.workspace import Workspace
+    from flows.writing import Candidate
     from kb.relations import Relations
     from kb.trust import Change
     from storage.records.runs import Model

@@ -13,8 +13,8 @@ from flows.progress import report, say
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from flows.night import Candidate
     from flows.workspace import Workspace
+    from flows.writing import Candidate
     from storage.records.planned import EditRequestRow
     from storage.records.runs import Lease
 

@@ -24,7 +24,7 @@ from flows.states import Ending, named_states
 from flows.workspace import Workspace
 
 if TYPE_CHECKING:
-    from flows.night import Candidate
+    from flows.writing import Candidate
     from storage.records.runs import Lease
 
 log = logging.getLogger(__name__)

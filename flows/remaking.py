@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from editor import delta as deltas
 from editor import rebuild
 from flows import checking, editing, heads, models, neighbours
-from flows.night import Edited, keep
+from flows.writing import Edited, keep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

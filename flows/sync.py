@@ -21,9 +21,9 @@ from flows.states import Ending, named_states
 from flows.workspace import Workspace
 
 if TYPE_CHECKING:
-    from flows.night import Candidate
     from flows.planning import Plan
     from flows.rebuild import Rebuild
+    from flows.writing import Candidate
     from storage.records.planned import PlanReport
     from storage.records.pulled import IngestReport
     from storage.records.runs import Lease

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from prefect import Task
 from prefect.cache_policies import NO_CACHE, CachePolicy
 
-from flows import night, remaking
+from flows import night, remaking, writing
 from flows.retry import is_transient
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ probe = _network_step("probe", night.probe)
 pull = _network_step("pull", night.pull)
 diff = _step("diff", night.record)
 plan = _step("plan", night.plan)
-edit = _step("edit", night.edit)
+edit = _step("edit", writing.edit)
 remake = _step("remake", remaking.remake)
-check = _step("check", night.check)
-promote = _step("promote", night.settle)
+check = _step("check", writing.check)
+promote = _step("promote", writing.settle)

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
     from editor.calibrate import Calibration
     from editor.recall import RecallResult
-    from flows.night import Candidate
     from flows.planning import Plan
     from flows.settings import Settings
     from flows.sync import Night
+    from flows.writing import Candidate
     from kb.trust import Change
 
 
