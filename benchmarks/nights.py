@@ -152,7 +152,7 @@ def rebuilt(bench: Bench, name: str = "memit", *, factors: Sequence[float] = (1.
         originals = method.changed()
         how = bench.how(base)
         settings = replace(how, moment_weight=factor * how.moment_weight)
-        prefixes = sample_prefixes(base, how.prefix_count, seed=method.resources.seed)
+        prefixes = sample_prefixes(base, how.prefix_count, seed=how.seed)
         facts, stored = methods.kept_in(taught.state)
         start = Clock()
         made = rebuilds.rebuild(

@@ -130,7 +130,7 @@ class AlphaEdit(WeightMethod):
     def prepare(self, *, progress: Progress | None = None) -> None:  # noqa: ARG002 - the interface
         """Sample contexts; find the null space of each layer."""
         if self._prefixes is None:
-            self._prefixes = sample_prefixes(self.lm, self.settings.prefix_count, seed=self.resources.seed)
+            self._prefixes = sample_prefixes(self.lm, self.settings.prefix_count, seed=self.settings.seed)
             moments = self.resources.moments()
             for layer in self.settings.layers:
                 P = null_space(moments.layer(layer, self.lm.device))

@@ -66,7 +66,7 @@ class Memit(WeightMethod):
         """Measure second moments; sample contexts."""
         if self._prefixes is None:
             self.moments()
-            self._prefixes = sample_prefixes(self.lm, self.settings().prefix_count, seed=self.resources.seed)
+            self._prefixes = sample_prefixes(self.lm, self.settings().prefix_count, seed=self.settings().seed)
 
     def teach(self, requests: Sequence[EditRequest], progress: Progress | None) -> None:
         """Write one batch beside all that is live; a subject that is taught again is replaced."""

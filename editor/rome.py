@@ -89,7 +89,7 @@ class Rome(WeightMethod):
 
     def _prepared(self) -> tuple[Tensor, tuple[str, ...]]:
         if self._ready is None:
-            prefixes = sample_prefixes(self.lm, self.settings.prefix_count, seed=self.resources.seed)
+            prefixes = sample_prefixes(self.lm, self.settings.prefix_count, seed=self.settings.seed)
             C = self.resources.moments().layer(self.settings.layers[0], self.lm.device)
             self._ready = solve.factor(C.double()), prefixes
         return self._ready

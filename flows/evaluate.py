@@ -124,7 +124,8 @@ def _data(settings: Settings, asked: Asked, lm: LanguageModel) -> Dataset:
 
 
 def _bench(settings: Settings, asked: Asked, lm: LanguageModel, data: Dataset, out: Path) -> _Bench:
-    memit = models.editing_settings(settings, lm) if asked.calibrated else preset_for(lm)
+    preset = models.editing_settings(settings, lm) if asked.calibrated else preset_for(lm)
+    memit = replace(preset, seed=asked.seed)
     relations = Relations.load(settings.relations_file)
     made: list[Moments] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -113,6 +114,24 @@ def test_nothing_is_taught_by_none(lm: LanguageModel, resources: Resources) -> N
 
 
 # ROME
+
+
+@pytest.mark.parametrize("name", ["memit", "memit-reference", "alphaedit", "rome"])
+def test_prefixes_are_drawn_by_the_seed_of_the_settings(
+    name: str, resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seed that a checkpoint's settings carry is the one that counts."""
+    drawn: list[int] = []
+
+    def sample(*_: object, seed: int) -> tuple[str, ...]:
+        drawn.append(seed)
+        return ("It was said that",)
+
+    for module in (methods, alphaedit, rome):
+        monkeypatch.setattr(module, "sample_prefixes", sample)
+    resources = replace(resources, settings=replace(resources.settings, seed=3), seed=8)
+    methods.make(name, tiny.language_model("llama"), resources).prepare()
+    assert drawn == [3]
 
 
 def test_rome_meets_its_constraint_and_disturbs_least() -> None:
