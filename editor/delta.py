@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load, save
 
 from editor.errors import CorruptStateError, NonFiniteError, StateMismatchError
+from editor.model import tensor_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -197,6 +198,16 @@ def put_back(lm: LanguageModel, saved: Mapping[int, Float[Tensor, "d d_k"]]) -> 
     """Set some weights to what `copies` kept, bit for bit."""
     for layer, weight in saved.items():
         lm.layers.matrix(lm.model, layer).copy_(weight)
+
+
+def digests(lm: LanguageModel, names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of editable weights, as (d, d_k), by state-dict name; unknown names are left out."""
+    layers = {lm.layers.weight_name(layer): layer for layer in range(lm.layers.count)}
+    return {
+        name: tensor_digest(lm.layers.matrix(lm.model, layers[name]))
+        for name in sorted(names)
+        if name in layers
+    }
 
 
 def growth(lm: LanguageModel, originals: Mapping[int, Float[Tensor, "d d_k"]]) -> float:

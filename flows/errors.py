@@ -15,12 +15,18 @@
     ├── UnknownModelNameError    the ledger does not know the model; no sync has run
     ├── UnknownSubjectError      nothing was ever edited about that subject
     ├── OutputExistsError        what a command would write is there already
+    ├── OtherWeightsError        base and changes do not add up to the weights that were recorded
     └── ServerStartError         a local server did not come up
 
 `exit_code` is what the command line returns for the error; `docs/operate.md` lists them.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class FlowError(Exception):
@@ -111,6 +117,23 @@ class OutputExistsError(FlowError):
     """What a command would write is there already."""
 
     exit_code = 2
+
+
+class OtherWeightsError(FlowError):
+    """Base model and changes do not add up to the weights that a checkpoint was recorded with.
+
+    Attributes:
+        checkpoint: its digest.
+        names: of the weights that differ.
+    """
+
+    def __init__(self, checkpoint: str, names: Sequence[str]) -> None:
+        self.checkpoint = checkpoint
+        self.names = tuple(names)
+        super().__init__(
+            f"Base model and changes do not add up to the weights of checkpoint {checkpoint[:12]} "
+            f"({', '.join(names)} differ): restore the folder of the base model."
+        )
 
 
 class ServerStartError(FlowError):

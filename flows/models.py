@@ -16,7 +16,7 @@ from editor.model import LanguageModel, default_gguf, from_gguf
 from editor.moments import Moments
 from editor.presets import MemitSettings, preset_for
 from flows import heads, neighbours
-from flows.errors import SettingsError
+from flows.errors import OtherWeightsError, SettingsError
 from flows.progress import say
 
 if TYPE_CHECKING:
@@ -62,9 +62,21 @@ def register(ws: Workspace) -> None:
 
 
 def put_on(lm: LanguageModel, files: CheckpointFiles, lineage: Sequence[CheckpointRow]) -> None:
-    """Add the deltas of a lineage, oldest first, to a base model. Each file is verified before it is read."""
-    for digest in heads.standing(lineage):
+    """Add the deltas of a lineage, oldest first, to a base model. Each file is verified before it is read.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        OtherWeightsError: what comes out is not, to the bit, what was recorded when it was written.
+    """
+    standing = heads.standing(lineage)
+    for digest in standing:
         deltas.apply(lm, read_delta(files, digest))
+    for digest in standing[-1:]:
+        # A checkpoint of before they were kept has none.
+        recorded = files.open(digest).manifest.get("weights", {})
+        found = deltas.digests(lm, recorded)
+        if others := sorted(name for name in recorded if found.get(name) != recorded[name]):
+            raise OtherWeightsError(digest, others)
 
 
 def recipe_of(memit: MemitSettings, moments: Moments) -> dict[str, Any]:

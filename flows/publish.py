@@ -21,8 +21,10 @@ from flows.errors import NothingLiveError, OutputExistsError
 from flows.formats import Dtype, Format
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
+
+    from torch import Tensor
 
     from editor.delta import Delta
     from editor.model import LanguageModel
@@ -102,6 +104,7 @@ def export(
         NothingLiveError: nothing was promoted yet.
         OutputExistsError: `out` is there already.
         CheckpointError: a file of the lineage is missing or damaged.
+        OtherWeightsError: base and changes are not, to the bit, what was recorded.
         NothingToExportError: an adapter of a checkpoint that changes nothing.
     """
     row = row or ws.ledger.head(model)
@@ -118,7 +121,9 @@ def export(
         if form is Format.PEFT:
             done = _adapter(scratch, lm, changes, base=model.base_ref, dtype=dtype, rank=rank)
         else:
-            done = _merged(scratch, lm, changes, dtype=dtype, for_gguf=form is Format.GGUF_READY)
+            originals = _edited(lm, changes)
+            models.put_on(lm, ws.files, lineage)
+            done = _merged(scratch, lm, originals, dtype=dtype, for_gguf=form is Format.GGUF_READY)
         held = _held(ws, model, row)
         sources = ws.ledger.sources(one.request_id for one in held if one.request_id is not None)
         text = card.card(model, row, lineage, done.form, len(held))
@@ -136,15 +141,16 @@ def _held(ws: Workspace, model: Model, row: CheckpointRow) -> list[HeldRow]:
     return ws.ledger.live_facts(model, at=row.decided_at) if row.state in LIVED else []
 
 
-def _merged(
-    folder: Path, lm: LanguageModel, changes: Sequence[Delta], *, dtype: Dtype, for_gguf: bool
-) -> Published:
+def _edited(lm: LanguageModel, changes: Sequence[Delta]) -> dict[int, Tensor]:
+    """Copies of the base model's weights that changes touch, by layer."""
     touched = {name for change in changes for name in change.changes}
-    originals = deltas.copies(
-        lm, [layer for layer in range(lm.layers.count) if lm.layers.weight_name(layer) in touched]
-    )
-    for change in changes:
-        deltas.apply(lm, change)
+    layers = [layer for layer in range(lm.layers.count) if lm.layers.weight_name(layer) in touched]
+    return deltas.copies(lm, layers)
+
+
+def _merged(
+    folder: Path, lm: LanguageModel, originals: Mapping[int, Tensor], *, dtype: Dtype, for_gguf: bool
+) -> Published:
     rounding = exports.rounded_away(lm, originals, getattr(torch, dtype.value))
     lm.model.to(getattr(torch, dtype.value))
     lm.model.save_pretrained(folder)  # type: ignore[operator]

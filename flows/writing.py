@@ -184,7 +184,7 @@ def keep(
     parent: str | None,
     from_base: bool,
 ) -> str:
-    """Keep a change and its states in a content-addressed folder; return its digest.
+    """Keep a change, its states and the digests of the written weights in a folder; return its digest.
 
     What stands on the base itself names no parent, so that the same live facts give the same digest.
     """
@@ -195,6 +195,7 @@ def keep(
             "parent": None if from_base else parent,
             "algorithm": "memit",
             "settings": recipe,
+            "weights": deltas.digests(lm, outcome.delta.changes),
             **({"from_base": True} if from_base else {}),
         },
     )

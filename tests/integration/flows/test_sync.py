@@ -12,7 +12,7 @@ from editor.model import tensor_digest
 from flows import models
 from flows.dry_run import dry_run
 from flows.editing import fact_id, read_states
-from flows.errors import GateError
+from flows.errors import GateError, OtherWeightsError
 from flows.publish import materialize
 from flows.settings import Settings
 from flows.sync import require_promoted, sync
@@ -172,8 +172,14 @@ def test_going_back_is_exact_to_the_bit(two_nights):
     def live_weights():
         with opened_model(settings) as (ws, model):
             lm = models.load_base(settings)
-            models.put_on(lm, ws.files, ws.ledger.lineage(model))
-            return {name: tensor_digest(tensor) for name, tensor in lm.model.state_dict().items()}
+            lineage = ws.ledger.lineage(model)
+            models.put_on(lm, ws.files, lineage)
+            weights = {name: tensor_digest(tensor) for name, tensor in lm.model.state_dict().items()}
+            for row in lineage[-1:]:
+                recorded = ws.files.open(row.digest).manifest["weights"]
+                assert recorded
+                assert recorded.items() <= weights.items()
+            return weights
 
     def go_to(digest):
         with opened_model(settings) as (ws, model), ws.writer() as lease:
@@ -190,3 +196,15 @@ def test_going_back_is_exact_to_the_bit(two_nights):
     go_to(second.candidate.digest)
     assert live_weights() == after_two
     assert len({str(sorted(one.items())) for one in (base, after_one, after_two)}) == 3
+
+
+def test_another_base_does_not_pass_for_what_was_recorded(one_night, tmp_path):
+    settings, night = one_night
+    with opened_model(settings) as (ws, model):
+        lm = models.load_base(settings)
+        layer = models.editing_settings(settings, lm).layers[-1]
+        lm.layers.matrix(lm.model, layer)[0, 0] += 1e-6
+        with pytest.raises(OtherWeightsError) as caught:
+            models.put_on(lm, ws.files, ws.ledger.lineage(model))
+    assert caught.value.names == (lm.layers.weight_name(layer),)
+    assert caught.value.checkpoint == night.candidate.digest
