@@ -1,16 +1,20 @@
-"""Write real office holders in one batch and judge them by phrasings that were never trained.
+r"""Write real office holders in one batch and judge them by phrasings that were never trained.
 
-    FACTSYNC_HOME=HOME python -m benchmarks.real_names CSV [--facts 200] [--corpus TEXT] [trial ...]
+    FACTSYNC_HOME=HOME python -m benchmarks.real_names CSV [--facts 200] [--corpus TEXT] [--a-word-each] \
+        [trial ...]
 
 CSV has the columns subject_id, subject, property, new_id, new, change_date (such as the data set
 officeholder_replacements.csv); the newest holder of each office is written. CORPUS gives the second moments,
 one passage a line; without it they are measured on text sampled from the model. Trials are those of
-`benchmarks.sample_night`.
+`benchmarks.sample_night`. With `--a-word-each` each word of a name is written at the word before it.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +27,8 @@ from flows.settings import Settings
 from flows.workspace import Workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kb.relations import Relations
 
 
@@ -44,6 +50,26 @@ def newest_holders(path: Path, count: int, relations: Relations) -> list[EditReq
     ]
 
 
+def a_word_each(fact: EditRequest) -> Iterator[EditRequest]:
+    """Part a fact into one a word of its target, each with a state of its own.
+
+    The first is written at the subject's last token, every other at the last token of the word before it, in
+    the same prompts: what AnyEdit does with long answers (Jiang et al. 2025, arXiv 2502.05628).
+    """
+    words = fact.target.split()
+    yield replace(fact, target=words[0])
+    for number, (before, word) in enumerate(pairwise(words)):
+        said = " ".join([*words[:number], "{}"])
+        yield replace(
+            fact,
+            fact_id=f"{fact.fact_id} {number}",
+            subject_id=f"{fact.subject_id} {number}",
+            subject=before,
+            prompts=tuple(f"{prompt.replace('{}', fact.subject)} {said}" for prompt in fact.prompts),
+            target=word,
+        )
+
+
 def main() -> None:
     """Print one JSON line a trial."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -51,6 +77,7 @@ def main() -> None:
     parser.add_argument("trials", nargs="*", default=[""])
     parser.add_argument("--facts", type=int, default=200)
     parser.add_argument("--corpus", type=Path, default=None)
+    parser.add_argument("--a-word-each", action="store_true")
     given = parser.parse_intermixed_args()
     settings = Settings.read().model_copy(update={"corpus": given.corpus})
     with Workspace.open(settings) as ws:
@@ -58,9 +85,10 @@ def main() -> None:
     facts = newest_holders(given.csv, given.facts, relations)
     lm = models.load_base(settings)
     preset = models.editing_settings(settings, lm)
-    moments = models.load_moments(settings, lm, preset, relations)
+    moments_of = partial(models.load_moments, settings, lm, relations=relations)
+    written = [part for fact in facts for part in a_word_each(fact)] if given.a_word_each else None
     asked = neighbours.asked(relations, {"P1308", "P6", "P35", "P169"}, {fact.subject_id for fact in facts})
-    run(lm, facts, asked, preset=preset, moments=moments, trials=given.trials)
+    run(lm, facts, asked, preset=preset, moments_of=moments_of, trials=given.trials, written=written)
 
 
 if __name__ == "__main__":

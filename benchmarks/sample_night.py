@@ -13,9 +13,11 @@ import argparse
 import ast
 import json
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.clock import Clock
+from editor import delta as deltas
 from editor import memit
 from flows import checking, editing, models, neighbours, planning
 from flows.dry_run import dry_run
@@ -24,7 +26,7 @@ from flows.workspace import Workspace
 from kb.store import LocalStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from editor.model import LanguageModel
     from editor.moments import Moments
@@ -67,18 +69,32 @@ def run(
     asked: tuple[Neighbour, ...],
     *,
     preset: MemitSettings,
-    moments: Moments,
+    moments_of: Callable[[MemitSettings], Moments],
     trials: Sequence[str],
+    written: Sequence[EditRequest] | None = None,
 ) -> None:
-    """Edit the base model once a trial and print what the exam says, one JSON line each."""
+    """Edit the base model once a trial and print what the exam says, one JSON line each.
+
+    Args:
+        lm: the base model.
+        facts: what the exam asks.
+        asked: neighbours that it asks too.
+        preset: the settings that trials differ from.
+        moments_of: gives second moments for settings.
+        trials: see the module.
+        written: what is written; None: the facts.
+    """
     exam, base = checking.set_exam(lm, facts, [], asked)
-    before = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in preset.layers}
     for text in trials:
         chosen = trial_of(text)
-        share = chosen.pop("guard_share", moments.key.guard_share)
-        tried = replace(moments, key=replace(moments.key, guard_share=share))
+        share = chosen.pop("guard_share", None)
+        settings = replace(preset, **chosen)
+        moments = moments_of(settings)
+        if share is not None:
+            moments = replace(moments, key=replace(moments.key, guard_share=share))
+        before = deltas.copies(lm, settings.layers)
         start = Clock()
-        outcome = memit.edit(lm, facts, settings=replace(preset, **chosen), moments=tried)
+        outcome = memit.edit(lm, facts if written is None else written, settings=settings, moments=moments)
         took = start.since()
         marks = checking.sit_exam(lm, exam, base)
         metrics = checking.measure((), marks, base).to_json()
@@ -96,8 +112,7 @@ def run(
             **{name: round(float(metrics[name]), 4) for name in _SHOWN if metrics[name] is not None},
         }
         print(json.dumps(row), flush=True)
-        for layer, weight in before.items():
-            lm.layers.matrix(lm.model, layer).copy_(weight)
+        deltas.put_back(lm, before)
 
 
 def main() -> None:
@@ -109,11 +124,11 @@ def main() -> None:
     facts, relations = first_night(settings)
     lm = models.load_base(settings)
     preset = models.editing_settings(settings, lm)
-    moments = models.load_moments(settings, lm, preset, relations)
+    moments_of = partial(models.load_moments, settings, lm, relations=relations)
     asked = neighbours.asked(
         relations, {editing.scope(fact.fact_id)[1] for fact in facts}, {fact.subject_id for fact in facts}
     )
-    run(lm, facts, asked, preset=preset, moments=moments, trials=trials)
+    run(lm, facts, asked, preset=preset, moments_of=moments_of, trials=trials)
 
 
 if __name__ == "__main__":
