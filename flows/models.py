@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from transformers.utils import logging as transformers_logging
 
 from editor import delta as deltas
 from editor.allocator import keep_freed_memory
@@ -20,7 +24,7 @@ from flows.errors import OtherWeightsError, SettingsError
 from flows.progress import say
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from editor.progress import Progress
     from flows.settings import Settings
@@ -50,7 +54,21 @@ def base_source(settings: Settings) -> str:
 def load_base(settings: Settings) -> LanguageModel:
     """Load the model that every checkpoint stands on."""
     keep_freed_memory()
-    return LanguageModel.load(base_source(settings), device=settings.device)
+    on_disk = settings.model == BUNDLED or Path(settings.model).is_dir()
+    with _without_bars() if on_disk else nullcontext():
+        return LanguageModel.load(base_source(settings), device=settings.device)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars: what lies on disk is read in seconds, and logs are read."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def register(ws: Workspace) -> None:
