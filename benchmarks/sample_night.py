@@ -58,9 +58,10 @@ def first_night(settings: Settings) -> tuple[list[EditRequest], Relations]:
 
 
 def trial_of(text: str) -> dict[str, Any]:
-    """Read ``name=value,name=value``; values are Python literals."""
-    pairs = (part.split("=", 1) for part in text.split(",") if part)
-    return {name: ast.literal_eval(value) for name, value in pairs}
+    """Read ``name=value,name=value``; values are Python literals, such as ``layers=(4,5,6)``."""
+    call = ast.parse(f"dict({text})", mode="eval").body
+    assert isinstance(call, ast.Call)
+    return {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
 
 
 def run(
@@ -85,8 +86,7 @@ def run(
         written: what is written; None: the facts.
     """
     exam, base = checking.set_exam(lm, facts, [], asked)
-    for text in trials:
-        chosen = trial_of(text)
+    for text, chosen in [(text, trial_of(text)) for text in trials]:
         share = chosen.pop("guard_share", None)
         settings = replace(preset, **chosen)
         moments = moments_of(settings)

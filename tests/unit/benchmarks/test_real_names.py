@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.real_names import a_word_each
+from benchmarks.sample_night import trial_of
 from editor.requests import EditRequest, render
 
 
@@ -23,3 +24,9 @@ def test_each_word_is_written_at_the_word_before() -> None:
         "The head of Mali is A B",
     ]
     assert len({one.fact_id for one in (first, *others)}) == len({one.subject_id for one in others}) + 1 == 3
+
+
+def test_a_trial_is_read_as_python_reads_it() -> None:
+    """Values may hold commas."""
+    assert trial_of("") == {}
+    assert trial_of("layers=(4,5,6),keys='mean',turns=3") == {"layers": (4, 5, 6), "keys": "mean", "turns": 3}
