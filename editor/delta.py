@@ -157,7 +157,7 @@ def apply(lm: LanguageModel, delta: Delta) -> None:
         StateMismatchError: a weight is missing or has another shape.
         NonFiniteError: a changed weight would not be finite.
     """
-    names = {lm.layers.weight_name(layer): layer for layer in range(lm.layers.count)}
+    names = editable(lm)
     changed: list[tuple[Tensor, Tensor]] = []
     for name, change in delta.changes.items():
         if name not in names:
@@ -184,6 +184,11 @@ def apply(lm: LanguageModel, delta: Delta) -> None:
         raise
 
 
+def editable(lm: LanguageModel) -> dict[str, int]:
+    """Return the layer of every editable weight by its state-dict name."""
+    return {lm.layers.weight_name(layer): layer for layer in range(lm.layers.count)}
+
+
 def add(weight: Float[Tensor, "d d_k"], change: Float[Tensor, "d d_k"]) -> None:
     """Add in float32 and cast once, in place."""
     weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
@@ -202,7 +207,7 @@ def put_back(lm: LanguageModel, saved: Mapping[int, Float[Tensor, "d d_k"]]) -> 
 
 def digests(lm: LanguageModel, names: Iterable[str]) -> dict[str, str]:
     """Return the SHA-256 of editable weights, as (d, d_k), by state-dict name; unknown names are left out."""
-    layers = {lm.layers.weight_name(layer): layer for layer in range(lm.layers.count)}
+    layers = editable(lm)
     return {
         name: tensor_digest(lm.layers.matrix(lm.model, layers[name]))
         for name in sorted(names)

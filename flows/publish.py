@@ -144,8 +144,7 @@ def _held(ws: Workspace, model: Model, row: CheckpointRow) -> list[HeldRow]:
 def _edited(lm: LanguageModel, changes: Sequence[Delta]) -> dict[int, Tensor]:
     """Copies of the base model's weights that changes touch, by layer."""
     touched = {name for change in changes for name in change.changes}
-    layers = [layer for layer in range(lm.layers.count) if lm.layers.weight_name(layer) in touched]
-    return deltas.copies(lm, layers)
+    return deltas.copies(lm, [layer for name, layer in deltas.editable(lm).items() if name in touched])
 
 
 def _merged(
