@@ -4,6 +4,10 @@ The subject's embeddings are corrupted with noise, which breaks the answer; then
 a few blocks are put back to their clean values at one token, and what that brings back of the answer's
 probability is the indirect effect of those blocks there. MEMIT edits the blocks where the effect at the
 subject's last token peaks.
+
+Differs: windows that reach the first block are drawn and not chosen. What it adds to a token depends on hardly
+anything but the token, so to put it back is to put the subject back, whatever later blocks recall: in
+SmolLM2-135M it alone brings back nine tenths of the answer where the subject is one token (docs/log.md).
 """
 
 from __future__ import annotations
@@ -54,9 +58,16 @@ class Trace:
     window: int
 
     def suggest(self, count: int = 5) -> tuple[int, ...]:
-        """Return `count` neighbouring layers that end where the effect at the subject's last token peaks."""
+        """Return `count` neighbouring layers that end where the effect at the subject's last token peaks.
+
+        Args:
+            count: how many; fewer where the peak lies lower.
+        """
         row = self.effects[_LAST_SUBJECT]
-        last = min(int(row.argmax()), len(row) - 2)
+        highest = max(0, len(row) - 2)
+        # The first centre whose window leaves the first block out.
+        start = min((self.window - 1) // 2 + 1, highest)
+        last = min(start + int(row[start:].argmax()), highest)
         first = max(0, last - count + 1)
         return tuple(range(first, last + 1))
 

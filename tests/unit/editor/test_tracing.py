@@ -87,6 +87,15 @@ def test_suggestion_ends_at_the_peak() -> None:
     assert Trace(effects, 1.0, 0.0, 1, 2).suggest() == (0, 1)
 
 
+def test_suggestion_passes_over_windows_that_reach_the_first_block() -> None:
+    """To put the first block back is to put the subject back: SmolLM2's effects have a cliff there."""
+    effects = torch.zeros(4, 12)
+    effects[1, :3] = 0.25
+    effects[1, 7] = 0.05
+    assert Trace(effects, 0.3, 0.02, 1, 5).suggest() == (3, 4, 5, 6, 7)
+    assert Trace(effects[:, :2], 0.3, 0.02, 1, 1).suggest() == (0,)
+
+
 def test_heat_map_is_a_picture(tmp_path: Path) -> None:
     """A PNG file is written."""
     Trace(torch.rand(4, 12), 0.5, 0.1, 3, 2).heat_map(tmp_path / "map.png", layers=(2, 3))
