@@ -10,15 +10,15 @@ import torch
 
 from editor import memit, recall, solve
 from editor.keys import KeyReader
-from editor.moments import Moments
 from editor.presets import MemitSettings, preset_for
 from editor.requests import plan
 from editor.tracing import Trace, trace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from editor.model import LanguageModel
+    from editor.moments import Moments
     from editor.progress import Progress
     from editor.requests import EditRequest
 
@@ -91,10 +91,8 @@ def calibrate(
     known: Sequence[tuple[str, str]],
     texts: Sequence[str],
     *,
-    corpus: Sequence[str] | None = None,
+    moments_of: Callable[[MemitSettings], Moments],
     layers: Sequence[int] | None = None,
-    guards: Sequence[tuple[str, str]] = (),
-    tokens: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Calibration:
@@ -105,11 +103,9 @@ def calibrate(
         facts: some facts with held-back templates; they are written and taken out again.
         known: (template, subject) pairs to trace.
         texts: held-out text for perplexity.
-        corpus: text for the second moments; None samples from the model.
+        moments_of: gives the second moments that edits with these settings will have.
         layers: layers to edit; None takes them from the trace.
-        guards: (template, subject) pairs whose answers the trials hold, as real edits will.
-        tokens: keys to count at most for the second moments; None: as many as they need.
-        seed: of noise and sampling.
+        seed: of the noise.
         progress: called with (stage, done, total).
 
     Returns:
@@ -124,9 +120,7 @@ def calibrate(
     found = trace(lm, known, seed=seed, progress=progress)
     if layers is None:
         base = replace(base, layers=found.suggest())
-    moments = Moments.compute(
-        lm, corpus, base.layers, tokens=tokens, seed=seed, guards=guards, progress=progress
-    )
+    moments = moments_of(base)
     before = recall.perplexity(lm, texts)
     trials: list[Trial] = []
 

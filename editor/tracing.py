@@ -5,8 +5,8 @@ a few blocks are put back to their clean values at one token, and what that brin
 probability is the indirect effect of those blocks there. MEMIT edits the blocks where the effect at the
 subject's last token peaks.
 
-Differs: windows that reach the first block are drawn and not chosen. What it adds to a token depends on hardly
-anything but the token, so to put it back is to put the subject back, whatever later blocks recall: in
+Differs: windows that reach the first block are drawn and not chosen. What it adds to a token depends on
+hardly anything but the token, so to put it back is to put the subject back, whatever later blocks recall: in
 SmolLM2-135M it alone brings back nine tenths of the answer where the subject is one token (docs/log.md).
 """
 

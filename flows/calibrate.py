@@ -22,7 +22,7 @@ from pydantic import Field
 
 from editor import calibrate as trials
 from editor.requests import EditRequest
-from flows import artifacts, checking, models, neighbours
+from flows import artifacts, checking, models
 from flows.progress import report, say
 from flows.settings import Settings
 from flows.states import Ending, named_states
@@ -93,10 +93,9 @@ def calibrate(blocks: list[Block] | None = None) -> Calibrated:
         _facts(table["facts"], Relations.load(settings.relations_file)),
         [(template, subject) for template, subjects in table["known"].items() for subject in subjects],
         checking.fluency_texts(),
-        corpus=models.corpus(settings),
+        # Kept under home, where the first night finds them.
+        moments_of=lambda memit: models.load_moments(settings, lm, memit, relations, report),
         layers=blocks or None,
-        tokens=settings.moment_tokens,
-        guards=neighbours.guarded(relations),
         progress=report,
     )
     picture = settings.memit_file.with_suffix(".png")

@@ -6,10 +6,12 @@ import sys
 import pytest
 
 from editor.model import LanguageModel
+from editor.moments import Moments
 from editor.presets import MemitSettings
 from flows import models
 from flows.cli.main import main
 from flows.errors import SettingsError
+from flows.workspace import Workspace
 
 
 @pytest.fixture
@@ -34,6 +36,10 @@ def test_what_it_finds_is_what_nights_edit_by(quick, prefect_server, monkeypatch
     found = models.editing_settings(quick, lm)
     assert found == MemitSettings.from_json(said["settings"])
     assert found.learning_rate in {trial["learning_rate"] for trial in said["trials"]}
+    with Workspace.open(quick) as ws:
+        kept = [Moments.load(path) for path in quick.moments_dir.glob("*.safetensors")]
+        assert models.load_moments(quick, lm, found, ws.relations).key in [each.key for each in kept]
+        assert len(list(quick.moments_dir.glob("*"))) == len(kept)
     assert quick.memit_file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -10,6 +10,7 @@ import torch
 
 from editor import calibrate, tracing
 from editor.errors import RequestError
+from editor.moments import Moments
 from editor.presets import MemitSettings
 from editor.tracing import Trace
 from tests.unit.editor import tiny
@@ -115,7 +116,11 @@ def test_calibration_leaves_the_model_and_gives_its_evidence(
     before = {name: parameter.clone() for name, parameter in lm.model.named_parameters()}
     quick = MemitSettings(layers=(1, 2), moment_weight=1.0, steps=4, precision="float32")
     monkeypatch.setattr(calibrate, "preset_for", lambda _lm: quick)
-    found = calibrate.calibrate(lm, requests_of(2), KNOWN, tiny.CORPUS, layers=(1, 2), tokens=400)
+
+    def moments_of(how: MemitSettings) -> Moments:
+        return Moments.compute(lm, None, how.layers, tokens=400)
+
+    found = calibrate.calibrate(lm, requests_of(2), KNOWN, tiny.CORPUS, moments_of=moments_of, layers=(1, 2))
     best = found.best
     assert found.settings == replace(
         quick, moment_weight=best.moment_weight, learning_rate=best.learning_rate
