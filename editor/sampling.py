@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from editor import activations
+from editor.allocator import give_back_freed_memory
 from editor.layers import logits_of
 from editor.precision import lowered
 from editor.state import digest_of
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 _ROWS = 128
 _LENGTH = 120
+_KEPT_STEPS = 8
+"""Steps between which freed memory is kept. Keys and values grow by a token a step and find no place where those
+of the step before were: two batches of SmolLM2 peaked at 4 GB without, at 1.9 with it."""
 
 
 def sampled(
@@ -114,6 +118,8 @@ def continue_texts(
         new.append(token)
         mask = torch.cat([mask, mask.new_ones(len(starts), 1)], dim=1)
         hidden = activations.run(lm, token[:, None], mask, (lengths + step)[:, None], cache=cache)
+        if step % _KEPT_STEPS == 0:
+            give_back_freed_memory()
         if progress is not None:
             progress(ids.shape[1] + step + 1)
     grown = torch.stack(new, dim=1).tolist() if new else [[] for _ in starts]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from editor import sampling
 from editor.sampling import continue_texts, sample_prefixes, sampled
 from tests.unit.editor import tiny
 
@@ -50,3 +51,13 @@ def test_prefixes_are_seeded_texts_without_places(lm: LanguageModel) -> None:
     assert one == sample_prefixes(lm, 7, seed=3)
     assert len(one) == 7
     assert all(text.endswith(".") and "{" not in text and "}" not in text for text in one)
+
+
+def test_freed_memory_is_given_back_while_text_grows(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values outgrow their blocks at every token, so what they leave may not pile up."""
+    given: list[int] = []
+    monkeypatch.setattr(sampling, "give_back_freed_memory", lambda: given.append(1))
+    continue_texts(lm, [[1, 2], [3, 4]], 42, generator=None)
+    assert len(given) == 40 / sampling._KEPT_STEPS
