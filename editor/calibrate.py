@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A key whose kᵀ(λC)⁻¹k is t gets the share t / (1 + t) of its residual: 10 writes 91% at one layer.
-_STRENGTH = 10.0
+# A key whose kᵀ(λC)⁻¹k is t gets the share t / (1 + t) of its residual: 10 writes 91% at one layer. Where
+# that is refined, a fifth a layer is enough, and a larger λ costs less perplexity (docs/log.md).
+_STRENGTH, _REFINED_STRENGTH = 10.0, 0.25
 _FACTORS = (0.3, 1.0, 3.0)
 _RATES = (0.5, 2.0)
 
@@ -143,7 +144,7 @@ def calibrate(
 def weight_from_keys(
     lm: LanguageModel, facts: Sequence[EditRequest], settings: MemitSettings, moments: Moments
 ) -> float:
-    """Return the λ at which the median key of these facts gets most of its residual written.
+    """Return the λ at which the median key gets most of its residual written, or as much as refinement needs.
 
     Args:
         lm: the model.
@@ -162,7 +163,7 @@ def weight_from_keys(
     C += 1e-4 * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype, device=C.device)
     K = keys.double().T
     reach = (K * torch.cholesky_solve(K, solve.factor(C))).sum(dim=0)
-    return float(reach.median()) / _STRENGTH
+    return float(reach.median()) / (_REFINED_STRENGTH if settings.refine_steps else _STRENGTH)
 
 
 def _try(

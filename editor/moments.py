@@ -56,7 +56,7 @@ class MomentsKey:
     Attributes:
         model: digest of the unedited weights.
         layers: which blocks.
-        corpus: digest of the texts, or "sampled in" and the precision.
+        corpus: digest of the texts, or how they were sampled and in which precision.
         tokens: how many keys were counted.
         seed: of the sampling; 0 for a corpus.
         dtype: of the weights that made the keys.
@@ -136,7 +136,7 @@ class Moments:
         most = tokens or _MOST * lm.layers.d_k
         dtype = str(next(lm.model.parameters()).dtype)
         if texts is None:
-            corpus, enough = f"sampled in {resolved('auto', lm.device)}", 0.0
+            corpus, enough = f"sampled by inversion in {resolved('auto', lm.device)}", 0.0
         else:
             corpus, seed = digest_of(list(texts)), 0
         key = MomentsKey(lm.digest, tuple(layers), corpus, 0, seed, dtype)

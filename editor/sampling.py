@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _ROWS = 128
 _LENGTH = 120
 _KEPT_STEPS = 8
-"""Steps between which freed memory is kept. Keys and values grow by a token a step and find no place where those
-of the step before were: two batches of SmolLM2 peaked at 4 GB without, at 1.9 with it."""
+"""Steps between which freed memory is kept. Keys and values grow by a token a step and find no place where
+those of the step before were: two batches of SmolLM2 peaked at 4 GB without, at 1.9 with it."""
 
 
 def sampled(
@@ -129,9 +129,14 @@ def continue_texts(
 def _choose(logits: Float[Tensor, "rows vocab"], generator: torch.Generator | None) -> Int[Tensor, " rows"]:
     if generator is None:
         return logits.argmax(dim=1)
-    # The exponential race: the same law as sampling from the softmax, without its cumulative sums.
-    noise = torch.empty_like(logits).exponential_(generator=generator)
-    return (logits - noise.log()).argmax(dim=1)
+    # The inverse of the distribution: one random number a row, where a race of exponentials takes one a token
+    # (0.02 s for 0.29 over 128 rows of 49,152).
+    shares = (logits - logits.amax(dim=1, keepdim=True)).exp_().cumsum(dim=1)
+    total = shares[:, -1:].contiguous()
+    drawn = torch.rand(total.shape, generator=generator, device=total.device) * total
+    # The first share above it; rounding may not carry it to the end, behind which nothing is.
+    below = torch.minimum(drawn, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(shares, below, right=True).squeeze(1)
 
 
 def sample_prefixes(lm: LanguageModel, count: int, *, seed: int = 0, length: int = 10) -> tuple[str, ...]:

@@ -61,3 +61,13 @@ def test_freed_memory_is_given_back_while_text_grows(
     monkeypatch.setattr(sampling, "give_back_freed_memory", lambda: given.append(1))
     continue_texts(lm, [[1, 2], [3, 4]], 42, generator=None)
     assert len(given) == 40 / sampling._KEPT_STEPS
+
+
+def test_tokens_are_drawn_by_their_probability() -> None:
+    """Frequencies are those of the softmax; what has no probability is never drawn, wherever it stands."""
+    inf = float("inf")
+    logits = torch.tensor([-inf, 1.0, 0.0, -inf, 2.0, -1.0, -inf])
+    drawn = sampling._choose(logits.expand(20_000, -1), torch.Generator().manual_seed(0))
+    found = drawn.bincount(minlength=7) / len(drawn)
+    assert torch.equal(found == 0, logits == -inf)
+    torch.testing.assert_close(found, logits.softmax(dim=0), atol=0.012, rtol=0)
