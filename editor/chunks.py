@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+_COMPACT_BELOW = 0.75
+
 
 @dataclass(slots=True)
 class Chunk:
@@ -235,6 +237,16 @@ class Chunk:
             new_index[self.guarded[guarded]],
             None if self.guard is None else self.guard[guarded],
         )
+
+
+def compacted(chunks: Sequence[Chunk], active: Bool[Tensor, " units"]) -> list[Chunk]:
+    """Leave out chunks of units that rest, and their rows of other chunks where they are many."""
+    kept = []
+    for chunk in chunks:
+        rows = active[chunk.unit]
+        if rows.any():
+            kept.append(chunk.keep(rows) if float(rows.float().mean()) < _COMPACT_BELOW else chunk)
+    return kept
 
 
 def with_smaller_batches(units: Sequence[Unit], batch_tokens: int, attempt: Callable[..., Result]) -> Result:

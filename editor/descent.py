@@ -103,11 +103,14 @@ class RowAdam(Descent):
 
     Args:
         rate: learning rate.
+        beta2: β₂, how much of the mean of squared gradients a step keeps.
     """
 
-    def __init__(self, limit: Float[Tensor, " rows"], width: int, *, rate: float) -> None:
+    def __init__(
+        self, limit: Float[Tensor, " rows"], width: int, *, rate: float, beta2: float = 0.999
+    ) -> None:
         super().__init__(limit, width)
-        self._rate = rate
+        self._rate, self._beta2 = rate, beta2
         self._first = torch.zeros_like(self.value)
         self._second = torch.zeros_like(self.value)
 
@@ -116,12 +119,11 @@ class RowAdam(Descent):
         return active
 
     def _next(self, gradient: Tensor) -> Tensor:
-        # In place where nobody else looks: of a night's values these are as large as its keys.
-        self._first.mul_(0.9).add_(0.1 * gradient)
-        self._second.mul_(0.999).add_(gradient.square().mul_(0.001))
+        self._first = 0.9 * self._first + 0.1 * gradient
+        self._second = self._beta2 * self._second + (1 - self._beta2) * gradient.square()
         t = self._evaluations[:, None].clamp(min=1).float()
-        step = (self._first / (1 - 0.9**t)).mul_(self._rate)
-        return self.value - step.div_((self._second / (1 - 0.999**t)).sqrt_().add_(1e-8))
+        first, second = self._first / (1 - 0.9**t), self._second / (1 - self._beta2**t)
+        return self.value - self._rate * first / (second.sqrt() + 1e-8)
 
 
 class RowLBFGS(Descent):

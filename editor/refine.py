@@ -3,34 +3,41 @@
 A target state is found as if the write would reach it and nothing else moved. Then the write leaves a
 residual and moves the other tokens of the prompt, and later nights move them again: the target stays
 preferred, but its words slip. What the closed form can still give is known: with the keys of the edits and A
-as in `editor.solve`, new values V + U change the matrix by
+as in `editor.solve`, all values of a subject moved by its row of U change the matrix by
 
-    Δ = U P,    P = Kᵀ A⁻¹,
+    Δ = Uᵀ P,    P = Kᵀ A⁻¹, the keys of a subject added up,
 
 so the loss of the written model is a function of U, descended by Adam (the terms of `editor.targets` but for
 its KL, mean over a subject's prompts, summed over subjects):
 
-    L(U) = Σ_subjects  -log p(target | prompt; W + U P) / tokens  -  end_weight · log p(the word ends | ...)
-    ∂L/∂U = ∂L/∂Δ Pᵀ,  with  ∂L/∂Δ = Σ_prompts g kᵀ  taken at the subject's last token.
+    L(U) = Σ_subjects  -log p(target | prompt; W + Uᵀ P) / tokens  -  end_weight · log p(the word ends | ...)
+
+Steepest descent in the norm that the solve itself keeps small, tr(Δ A Δᵀ), goes along
+
+    -∂L/∂Δ A⁻¹ = -Σ_prompts g kᵀ A⁻¹,   taken at the subject's last token:
+
+each subject's row along its own g, added up over the prompts of the step, whatever the others pull. (The
+gradient in U itself, P kᵀ g over all subjects, does no better: docs/log.md.)
 
 What is kept of an edit are its keys and values, and those are what changes here: all that holds for a write
 (undoing, replacing, rebuilding in one solve) holds for a refined one.
 
 Differs from the paper, which writes once. At other tokens the change is run but not followed: they are the
 words of the relation, which all its facts share, and a descent along them teaches the relation to name
-somebody, whoever is asked about (docs/log.md).
+somebody, whoever is asked about (docs/log.md). What stands before the subject moves little in a step, so its
+keys and values serve for some.
 
 | symbol | shape | meaning |
 |---|---|---|
 | K, k | (d_k, n), (d_k,) | keys of the edits as stored; a key in this forward |
-| U | (d, n) | change of their values |
-| P | (n, d_k) | how the matrix follows the values |
+| U | (subjects, d) | change of a subject's values |
+| P | (subjects, d_k) | how the matrix follows them |
 | g | (d,) | gradient at the written matrix's output |
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -39,18 +46,19 @@ import torch
 from editor import activations
 from editor.allocator import give_back_freed_memory
 from editor.attention import plain_attention
-from editor.chunks import require_finite, with_smaller_batches
+from editor.chunks import compacted, require_finite, with_smaller_batches
 from editor.descent import RowAdam
 from editor.drafts import batched, draft, in_turns
 from editor.precision import lowered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
     from editor.chunks import Chunk
+    from editor.drafts import Draft
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
     from editor.requests import Unit
@@ -60,6 +68,11 @@ if TYPE_CHECKING:
 
 
 _PACE = 2.0
+_BETA2 = 0.95
+"""As a fact is learnt its gradient falls to a hundredth, and by Adam's usual memory of a thousand steps the
+last ones would be measured by the first."""
+_VISITS = 3
+"""For how many steps of a turn what stands before the subject serves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +94,7 @@ def refine(
     lm: LanguageModel,
     units: Sequence[Unit],
     states: Sequence[SubjectState],
-    spans: Mapping[int, Float[Tensor, "n d_k"]],
+    spans: Mapping[int, Float[Tensor, "states d_k"]],
     settings: MemitSettings,
     *,
     progress: Progress | None = None,
@@ -95,7 +108,7 @@ def refine(
         lm: the model with the states written; its weights are not touched.
         units: tokenised subjects.
         states: the state of each.
-        spans: P by layer, one row a key, in the order of the states.
+        spans: P by layer, one row a state, in their order.
         settings: `refine_steps`, `refine_stop_loss`, and the rate and precision of target states.
         progress: called with (resting subjects, subjects).
 
@@ -106,14 +119,11 @@ def refine(
         NonFiniteError: a loss is not finite.
         OutOfMemoryError: memory ran out at the smallest batch.
     """
-    counts = [len(state.keys[settings.layers[0]]) for state in states]
-    owner = torch.arange(len(states)).repeat_interleave(torch.tensor(counts)).to(lm.device)
-    attempt = partial(_descend, lm, units, owner, spans, settings, progress=progress)
+    attempt = partial(_descend, lm, units, spans, settings, progress=progress)
     # More blocks run with a gradient here than in a search: half as much at once takes the same time.
     found = with_smaller_batches(units, settings.tokens_at_once(lm.device) // 2, attempt)
-    changes = {layer: torch.split(U, counts) for layer, U in found.changes.items()}
     refined = [
-        _moved(state, {layer: own[number] for layer, own in changes.items()})
+        _moved(state, {layer: U[number] for layer, U in found.changes.items()})
         for number, state in enumerate(states)
     ]
     return Refined(tuple(refined), tuple(found.steps.tolist()), tuple(found.losses.tolist()))
@@ -121,7 +131,7 @@ def refine(
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    changes: dict[int, Float[Tensor, "n d"]]
+    changes: dict[int, Float[Tensor, "units d"]]
     steps: Int[Tensor, " units"]
     losses: Float[Tensor, " units"]
 
@@ -129,39 +139,40 @@ class _Found:
 def _descend(
     lm: LanguageModel,
     units: Sequence[Unit],
-    owner: Int[Tensor, " n"],
     spans: Mapping[int, Tensor],
     settings: MemitSettings,
     *,
     batch_tokens: int,
     progress: Progress | None,
 ) -> _Found:
-    layers, everyone = settings.layers, torch.ones(len(units), dtype=torch.bool, device=lm.device)
+    layers, count = settings.layers, len(units)
+    everyone = torch.ones(count, dtype=torch.bool, device=lm.device)
     # A layer's share of a target state's step, as the residual is spread (eq. 20 of the paper), at twice the
     # pace: these steps run more blocks. Four times the pace costs perplexity and saves no step (docs/log.md).
     rate = _PACE * settings.learning_rate / len(layers)
-    unbounded = torch.full((len(layers) * len(owner),), torch.inf, device=lm.device)
-    descent = RowAdam(unbounded, lm.layers.d, rate=rate)
-    owners = owner.repeat(len(layers))
-    steps = torch.zeros(len(units), dtype=torch.long, device=lm.device)
+    unbounded = torch.full((len(layers) * count,), torch.inf, device=lm.device)
+    descent = RowAdam(unbounded, lm.layers.d, rate=rate, beta2=_BETA2)
+    owners = torch.arange(count, device=lm.device).repeat(len(layers))
+    steps = torch.zeros(count, dtype=torch.long, device=lm.device)
     active, whole = everyone, True
     with plain_attention(lm), lowered(lm, settings.precision):
-        turns = in_turns([_told(unit) for unit in units], settings.turns)
-        drafts = [draft(lm, part, batch_tokens, start=layers[0]) for part in turns]
-        losses = torch.zeros(len(drafts), len(units), device=lm.device)
+        turns = [
+            _Turn(draft(lm, part, batch_tokens, start=layers[0]), batch_tokens)
+            for part in in_turns([_told(unit) for unit in units], settings.turns)
+        ]
+        losses = torch.zeros(len(turns), count, device=lm.device)
         for step in range(settings.refine_steps + 1):
-            U = torch.split(descent.point, len(owner))
-            changes = {layer: rows.T @ spans[layer] for layer, rows in zip(layers, U, strict=True)}  # Δ = U P
+            U = dict(zip(layers, torch.split(descent.point, count), strict=True))
+            changes = {layer: rows.T @ spans[layer] for layer, rows in U.items()}  # Δ = Uᵀ P
             gradient = torch.zeros_like(descent.point)
+            few = int(active.sum()) <= settings.subjects_at_once(lm.device)
             # All contexts where it is asked who rests, a part of them in between.
-            for turn in range(len(drafts)) if whole else [step % len(drafts)]:
-                # Batched anew as subjects rest: a few rows in each of many chunks cost as much as full ones.
-                going = [one for one in drafts[turn] if active[one.unit]]
-                chunks = batched(lm, going, batch_tokens, start=layers[0])
-                found, by_layer = _evaluate(lm, chunks, len(units), changes, settings)
+            for number in range(len(turns)) if whole else [step % len(turns)]:
+                chunks = turns[number].chunks(lm, active, settings, kept=few and not whole)
+                found, by_layer = _evaluate(lm, chunks, count, changes, settings)
                 require_finite(found, active, units)
-                losses[turn] = torch.where(active, found, losses[turn])
-                gradient += torch.cat([spans[layer] @ by_layer[layer].T for layer in layers])  # ∂L/∂Δ Pᵀ
+                losses[number] = torch.where(active, found, losses[number])
+                gradient += torch.cat([by_layer[layer] for layer in layers])
                 if whole:
                     give_back_freed_memory()  # chunks are of many sizes
             loss = losses.mean(dim=0)
@@ -169,41 +180,91 @@ def _descend(
             descent.step(loss[owners], gradient, active[owners], finished[owners])
             active = active & ~finished
             if progress is not None:
-                progress(int((~active).sum()), len(units))
+                progress(int((~active).sum()), count)
             if step == settings.refine_steps or (whole and not active.any()):
                 break
             steps += active.long()
             whole = not active.any()
             if whole:
                 active = everyone
-    values = torch.split(descent.value, len(owner))
+    values = torch.split(descent.value, count)
     return _Found(dict(zip(layers, values, strict=True)), steps, losses.mean(dim=0))
+
+
+@dataclass(slots=True)
+class _Turn:
+    """The contexts of one turn.
+
+    Attributes:
+        drafts: all of them.
+        batch_tokens: most tokens of one forward.
+        kept: chunks that serve for some visits more.
+        visits: how often they served.
+    """
+
+    drafts: list[Draft]
+    batch_tokens: int
+    kept: list[Chunk] = field(default_factory=list)
+    visits: int = 0
+
+    def chunks(
+        self, lm: LanguageModel, active: Bool[Tensor, " units"], settings: MemitSettings, *, kept: bool
+    ) -> Iterator[Chunk]:
+        """Yield chunks of the units that do not rest.
+
+        Args:
+            lm: the model.
+            active: those units.
+            settings: the first edited block.
+            kept: whether they may serve more than once; what stands before their subjects stays in memory.
+        """
+        self.visits = (self.visits + 1) % _VISITS if kept and self.kept else 0
+        if self.visits:
+            self.kept = compacted(self.kept, active)
+            yield from self.kept
+            return
+        self.kept = []
+        # Batched anew as subjects rest: a few rows in each of many chunks cost as much as full ones.
+        going = [one for one in self.drafts if active[one.unit]]
+        for chunk in batched(lm, going, self.batch_tokens, start=settings.layers[0]):
+            yield chunk
+            if kept:
+                self.kept.append(chunk)
+            else:
+                chunk.stored = {}
 
 
 def _evaluate(
     lm: LanguageModel,
-    chunks: Sequence[Chunk],
+    chunks: Iterable[Chunk],
     count: int,
     changes: Mapping[int, Float[Tensor, "d d_k"]],
     settings: MemitSettings,
-) -> tuple[Float[Tensor, " units"], dict[int, Float[Tensor, "d d_k"]]]:
-    """Return the loss of each of so many units that has rows here, and ∂L/∂Δ of their sum by layer."""
-    leaves = {layer: change.detach().requires_grad_() for layer, change in changes.items()}
+) -> tuple[Float[Tensor, " units"], dict[int, Float[Tensor, "units d"]]]:
+    """Return the loss of each of so many units that has rows here, and its Σ g by layer."""
+    own = {layer: torch.zeros(count, lm.layers.d, device=lm.device) for layer in changes}
     losses = torch.zeros(count, device=lm.device)
     for chunk in chunks:
-        hidden = _run(lm, chunk, leaves)
+        probes = {
+            layer: torch.zeros(len(chunk.ids), lm.layers.d, device=lm.device, requires_grad=True)
+            for layer in changes
+        }
+        hidden = _run(lm, chunk, changes, probes)
         nll, beside, _ = chunk.losses(lm, hidden, count, settings)
-        (nll + beside).sum().backward()  # type: ignore[no-untyped-call]
+        gradients = torch.autograd.grad((nll + beside).sum(), list(probes.values()))
+        for layer, g in zip(probes, gradients, strict=True):
+            own[layer].index_add_(0, chunk.unit, g)
         losses += (nll + beside).detach()
-    return losses, {layer: leaf.grad for layer, leaf in leaves.items() if leaf.grad is not None}
+    return losses, own
 
 
-def _run(lm: LanguageModel, chunk: Chunk, changes: Mapping[int, Tensor]) -> Float[Tensor, "rows tokens d"]:
-    with activations.changed(lm, changes, rows=len(chunk.ids)):
-        chunk.store(lm)
-        hidden = chunk.run(lm, chunk.states)
-    chunk.stored = {}  # of other weights at the next step; until then only the graph needs them
-    return hidden
+def _run(
+    lm: LanguageModel, chunk: Chunk, changes: Mapping[int, Tensor], probes: Mapping[int, Tensor]
+) -> Float[Tensor, "rows tokens d"]:
+    with activations.changed(lm, changes, probes):
+        if not chunk.stored:
+            chunk.store(lm)
+        return chunk.run(lm, chunk.states)
 
 
 def _told(unit: Unit) -> Unit:
@@ -211,7 +272,7 @@ def _told(unit: Unit) -> Unit:
     return replace(unit, rows=tuple(row for row in unit.rows if row.labels))
 
 
-def _moved(state: SubjectState, changes: Mapping[int, Float[Tensor, "m d"]]) -> SubjectState:
-    """V + U."""
+def _moved(state: SubjectState, changes: Mapping[int, Float[Tensor, " d"]]) -> SubjectState:
+    """All values of a state, moved by its row of U."""
     values = {layer: state.values[layer] + changes[layer].cpu() for layer in state.values}
     return replace(state, values=values)

@@ -36,7 +36,7 @@ import torch
 
 from editor.allocator import give_back_freed_memory
 from editor.attention import plain_attention
-from editor.chunks import require_finite, with_smaller_batches
+from editor.chunks import compacted, require_finite, with_smaller_batches
 from editor.descent import RowAdam, RowLBFGS
 from editor.drafts import batched, draft, in_turns
 from editor.layers import logits_of
@@ -59,8 +59,6 @@ log = logging.getLogger(__name__)
 EXACT_STEPS = 1
 """First evaluations in the model's own precision: Adam's first step goes as far in a component whose gradient
 is nearly nothing as in any other, so what rounding makes of it is not small."""
-
-_COMPACT_BELOW = 0.75
 
 
 @dataclass(slots=True)
@@ -193,10 +191,7 @@ def _descend(
             report(int((~active).sum()))
             if not active.any():
                 break
-            by_turn = [
-                [_compact(chunk, active) for chunk in chunks if bool(active[chunk.unit].any())]
-                for chunks in by_turn
-            ]
+            by_turn = [compacted(chunks, active) for chunks in by_turn]
     return Targets(descent.value, losses.mean(dim=0), descent.steps)
 
 
@@ -225,11 +220,6 @@ def _evaluate(
         beside += chunk_beside.detach()
         missed += chunk_missed
     return nll, beside, missed, gradient
-
-
-def _compact(chunk: Chunk, active: Tensor) -> Chunk:
-    rows = active[chunk.unit]
-    return chunk.keep(rows) if float(rows.float().mean()) < _COMPACT_BELOW else chunk
 
 
 def _shifted(chunk: Chunk, shift: Float[Tensor, "units d"]) -> Float[Tensor, "rows tokens d"]:

@@ -17,6 +17,7 @@ from editor.requests import EditRequest
 from tests.unit.editor import tiny
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import ModuleType
 
     from editor.cases import Case
@@ -86,9 +87,10 @@ def rows_run(monkeypatch: pytest.MonkeyPatch, search: ModuleType) -> list[int]:
     ran: list[int] = []
     evaluate = search._evaluate
 
-    def counted(lm: LanguageModel, chunks: list[Chunk], *rest: object) -> object:
-        ran.append(sum(len(chunk.ids) for chunk in chunks))
-        return evaluate(lm, chunks, *rest)
+    def counted(lm: LanguageModel, chunks: Iterable[Chunk], *rest: object) -> object:
+        together = list(chunks)
+        ran.append(sum(len(chunk.ids) for chunk in together))
+        return evaluate(lm, together, *rest)
 
     monkeypatch.setattr(search, "_evaluate", counted)
     return ran

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from editor import memit, recall, refine, settle
+from editor.chunks import Chunk
 from editor.errors import NonFiniteError, SubjectConflictError
 from editor.write import History, Writer, write_states
 from tests.unit.editor import tiny
@@ -38,23 +39,27 @@ def values_of(states: tuple[SubjectState, ...]) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "gpt_neox", "falcon_alibi"])
-def test_the_gradient_is_that_of_the_written_matrix(name: str, settings: MemitSettings) -> None:
-    """Loss and ∂L/∂Δ are those of whole texts with Δ at every token, followed at the subject's last."""
+def test_the_gradient_is_that_at_the_written_matrix(name: str, settings: MemitSettings) -> None:
+    """Loss and Σ g are those of whole texts with Δ at every token, asked at each subject's last."""
     lm = tiny.language_model(name)
     settings = replace(settings, layers=(1,))
     units = memit.units_of(lm, requests_of(2), settings, ())
     generator = torch.Generator().manual_seed(0)
-    change = (0.01 * torch.randn(lm.layers.d, lm.layers.d_k, generator=generator)).requires_grad_()
+    change = 0.01 * torch.randn(lm.layers.d, lm.layers.d_k, generator=generator)
+    probes = torch.zeros(2, lm.layers.d, requires_grad=True)
     oracle = change.new_zeros(())
-    for unit in units:
+    for number, unit in enumerate(units):
         for row in unit.rows:
 
             def add(
-                _module: object, args: tuple[torch.Tensor, ...], out: torch.Tensor, at: int = row.lookup
+                _module: object,
+                args: tuple[torch.Tensor, ...],
+                out: torch.Tensor,
+                at: int = row.lookup,
+                probe: torch.Tensor = probes[number],
             ) -> torch.Tensor:
-                keys = args[0].reshape(-1, lm.layers.d_k)
-                added = keys @ change.detach().T
-                added[at] = keys[at] @ change.T
+                added = args[0].reshape(-1, lm.layers.d_k) @ change.T
+                added[at] += probe
                 return out + added.reshape(out.shape)
 
             handle = lm.layers.writer(lm.model, 1).register_forward_hook(add)
@@ -65,7 +70,7 @@ def test_the_gradient_is_that_of_the_written_matrix(name: str, settings: MemitSe
     chunks = chunks_of(lm, units, 1)
     losses, by_layer = refine._evaluate(lm, chunks, 2, {1: change}, settings)
     torch.testing.assert_close(losses.sum(), oracle.detach(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(by_layer[1], change.grad, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(by_layer[1], probes.grad, rtol=1e-3, atol=1e-6)
 
 
 def test_what_the_write_left_is_won_back(moments: Moments, settings: MemitSettings) -> None:
@@ -102,19 +107,18 @@ def test_it_changes_values_and_nothing_else(
 def test_the_span_is_how_the_matrix_follows_the_values(
     lm: LanguageModel, moments: Moments, settings: MemitSettings
 ) -> None:
-    """Writing values V + U in place of V moves the matrix by U P; also where only some of them move."""
+    """Moving all values of each subject by its row of U moves the matrix by Uᵀ P; also where some stay."""
     outcome = memit.edit(lm, requests_of(3), settings=settings, moments=moments)
     writer = Writer(History(lm, settings, moments, ()), live=outcome.states)
     layer = LAYERS[0]
     still, moving = outcome.states[:1], outcome.states[1:]
     span = writer.span(layer, moving)
-    U = torch.randn(len(span), lm.layers.d, generator=torch.Generator().manual_seed(1))
-    split = U.split([len(state.values[layer]) for state in moving])  # type: ignore[no-untyped-call]
+    U = torch.randn(len(moving), lm.layers.d, generator=torch.Generator().manual_seed(1))
     moved = [
         *still,
         *(
-            replace(state, values={**state.values, layer: state.values[layer] + change})
-            for state, change in zip(moving, split, strict=True)
+            replace(state, values={**state.values, layer: state.values[layer] + row})
+            for state, row in zip(moving, U, strict=True)
         ),
     ]
     fresh = tiny.language_model("llama")
@@ -143,6 +147,34 @@ def test_a_step_asks_one_turn_and_a_look_asks_all(
     chosen = replace(settings, steps=WEAK, refine_steps=4, turns=3)
     memit.edit(lm, requests_of(2), settings=chosen, moments=moments)
     assert ran == [2, 2, 2, *[2] * 4]
+
+
+def test_what_stands_before_the_subject_serves_for_three_steps_of_a_turn(
+    moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs when all are asked and at every third step, and as much is won back as if it always ran."""
+    ran: list[int] = []
+    store = Chunk.store
+
+    def counted(chunk: Chunk, lm: LanguageModel) -> None:
+        ran.append(len(chunk.ids))
+        store(chunk, lm)
+
+    monkeypatch.setattr(Chunk, "store", counted)
+    chosen = replace(settings, moment_weight=1.0, learning_rate=0.025, refine_steps=6, turns=1)
+    left, before = {}, 1  # in the search
+    for visits, runs in ((3, 1 + 2), (1, 1 + 6)):
+        monkeypatch.setattr(refine, "_VISITS", visits)
+        lm = tiny.language_model("llama")
+        ran.clear()
+        memit.edit(lm, requests_of(2), settings=chosen, moments=moments)
+        assert len(ran) == before + runs
+        left[visits] = float(losses_of(lm, chosen, 2).mean())
+    lm = tiny.language_model("llama")
+    memit.edit(lm, requests_of(2), settings=replace(chosen, refine_steps=0), moments=moments)
+    won = float(losses_of(lm, chosen, 2).mean()) - left[1]
+    assert won > 0
+    assert abs(left[3] - left[1]) < 0.1 * won
 
 
 def test_turns_win_back_what_the_write_left(moments: Moments, settings: MemitSettings) -> None:
