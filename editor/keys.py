@@ -15,6 +15,7 @@ import torch
 from transformers import DynamicCache
 
 from editor import activations
+from editor.allocator import give_back_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -76,7 +77,9 @@ class KeyReader:
         back = torch.empty(len(self._order), dtype=torch.long)
         back[torch.tensor(self._order, dtype=torch.long)] = torch.arange(len(self._order))
         back = back.to(self._lm.device)
-        return torch.cat(keys)[back], torch.cat(states)[back]
+        found = torch.cat(keys)[back], torch.cat(states)[back]
+        give_back_freed_memory()  # batches are of many sizes
+        return found
 
 
 Text = tuple[tuple[int, ...], int]

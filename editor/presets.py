@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_CPU_BATCH, _GPU_BATCH = 512, 16384
+_CPU_BATCH, _GPU_BATCH = 256, 16384
 _CPU_SUBJECTS, _GPU_SUBJECTS = 64, 256
 _OF_THE_WRITE = frozenset(
     {
@@ -74,8 +74,8 @@ class MemitSettings:
             when all was written; 1 keeps it as it was written.
         precision: of the target-state forwards after the first (`editor.targets.EXACT_STEPS`); "auto" takes
             bfloat16 where the processor is faster with it.
-        batch_tokens: most tokens of one forward, halved when memory runs out; 0 takes 512 on a CPU, where
-            small batches pad less and stay in the cache, and 16384 on a GPU.
+        batch_tokens: most tokens of one forward, halved when memory runs out; 0 takes 256 on a CPU, where
+            small batches pad less and take as long as large ones, and 16384 on a GPU.
         max_target_tokens: longest target that is accepted.
         seed: of sampled prefixes.
     """

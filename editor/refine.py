@@ -71,6 +71,8 @@ _PACE = 2.0
 _BETA2 = 0.95
 """As a fact is learnt its gradient falls to a hundredth, and by Adam's usual memory of a thousand steps the
 last ones would be measured by the first."""
+_KEPT_CHUNKS = 8
+"""How many chunks, of many sizes, leave what they freed for the next ones."""
 _VISITS = 3
 """For how many steps of a turn what stands before the subject serves."""
 
@@ -120,8 +122,8 @@ def refine(
         OutOfMemoryError: memory ran out at the smallest batch.
     """
     attempt = partial(_descend, lm, units, spans, settings, progress=progress)
-    # More blocks run with a gradient here than in a search: half as much at once takes the same time.
-    found = with_smaller_batches(units, settings.tokens_at_once(lm.device) // 2, attempt)
+    found = with_smaller_batches(units, settings.tokens_at_once(lm.device), attempt)
+    give_back_freed_memory()  # blocks of what comes next are of other sizes
     refined = [
         _moved(state, {layer: U[number] for layer, U in found.changes.items()})
         for number, state in enumerate(states)
@@ -173,8 +175,6 @@ def _descend(
                 require_finite(found, active, units)
                 losses[number] = torch.where(active, found, losses[number])
                 gradient += torch.cat([by_layer[layer] for layer in layers])
-                if whole:
-                    give_back_freed_memory()  # chunks are of many sizes
             loss = losses.mean(dim=0)
             finished = active & (loss < settings.refine_stop_loss)
             descent.step(loss[owners], gradient, active[owners], finished[owners])
@@ -244,7 +244,7 @@ def _evaluate(
     """Return the loss of each of so many units that has rows here, and its Σ g by layer."""
     own = {layer: torch.zeros(count, lm.layers.d, device=lm.device) for layer in changes}
     losses = torch.zeros(count, device=lm.device)
-    for chunk in chunks:
+    for number, chunk in enumerate(chunks, start=1):
         probes = {
             layer: torch.zeros(len(chunk.ids), lm.layers.d, device=lm.device, requires_grad=True)
             for layer in changes
@@ -255,6 +255,8 @@ def _evaluate(
         for layer, g in zip(probes, gradients, strict=True):
             own[layer].index_add_(0, chunk.unit, g)
         losses += (nll + beside).detach()
+        if number % _KEPT_CHUNKS == 0:
+            give_back_freed_memory()
     return losses, own
 
 

@@ -63,9 +63,12 @@ class Standing:
         """
         return Standing(self._lower @ self._lower.T - keys @ keys.T)
 
-    def beside(self, J: Float[Tensor, "d_k n"]) -> Float[Tensor, "d_k d_k"]:
-        """Return the lower Cholesky factor of M + J Jᵀ."""
-        return factor(self._lower @ self._lower.T + J @ J.T)
+    def beside(self, *keys: Float[Tensor, "d_k n"]) -> Float[Tensor, "d_k d_k"]:
+        """Return the lower Cholesky factor of M + Σ J Jᵀ over some sets of keys."""
+        A = self._lower @ self._lower.T
+        for J in keys:
+            A.addmm_(J, J.T)
+        return factor(A)
 
     def solve(
         self,
@@ -137,7 +140,7 @@ def dense_update(standing: Standing, asked: Exchange) -> Float[Tensor, "d d_k"]:
     No matrix of the keys' number is solved for, which is what a batch of thousands would need memory for.
     """
     K, L = asked.coming.double(), asked.leaving.double()
-    A = standing.beside(torch.cat([K, asked.held.double()], dim=1))
+    A = standing.beside(K, asked.held.double())
     right_hand = asked.coming_residuals.double() @ K.T - asked.leaving_residuals.double() @ L.T
     change = torch.cholesky_solve(right_hand.T, A).T
     if not torch.isfinite(change).all():

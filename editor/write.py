@@ -20,6 +20,7 @@ import torch
 
 from editor import delta as deltas
 from editor import solve
+from editor.allocator import give_back_freed_memory
 from editor.delta import Delta, Dense, LowRank
 from editor.errors import StateMismatchError
 from editor.state import stack
@@ -238,6 +239,7 @@ class Writer:
             else Dense(solve.dense_update(history.at(layer), asked).float())
         )
         deltas.add(weight, change.dense())
+        give_back_freed_memory()  # of the solve
         return change
 
 
