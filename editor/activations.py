@@ -69,35 +69,30 @@ def _keep_output(module: nn.Module, into: dict[int, Tensor], layer: int) -> Remo
 
 
 @contextmanager
-def changed(
-    lm: LanguageModel,
-    changes: Mapping[int, Float[Tensor, "d d_k"]],
-    probes: Mapping[int, Float[Tensor, "rows d"]],
-) -> Iterator[None]:
-    """Run the written matrices as W + Δ, and add probes to what they give at the first token of each row.
+def changed(lm: LanguageModel, changes: Mapping[int, Float[Tensor, "d d_k"]], *, rows: int) -> Iterator[None]:
+    """Run the written matrices as W + Δ, and let gradients reach Δ from the first token of each row.
 
     Args:
         lm: the model.
         changes: Δ by layer.
-        probes: by layer, for forwards that ask for gradients: zeros whose gradient is that at the matrix's
-            output.
+        rows: rows of a forward that asks for gradients.
     """
 
-    def adding(change: Tensor, probe: Tensor) -> Callable[..., Tensor]:
+    def adding(change: Tensor) -> Callable[..., Tensor]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            moved = output + torch.nn.functional.linear(args[0], change.to(args[0].dtype))
+            own = change.to(args[0].dtype)
             if not torch.is_grad_enabled():
-                return moved
-            rows = moved.reshape(len(probe), -1, moved.shape[-1])  # OPT hands over (rows tokens, d)
-            first = rows[:, :1] + probe[:, None].to(rows.dtype)
-            return torch.cat([first, rows[:, 1:]], dim=1).reshape(moved.shape)
+                return output + torch.nn.functional.linear(args[0], own)
+            keys = args[0].reshape(rows, -1, change.shape[1])  # OPT hands over (rows tokens, d_k)
+            followed = torch.nn.functional.linear(keys[:, 0], own)
+            moved = torch.nn.functional.linear(keys, own.detach())
+            return output + torch.cat([followed[:, None], moved[:, 1:]], dim=1).reshape(output.shape)
 
         return hook
 
     with ExitStack() as stack:
         for layer, change in changes.items():
-            hook = adding(change, probes[layer])
-            stack.callback(lm.layers.writer(lm.model, layer).register_forward_hook(hook).remove)
+            stack.callback(lm.layers.writer(lm.model, layer).register_forward_hook(adding(change)).remove)
         yield
 
 

@@ -119,11 +119,12 @@ class RowAdam(Descent):
         return active
 
     def _next(self, gradient: Tensor) -> Tensor:
-        self._first = 0.9 * self._first + 0.1 * gradient
-        self._second = self._beta2 * self._second + (1 - self._beta2) * gradient.square()
+        # In place where nobody else looks: of a night's values these are as large as its keys.
+        self._first.mul_(0.9).add_(0.1 * gradient)
+        self._second.mul_(self._beta2).add_(gradient.square().mul_(1 - self._beta2))
         t = self._evaluations[:, None].clamp(min=1).float()
-        first, second = self._first / (1 - 0.9**t), self._second / (1 - self._beta2**t)
-        return self.value - self._rate * first / (second.sqrt() + 1e-8)
+        step = (self._first / (1 - 0.9**t)).mul_(self._rate)
+        return self.value - step.div_((self._second / (1 - self._beta2**t)).sqrt_().add_(1e-8))
 
 
 class RowLBFGS(Descent):

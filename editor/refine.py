@@ -3,21 +3,15 @@
 A target state is found as if the write would reach it and nothing else moved. Then the write leaves a
 residual and moves the other tokens of the prompt, and later nights move them again: the target stays
 preferred, but its words slip. What the closed form can still give is known: with the keys of the edits and A
-as in `editor.solve`, all values of a subject moved by its row of U change the matrix by
+as in `editor.solve`, new values V + U change the matrix by
 
-    Δ = Uᵀ P,    P = Kᵀ A⁻¹, the keys of a subject added up,
+    Δ = U P,    P = Kᵀ A⁻¹,
 
 so the loss of the written model is a function of U, descended by Adam (the terms of `editor.targets` but for
 its KL, mean over a subject's prompts, summed over subjects):
 
-    L(U) = Σ_subjects  -log p(target | prompt; W + Uᵀ P) / tokens  -  end_weight · log p(the word ends | ...)
-
-Steepest descent in the norm that the solve itself keeps small, tr(Δ A Δᵀ), goes along
-
-    -∂L/∂Δ A⁻¹ = -Σ_prompts g kᵀ A⁻¹,   taken at the subject's last token:
-
-each subject's row along its own g, added up over the prompts of the step, whatever the others pull. (The
-gradient in U itself, P kᵀ g over all subjects, does no better: docs/log.md.)
+    L(U) = Σ_subjects  -log p(target | prompt; W + U P) / tokens  -  end_weight · log p(the word ends | ...)
+    ∂L/∂U = ∂L/∂Δ Pᵀ,  with  ∂L/∂Δ = Σ_prompts g kᵀ  taken at the subject's last token.
 
 What is kept of an edit are its keys and values, and those are what changes here: all that holds for a write
 (undoing, replacing, rebuilding in one solve) holds for a refined one.
@@ -30,8 +24,8 @@ keys and values serve for some.
 | symbol | shape | meaning |
 |---|---|---|
 | K, k | (d_k, n), (d_k,) | keys of the edits as stored; a key in this forward |
-| U | (subjects, d) | change of a subject's values |
-| P | (subjects, d_k) | how the matrix follows them |
+| U | (d, n) | change of their values |
+| P | (n, d_k) | how the matrix follows the values |
 | g | (d,) | gradient at the written matrix's output |
 """
 
@@ -96,7 +90,7 @@ def refine(
     lm: LanguageModel,
     units: Sequence[Unit],
     states: Sequence[SubjectState],
-    spans: Mapping[int, Float[Tensor, "states d_k"]],
+    spans: Mapping[int, Float[Tensor, "n d_k"]],
     settings: MemitSettings,
     *,
     progress: Progress | None = None,
@@ -110,7 +104,7 @@ def refine(
         lm: the model with the states written; its weights are not touched.
         units: tokenised subjects.
         states: the state of each.
-        spans: P by layer, one row a state, in their order.
+        spans: P by layer, one row a key, in the order of the states.
         settings: `refine_steps`, `refine_stop_loss`, and the rate and precision of target states.
         progress: called with (resting subjects, subjects).
 
@@ -121,11 +115,14 @@ def refine(
         NonFiniteError: a loss is not finite.
         OutOfMemoryError: memory ran out at the smallest batch.
     """
-    attempt = partial(_descend, lm, units, spans, settings, progress=progress)
+    counts = [len(state.keys[settings.layers[0]]) for state in states]
+    owner = torch.arange(len(states)).repeat_interleave(torch.tensor(counts)).to(lm.device)
+    attempt = partial(_descend, lm, units, owner, spans, settings, progress=progress)
     found = with_smaller_batches(units, settings.tokens_at_once(lm.device), attempt)
     give_back_freed_memory()  # blocks of what comes next are of other sizes
+    changes = {layer: torch.split(U, counts) for layer, U in found.changes.items()}
     refined = [
-        _moved(state, {layer: U[number] for layer, U in found.changes.items()})
+        _moved(state, {layer: own[number] for layer, own in changes.items()})
         for number, state in enumerate(states)
     ]
     return Refined(tuple(refined), tuple(found.steps.tolist()), tuple(found.losses.tolist()))
@@ -133,7 +130,7 @@ def refine(
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    changes: dict[int, Float[Tensor, "units d"]]
+    changes: dict[int, Float[Tensor, "n d"]]
     steps: Int[Tensor, " units"]
     losses: Float[Tensor, " units"]
 
@@ -141,53 +138,53 @@ class _Found:
 def _descend(
     lm: LanguageModel,
     units: Sequence[Unit],
+    owner: Int[Tensor, " n"],
     spans: Mapping[int, Tensor],
     settings: MemitSettings,
     *,
     batch_tokens: int,
     progress: Progress | None,
 ) -> _Found:
-    layers, count = settings.layers, len(units)
-    everyone = torch.ones(count, dtype=torch.bool, device=lm.device)
+    layers, everyone = settings.layers, torch.ones(len(units), dtype=torch.bool, device=lm.device)
     # A layer's share of a target state's step, as the residual is spread (eq. 20 of the paper), at twice the
     # pace: these steps run more blocks. Four times the pace costs perplexity and saves no step (docs/log.md).
     rate = _PACE * settings.learning_rate / len(layers)
-    unbounded = torch.full((len(layers) * count,), torch.inf, device=lm.device)
+    unbounded = torch.full((len(layers) * len(owner),), torch.inf, device=lm.device)
     descent = RowAdam(unbounded, lm.layers.d, rate=rate, beta2=_BETA2)
-    owners = torch.arange(count, device=lm.device).repeat(len(layers))
-    steps = torch.zeros(count, dtype=torch.long, device=lm.device)
+    owners = owner.repeat(len(layers))
+    steps = torch.zeros(len(units), dtype=torch.long, device=lm.device)
     active, whole = everyone, True
     with plain_attention(lm), lowered(lm, settings.precision):
         turns = [
             _Turn(draft(lm, part, batch_tokens, start=layers[0]), batch_tokens)
             for part in in_turns([_told(unit) for unit in units], settings.turns)
         ]
-        losses = torch.zeros(len(turns), count, device=lm.device)
+        losses = torch.zeros(len(turns), len(units), device=lm.device)
         for step in range(settings.refine_steps + 1):
-            U = dict(zip(layers, torch.split(descent.point, count), strict=True))
-            changes = {layer: rows.T @ spans[layer] for layer, rows in U.items()}  # Δ = Uᵀ P
+            U = torch.split(descent.point, len(owner))
+            changes = {layer: rows.T @ spans[layer] for layer, rows in zip(layers, U, strict=True)}  # Δ = U P
             gradient = torch.zeros_like(descent.point)
             few = int(active.sum()) <= settings.subjects_at_once(lm.device)
             # All contexts where it is asked who rests, a part of them in between.
             for number in range(len(turns)) if whole else [step % len(turns)]:
                 chunks = turns[number].chunks(lm, active, settings, kept=few and not whole)
-                found, by_layer = _evaluate(lm, chunks, count, changes, settings)
+                found, by_layer = _evaluate(lm, chunks, len(units), changes, settings)
                 require_finite(found, active, units)
                 losses[number] = torch.where(active, found, losses[number])
-                gradient += torch.cat([by_layer[layer] for layer in layers])
+                gradient += torch.cat([spans[layer] @ by_layer[layer].T for layer in layers])  # ∂L/∂Δ Pᵀ
             loss = losses.mean(dim=0)
             finished = active & (loss < settings.refine_stop_loss)
             descent.step(loss[owners], gradient, active[owners], finished[owners])
             active = active & ~finished
             if progress is not None:
-                progress(int((~active).sum()), count)
+                progress(int((~active).sum()), len(units))
             if step == settings.refine_steps or (whole and not active.any()):
                 break
             steps += active.long()
             whole = not active.any()
             if whole:
                 active = everyone
-    values = torch.split(descent.value, count)
+    values = torch.split(descent.value, len(owner))
     return _Found(dict(zip(layers, values, strict=True)), steps, losses.mean(dim=0))
 
 
@@ -240,30 +237,22 @@ def _evaluate(
     count: int,
     changes: Mapping[int, Float[Tensor, "d d_k"]],
     settings: MemitSettings,
-) -> tuple[Float[Tensor, " units"], dict[int, Float[Tensor, "units d"]]]:
-    """Return the loss of each of so many units that has rows here, and its Σ g by layer."""
-    own = {layer: torch.zeros(count, lm.layers.d, device=lm.device) for layer in changes}
+) -> tuple[Float[Tensor, " units"], dict[int, Float[Tensor, "d d_k"]]]:
+    """Return the loss of each of so many units that has rows here, and ∂L/∂Δ of their sum by layer."""
+    leaves = {layer: change.detach().requires_grad_() for layer, change in changes.items()}
     losses = torch.zeros(count, device=lm.device)
     for number, chunk in enumerate(chunks, start=1):
-        probes = {
-            layer: torch.zeros(len(chunk.ids), lm.layers.d, device=lm.device, requires_grad=True)
-            for layer in changes
-        }
-        hidden = _run(lm, chunk, changes, probes)
+        hidden = _run(lm, chunk, leaves)
         nll, beside, _ = chunk.losses(lm, hidden, count, settings)
-        gradients = torch.autograd.grad((nll + beside).sum(), list(probes.values()))
-        for layer, g in zip(probes, gradients, strict=True):
-            own[layer].index_add_(0, chunk.unit, g)
+        (nll + beside).sum().backward()  # type: ignore[no-untyped-call]
         losses += (nll + beside).detach()
         if number % _KEPT_CHUNKS == 0:
             give_back_freed_memory()
-    return losses, own
+    return losses, {layer: leaf.grad for layer, leaf in leaves.items() if leaf.grad is not None}
 
 
-def _run(
-    lm: LanguageModel, chunk: Chunk, changes: Mapping[int, Tensor], probes: Mapping[int, Tensor]
-) -> Float[Tensor, "rows tokens d"]:
-    with activations.changed(lm, changes, probes):
+def _run(lm: LanguageModel, chunk: Chunk, changes: Mapping[int, Tensor]) -> Float[Tensor, "rows tokens d"]:
+    with activations.changed(lm, changes, rows=len(chunk.ids)):
         if not chunk.stored:
             chunk.store(lm)
         return chunk.run(lm, chunk.states)
@@ -274,7 +263,7 @@ def _told(unit: Unit) -> Unit:
     return replace(unit, rows=tuple(row for row in unit.rows if row.labels))
 
 
-def _moved(state: SubjectState, changes: Mapping[int, Float[Tensor, " d"]]) -> SubjectState:
-    """All values of a state, moved by its row of U."""
+def _moved(state: SubjectState, changes: Mapping[int, Float[Tensor, "m d"]]) -> SubjectState:
+    """V + U."""
     values = {layer: state.values[layer] + changes[layer].cpu() for layer in state.values}
     return replace(state, values=values)

@@ -188,8 +188,8 @@ class Writer:
         """Layers and weights of the solve."""
         return self._history.settings
 
-    def span(self, layer: int, states: Sequence[SubjectState]) -> Float[Tensor, "states d_k"]:
-        """Return P = Kᵀ A⁻¹, the keys of a state added up: when all its values change by u, W does by u p.
+    def span(self, layer: int, states: Sequence[SubjectState]) -> Float[Tensor, "n d_k"]:
+        """Return P = Kᵀ A⁻¹ for the keys of some states: when their values change by U, W does by U P.
 
         Args:
             layer: which.
@@ -201,8 +201,7 @@ class Writer:
         staying, _ = history.guards.at(layer, self._staying)
         beside = torch.cat([held, staying], dim=1)
         solved, _ = history.at(layer).solve(own, own[:, :0], held=beside)
-        by_state = torch.split(solved.T, [len(state.keys[layer]) for state in states])
-        return torch.stack([rows.sum(dim=0) for rows in by_state]).float()
+        return solved.T.float()
 
     def write(
         self, layer: int, keys: Float[Tensor, "d_k n"], values: Float[Tensor, "d n"]

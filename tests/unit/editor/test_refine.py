@@ -39,27 +39,23 @@ def values_of(states: tuple[SubjectState, ...]) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "gpt_neox", "falcon_alibi"])
-def test_the_gradient_is_that_at_the_written_matrix(name: str, settings: MemitSettings) -> None:
-    """Loss and Σ g are those of whole texts with Δ at every token, asked at each subject's last."""
+def test_the_gradient_is_that_of_the_written_matrix(name: str, settings: MemitSettings) -> None:
+    """Loss and ∂L/∂Δ are those of whole texts with Δ at every token, followed at the subject's last."""
     lm = tiny.language_model(name)
     settings = replace(settings, layers=(1,))
     units = memit.units_of(lm, requests_of(2), settings, ())
     generator = torch.Generator().manual_seed(0)
-    change = 0.01 * torch.randn(lm.layers.d, lm.layers.d_k, generator=generator)
-    probes = torch.zeros(2, lm.layers.d, requires_grad=True)
+    change = (0.01 * torch.randn(lm.layers.d, lm.layers.d_k, generator=generator)).requires_grad_()
     oracle = change.new_zeros(())
-    for number, unit in enumerate(units):
+    for unit in units:
         for row in unit.rows:
 
             def add(
-                _module: object,
-                args: tuple[torch.Tensor, ...],
-                out: torch.Tensor,
-                at: int = row.lookup,
-                probe: torch.Tensor = probes[number],
+                _module: object, args: tuple[torch.Tensor, ...], out: torch.Tensor, at: int = row.lookup
             ) -> torch.Tensor:
-                added = args[0].reshape(-1, lm.layers.d_k) @ change.T
-                added[at] += probe
+                keys = args[0].reshape(-1, lm.layers.d_k)
+                added = keys @ change.detach().T
+                added[at] = keys[at] @ change.T
                 return out + added.reshape(out.shape)
 
             handle = lm.layers.writer(lm.model, 1).register_forward_hook(add)
@@ -70,7 +66,7 @@ def test_the_gradient_is_that_at_the_written_matrix(name: str, settings: MemitSe
     chunks = chunks_of(lm, units, 1)
     losses, by_layer = refine._evaluate(lm, chunks, 2, {1: change}, settings)
     torch.testing.assert_close(losses.sum(), oracle.detach(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(by_layer[1], probes.grad, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(by_layer[1], change.grad, rtol=1e-3, atol=1e-6)
 
 
 def test_what_the_write_left_is_won_back(moments: Moments, settings: MemitSettings) -> None:
@@ -107,18 +103,19 @@ def test_it_changes_values_and_nothing_else(
 def test_the_span_is_how_the_matrix_follows_the_values(
     lm: LanguageModel, moments: Moments, settings: MemitSettings
 ) -> None:
-    """Moving all values of each subject by its row of U moves the matrix by Uᵀ P; also where some stay."""
+    """Writing values V + U in place of V moves the matrix by U P; also where only some of them move."""
     outcome = memit.edit(lm, requests_of(3), settings=settings, moments=moments)
     writer = Writer(History(lm, settings, moments, ()), live=outcome.states)
     layer = LAYERS[0]
     still, moving = outcome.states[:1], outcome.states[1:]
     span = writer.span(layer, moving)
-    U = torch.randn(len(moving), lm.layers.d, generator=torch.Generator().manual_seed(1))
+    U = torch.randn(len(span), lm.layers.d, generator=torch.Generator().manual_seed(1))
+    split = U.split([len(state.values[layer]) for state in moving])  # type: ignore[no-untyped-call]
     moved = [
         *still,
         *(
-            replace(state, values={**state.values, layer: state.values[layer] + row})
-            for state, row in zip(moving, U, strict=True)
+            replace(state, values={**state.values, layer: state.values[layer] + change})
+            for state, change in zip(moving, split, strict=True)
         ),
     ]
     fresh = tiny.language_model("llama")
