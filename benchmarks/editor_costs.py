@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.clock import Clock
 from benchmarks.editor_speed import PREFIXES, TEMPLATES, facts
 from editor import activations, memit
-from editor.allocator import keep_freed_memory
+from editor.allocator import spare_memory
 from editor.keys import KeyReader
 from editor.model import LanguageModel
 from editor.moments import Moments
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int)
     parser.add_argument("--tokens", type=int, default=60_000)
     asked = parser.parse_args()
-    keep_freed_memory()
+    spare_memory()
     lm = LanguageModel.load(asked.model)
     if asked.what == "keys":
         result = keys(lm, edits=asked.edits or 50)

@@ -24,7 +24,7 @@ import torch
 from benchmarks.clock import Clock
 from benchmarks.reference_sequential import target_shift
 from editor import targets
-from editor.allocator import keep_freed_memory
+from editor.allocator import spare_memory
 from editor.keys import KeyReader
 from editor.model import LanguageModel
 from editor.presets import preset_for
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--converge", action="store_true")
     asked = parser.parse_args()
-    keep_freed_memory()
+    spare_memory()
     lm = LanguageModel.load(asked.model)
     result: dict[str, object] = {
         "edits": asked.edits,

@@ -24,7 +24,7 @@ from benchmarks.clock import Clock
 from benchmarks.night_log import Log, Row
 from editor import datasets, methods, metrics, recall
 from editor import rebuild as rebuilds
-from editor.allocator import give_back_freed_memory, keep_freed_memory
+from editor.allocator import give_back_freed_memory, spare_memory
 from editor.method import Resources
 from editor.model import LanguageModel, default_gguf, from_gguf
 from editor.moments import Moments
@@ -397,7 +397,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(night_plots.show(asked.out))
         return
     asked.out.mkdir(parents=True, exist_ok=True)
-    keep_freed_memory()
+    spare_memory()
     source = asked.model or str(from_gguf(default_gguf(), asked.out / "SmolLM2-135M-Instruct"))
     bench = Bench(source, asked.out, asked.data, asked.tokens)
     for run in _runs(asked, bench):

@@ -119,12 +119,13 @@ class RowAdam(Descent):
         return active
 
     def _next(self, gradient: Tensor) -> Tensor:
-        # In place where nobody else looks: of a night's values these are as large as its keys.
-        self._first.mul_(0.9).add_(0.1 * gradient)
-        self._second.mul_(self._beta2).add_(gradient.square().mul_(1 - self._beta2))
+        # In place where nobody else looks: each of these is as large as all values of a night.
+        self._first.mul_(0.9).add_(gradient, alpha=0.1)
+        self._second.mul_(self._beta2).addcmul_(gradient, gradient, value=1 - self._beta2)
         t = self._evaluations[:, None].clamp(min=1).float()
-        step = (self._first / (1 - 0.9**t)).mul_(self._rate)
-        return self.value - step.div_((self._second / (1 - self._beta2**t)).sqrt_().add_(1e-8))
+        root = (self._second / (1 - self._beta2**t)).sqrt_().add_(1e-8)
+        step = (self._first / (1 - 0.9**t)).div_(root).mul_(-self._rate)
+        return step.add_(self.value)
 
 
 class RowLBFGS(Descent):

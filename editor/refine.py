@@ -65,7 +65,7 @@ _PACE = 2.0
 _BETA2 = 0.95
 """As a fact is learnt its gradient falls to a hundredth, and by Adam's usual memory of a thousand steps the
 last ones would be measured by the first."""
-_KEPT_CHUNKS = 8
+_KEPT_CHUNKS = 4
 """How many chunks, of many sizes, leave what they freed for the next ones."""
 _VISITS = 3
 """For how many steps of a turn what stands before the subject serves."""
@@ -160,10 +160,11 @@ def _descend(
             for part in in_turns([_told(unit) for unit in units], settings.turns)
         ]
         losses = torch.zeros(len(turns), len(units), device=lm.device)
+        gradient = torch.zeros_like(descent.point)
         for step in range(settings.refine_steps + 1):
             U = torch.split(descent.point, len(owner))
             changes = {layer: rows.T @ spans[layer] for layer, rows in zip(layers, U, strict=True)}  # Δ = U P
-            gradient = torch.zeros_like(descent.point)
+            gradient.zero_()
             few = int(active.sum()) <= settings.subjects_at_once(lm.device)
             # All contexts where it is asked who rests, a part of them in between.
             for number in range(len(turns)) if whole else [step % len(turns)]:
@@ -171,11 +172,14 @@ def _descend(
                 found, by_layer = _evaluate(lm, chunks, len(units), changes, settings)
                 require_finite(found, active, units)
                 losses[number] = torch.where(active, found, losses[number])
-                gradient += torch.cat([spans[layer] @ by_layer[layer].T for layer in layers])  # ∂L/∂Δ Pᵀ
+                for own, layer in zip(torch.split(gradient, len(owner)), layers, strict=True):
+                    own.addmm_(spans[layer], by_layer[layer].T)  # ∂L/∂Δ Pᵀ
             loss = losses.mean(dim=0)
             finished = active & (loss < settings.refine_stop_loss)
             descent.step(loss[owners], gradient, active[owners], finished[owners])
             active = active & ~finished
+            if not few:
+                give_back_freed_memory()  # of the step
             if progress is not None:
                 progress(int((~active).sum()), len(units))
             if step == settings.refine_steps or (whole and not active.any()):
@@ -223,12 +227,15 @@ class _Turn:
         self.kept = []
         # Batched anew as subjects rest: a few rows in each of many chunks cost as much as full ones.
         going = [one for one in self.drafts if active[one.unit]]
-        for chunk in batched(lm, going, self.batch_tokens, start=settings.layers[0]):
+        chunks = batched(lm, going, self.batch_tokens, start=settings.layers[0])
+        for left, chunk in zip(reversed(range(len(chunks))), chunks, strict=True):
             yield chunk
             if kept:
                 self.kept.append(chunk)
-            else:
-                chunk.stored = {}
+                continue
+            chunk.stored = {}
+            if left % _KEPT_CHUNKS == 0:
+                give_back_freed_memory()
 
 
 def _evaluate(
@@ -241,13 +248,12 @@ def _evaluate(
     """Return the loss of each of so many units that has rows here, and ∂L/∂Δ of their sum by layer."""
     leaves = {layer: change.detach().requires_grad_() for layer, change in changes.items()}
     losses = torch.zeros(count, device=lm.device)
-    for number, chunk in enumerate(chunks, start=1):
+    for chunk in chunks:
         hidden = _run(lm, chunk, leaves)
         nll, beside, _ = chunk.losses(lm, hidden, count, settings)
         (nll + beside).sum().backward()  # type: ignore[no-untyped-call]
         losses += (nll + beside).detach()
-        if number % _KEPT_CHUNKS == 0:
-            give_back_freed_memory()
+        del hidden, nll, beside  # before the next chunk asks for as much
     return losses, {layer: leaf.grad for layer, leaf in leaves.items() if leaf.grad is not None}
 
 

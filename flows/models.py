@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging as transformers_logging
 
 from editor import delta as deltas
-from editor.allocator import keep_freed_memory
+from editor.allocator import spare_memory
 from editor.delta import Delta
 from editor.errors import MethodError
 from editor.model import LanguageModel, default_gguf, from_gguf
@@ -53,7 +53,7 @@ def base_source(settings: Settings) -> str:
 
 def load_base(settings: Settings) -> LanguageModel:
     """Load the model that every checkpoint stands on."""
-    keep_freed_memory()
+    spare_memory()
     on_disk = settings.model == BUNDLED or Path(settings.model).is_dir()
     with _without_bars() if on_disk else nullcontext():
         return LanguageModel.load(base_source(settings), device=settings.device)
