@@ -1,4 +1,8 @@
-"""Find settings for a new model: layers by causal tracing, λ and rate by trial, and evidence for each."""
+"""Find settings for a new model: layers by causal tracing, λ and rate by trial, and evidence for each.
+
+Trials are dear, so they go uphill: from a first guess to one neighbour in λ and, only where that is worse, to
+the other; then likewise in the rate. A target state does not depend on λ, so trials of one rate share theirs.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +12,33 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from editor import memit, recall, solve
+from editor import memit, recall, solve, targets
 from editor.keys import KeyReader
 from editor.presets import MemitSettings, preset_for
 from editor.requests import plan
+from editor.state import digest_of
 from editor.tracing import Trace, trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from jaxtyping import Float
+    from torch import Tensor
+
     from editor.model import LanguageModel
     from editor.moments import Moments
     from editor.progress import Progress
-    from editor.requests import EditRequest
+    from editor.requests import EditRequest, Unit
+    from editor.targets import Targets
 
 log = logging.getLogger(__name__)
 
 # A key whose kᵀ(λC)⁻¹k is t gets the share t / (1 + t) of its residual: 10 writes 91% at one layer. Where
 # that is refined, a fifth a layer is enough, and a larger λ costs less perplexity (docs/log.md).
 _STRENGTH, _REFINED_STRENGTH = 10.0, 0.25
-_FACTORS = (0.3, 1.0, 3.0)
-_RATES = (0.5, 2.0)
+# The cheaper neighbour first: refinement takes fewer steps at a small λ, and the search at a large rate.
+_NEIGHBOURS = {"moment_weight": (0.3, 3.0), "learning_rate": (2.0, 0.5)}
+_MOST_TRIALS = 1 + sum(map(len, _NEIGHBOURS.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,22 +133,26 @@ def calibrate(
         base = replace(base, layers=found.suggest())
     moments = moments_of(base)
     before = recall.perplexity(lm, texts)
+    search = _Searches()
     trials: list[Trial] = []
 
-    def attempt(settings: MemitSettings) -> None:
-        trials.append(_try(lm, facts, settings, moments, texts=texts, before=before))
+    def attempt(settings: MemitSettings) -> float:
+        trials.append(_try(lm, facts, settings, moments, search, texts=texts, before=before))
         if progress is not None:
-            progress("trials", len(trials), len(_FACTORS) + len(_RATES))
+            progress("trials", len(trials), _MOST_TRIALS)
+        return trials[-1].score
 
-    start = weight_from_keys(lm, facts, base, moments)
-    for factor in _FACTORS:
-        attempt(replace(base, moment_weight=start * factor))
-    weight = max(trials, key=lambda trial: trial.score).moment_weight
-    for factor in _RATES:
-        attempt(replace(base, moment_weight=weight, learning_rate=base.learning_rate * factor))
-    best = max(trials, key=lambda trial: trial.score)
-    settings = replace(base, moment_weight=best.moment_weight, learning_rate=best.learning_rate)
-    return Calibration(settings, found, tuple(trials), lm.digest)
+    best = replace(base, moment_weight=weight_from_keys(lm, facts, base, moments))
+    highest = attempt(best)
+    for name, factors in _NEIGHBOURS.items():
+        for neighbour in [replace(best, **{name: factor * getattr(best, name)}) for factor in factors]:
+            score = attempt(neighbour)
+            if score > highest:
+                best, highest = neighbour, score
+                break
+    if progress is not None:
+        progress("trials", _MOST_TRIALS, _MOST_TRIALS)
+    return Calibration(best, found, tuple(trials), lm.digest)
 
 
 def weight_from_keys(
@@ -166,18 +180,40 @@ def weight_from_keys(
     return float(reach.median()) / (_REFINED_STRENGTH if settings.refine_steps else _STRENGTH)
 
 
+class _Searches:
+    """Remembers what `targets.optimise` found for the same facts on the same weights."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Targets] = {}
+
+    def __call__(
+        self,
+        lm: LanguageModel,
+        units: Sequence[Unit],
+        anchors: Float[Tensor, "units d"],
+        settings: MemitSettings,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Targets:
+        key = digest_of(settings.of_targets())
+        if key not in self._found:
+            self._found[key] = targets.optimise(lm, units, anchors, settings, progress=progress)
+        return self._found[key]
+
+
 def _try(
     lm: LanguageModel,
     facts: Sequence[EditRequest],
     settings: MemitSettings,
     moments: Moments,
+    search: targets.Search,
     *,
     texts: Sequence[str],
     before: float,
 ) -> Trial:
     saved = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in settings.layers}
     try:
-        outcome = memit.edit(lm, facts, settings=settings, moments=moments)
+        outcome = memit.edit(lm, facts, settings=settings, moments=moments, search=search)
         results = recall.check(lm, facts, greedy=False)
         ratio = recall.perplexity(lm, texts) / before
     finally:

@@ -106,6 +106,7 @@ def edit(
     retired: Sequence[SubjectState] = (),
     watched: Sequence[EditRequest] = (),
     prefixes: Sequence[str] = (),
+    search: targets.Search = targets.optimise,
     progress: Progress | None = None,
 ) -> EditOutcome:
     """Write facts into the weights, and take retired ones out, in one solve a layer.
@@ -121,6 +122,7 @@ def edit(
         watched: all live facts of some live subjects: where the weights no longer say one after tonight's
             write, its subject is refined with tonight's (`MemitSettings.refine_older`).
         prefixes: random contexts for ``contexts="prefixes"``; see `editor.sampling.sample_prefixes`.
+        search: finds target states; another one may remember what it found on the same weights.
         progress: called with (stage, done, total).
 
     Returns:
@@ -144,7 +146,7 @@ def edit(
     with restored_on_failure(lm, settings.layers):
         before = deltas.copies(lm, settings.layers)
         writer = Writer(history, retired=retired, coming=coming)
-        placed = _place(lm, writer, units, settings, progress=progress)
+        placed = _place(lm, writer, units, settings, search, progress=progress)
         settled = settle(
             lm,
             history,
@@ -191,6 +193,7 @@ def _place(
     writer: Writer,
     units: Sequence[Unit],
     settings: MemitSettings,
+    search: targets.Search,
     *,
     progress: Progress | None,
 ) -> list[_Placed]:
@@ -212,7 +215,7 @@ def _place(
     )
     keys, states = reader.read(settings.layers[0])
     anchors = states[columns.first].float()
-    optimised = targets.optimise(lm, units, anchors, settings, progress=report)
+    optimised = search(lm, units, anchors, settings, progress=report)
     before = columns.own(states)
     z = before + optimised.shifts[columns.owner]  # eq. 16: z = h + δ
     kept_keys: dict[int, tuple[Tensor, ...]] = {}

@@ -30,7 +30,7 @@ import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -74,6 +74,21 @@ class Targets:
     shifts: Float[Tensor, "units d"]
     losses: Float[Tensor, " units"]
     steps: Int[Tensor, " units"]
+
+
+class Search(Protocol):
+    """How target states are found: `optimise`, or what remembers it."""
+
+    def __call__(
+        self,
+        lm: LanguageModel,
+        units: Sequence[Unit],
+        anchors: Float[Tensor, "units d"],
+        settings: MemitSettings,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Targets:
+        """Find the shift δ of every unit; see `optimise`."""
 
 
 def optimise(

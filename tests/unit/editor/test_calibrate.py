@@ -1,13 +1,16 @@
-"""Where a calibration starts to look for λ."""
+"""Where a calibration starts to look for λ, and which way it goes."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
-from editor.calibrate import weight_from_keys
+from editor import calibrate as calibrations
+from editor import targets
+from editor.calibrate import calibrate, weight_from_keys
 from tests.unit.editor.conftest import requests_of
 
 if TYPE_CHECKING:
@@ -25,3 +28,54 @@ def test_lambda_starts_where_one_layer_writes_what_refinement_does_not(
         for steps in (0, 5)
     }
     assert strength[0] / strength[5] == pytest.approx(10 / 0.25)
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The rate of every search for target states that is run."""
+    rates: list[float] = []
+    optimise = targets.optimise
+
+    def noted(*given: Any, **named: Any) -> targets.Targets:
+        rates.append(given[3].learning_rate)
+        return optimise(*given, **named)
+
+    monkeypatch.setattr(targets, "optimise", noted)
+    return rates
+
+
+def test_trials_go_uphill_and_share_target_states(
+    lm: LanguageModel,
+    moments: Moments,
+    settings: MemitSettings,
+    searches: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calibrations, "preset_for", lambda _lm: replace(settings, steps=8))
+    before = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in settings.layers}
+    done: list[tuple[int, int]] = []
+    found = calibrate(
+        lm,
+        requests_of(4),
+        [("The capital of {} is", "France")],
+        ["Paris is the capital of France."],
+        moments_of=lambda _settings: moments,
+        layers=settings.layers,
+        progress=lambda stage, *counts: done.append(counts) if stage == "trials" else None,  # type: ignore[arg-type, func-returns-value]
+    )
+    assert all(torch.equal(lm.layers.matrix(lm.model, layer), kept) for layer, kept in before.items())
+    assert done[-1] == (5, 5)
+    best, *later = found.trials
+    for name, factors in (("moment_weight", (0.3, 3.0)), ("learning_rate", (2.0, 0.5))):
+        here = best
+        for factor in factors:
+            trial = later.pop(0)
+            assert getattr(trial, name) == pytest.approx(factor * getattr(here, name))
+            if trial.score > here.score:
+                best = trial
+                break
+    assert not later
+    assert found.best is best
+    assert found.settings.moment_weight == best.moment_weight
+    assert found.settings.learning_rate == best.learning_rate
+    assert searches == list(dict.fromkeys(trial.learning_rate for trial in found.trials))
