@@ -6,13 +6,16 @@ Every setting is an environment variable `FACTSYNC_<NAME>` or a line of `<home>/
 
 from __future__ import annotations
 
+import difflib
 import os
-from datetime import datetime  # noqa: TC003 - pydantic reads the annotation at run time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+from dotenv import dotenv_values
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableError
 
 from flows.errors import SettingsError
 from kb.endpoint import Layout
@@ -24,6 +27,10 @@ S = TypeVar("S", bound=BaseSettings)
 
 EMBEDDED = "embedded"
 """The value of `endpoint` that means: the local store under the home folder."""
+
+_HELP = "Correct it or leave it out; `factsync settings` then lists what each one takes."
+_ALIKE = 0.8
+"""How much a name must be like a setting's to be taken for a slip of it, 1 being the same."""
 
 
 class GateThresholds(BaseSettings):
@@ -166,20 +173,48 @@ class Settings(BaseSettings):
             # pydantic reports ValueErrors; a misspelt id in a block list must not pass for no id
             raise ValueError(str(error)) from error
 
+    @field_validator("since")
+    @classmethod
+    def _in_utc(cls, value: datetime | None) -> datetime | None:
+        return value if value is None or value.tzinfo is not None else value.replace(tzinfo=UTC)
+
     @classmethod
     def read(cls, home: Path | None = None) -> Settings:
-        """Read the environment and `<home>/factsync.env`.
+        """Read the environment and `<home>/factsync.env`. Relative paths count from the home folder.
 
         Args:
             home: overrides `FACTSYNC_HOME`.
 
         Raises:
-            SettingsError: a variable has a value that does not fit; the message names it.
+            SettingsError: a variable has a value that does not fit, names a file that is not there, or is
+                misspelt; the message names it.
         """
         root = (home or Path(os.environ.get("FACTSYNC_HOME", ".factsync"))).expanduser().absolute()
         file = root / "factsync.env"
+        _refuse_misspelt(file)
         # Settings of another prefix do not inherit the file: the gates read it for themselves.
-        return _read(cls, file, home=root, gates=_read(GateThresholds, file))
+        found = _read(cls, file, home=root, gates=_read(GateThresholds, file))
+        # A worker runs in a folder of its own.
+        for name in ("relations_file", "corpus"):
+            path = getattr(found, name)
+            if path is not None:
+                setattr(found, name, _file(f"FACTSYNC_{name.upper()}", root / path.expanduser()))
+        if (root / found.model).is_dir():
+            found.model = str(root / found.model)
+        return found
+
+    def require_embedded(self, command: str) -> None:
+        """Refuse a command that fills the local store and syncs from it where another source is set.
+
+        Raises:
+            SettingsError: `endpoint` is not `embedded`.
+        """
+        if not self.is_embedded:
+            raise SettingsError(
+                f"`factsync {command}` plays the local store of a home, and this one syncs from "
+                f"{self.endpoint}: unset FACTSYNC_ENDPOINT, and take another home "
+                f"(`factsync --home FOLDER {command}`)."
+            )
 
     @property
     def resolved_ledger_url(self) -> str:
@@ -252,6 +287,38 @@ def _read(kind: type[S], file: Path, **given: Any) -> S:  # noqa: ANN401  fields
     except ValidationError as error:
         first = error.errors()[0]
         name = kind.model_config["env_prefix"] + "_".join(str(part) for part in first["loc"]).upper()
-        raise SettingsError(
-            f"{name}: {first['msg']}. `factsync settings` lists what each one takes."
-        ) from error
+        raise SettingsError(f"{name}: {first['msg']}. {_HELP}") from error
+    except UnreadableError as error:  # of a field that is written as JSON
+        raise SettingsError(f"{error}: it takes JSON. {_HELP}") from error
+
+
+def _refuse_misspelt(file: Path) -> None:
+    """Refuse names that are nearly a setting's: what somebody meant to block must not pass for unset.
+
+    Raises:
+        SettingsError: names the setting that was meant.
+    """
+    kinds: tuple[type[BaseSettings], ...] = (Settings, GateThresholds)
+    known = {
+        f"{kind.model_config['env_prefix']}{name}".upper().removeprefix("FACTSYNC_")
+        for kind in kinds
+        for name in kind.model_fields
+    }
+    for name in (*os.environ, *_written_in(file)):
+        own = name.upper().removeprefix("FACTSYNC_")
+        near = difflib.get_close_matches(own, known, n=1, cutoff=_ALIKE)
+        if own != name.upper() and near and own not in known:
+            raise SettingsError(f"{name} is no setting: did you mean FACTSYNC_{near[0]}?")
+
+
+def _written_in(file: Path) -> list[str]:
+    try:
+        return list(dotenv_values(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} cannot be read ({error}): write it as UTF-8 text.") from error
+
+
+def _file(name: str, path: Path) -> Path:
+    if not path.is_file():
+        raise SettingsError(f"{name}: there is no file {path}; a relative path counts from the home folder.")
+    return path

@@ -1,5 +1,7 @@
 """Settings come from the environment or the home's file, and a wrong one is named."""
 
+from datetime import UTC, datetime, timedelta, timezone
+
 import pytest
 
 from flows.errors import SettingsError
@@ -94,3 +96,81 @@ def test_a_misspelt_id_in_a_block_list_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("FACTSYNC_TRUST_BLOCK_SUBJECTS", "Q183, Germany")
     with pytest.raises(SettingsError, match="FACTSYNC_TRUST_BLOCK_SUBJECTS"):
         Settings.read(tmp_path)
+
+
+@pytest.mark.parametrize("variable", ["FACTSYNC_RELATIONS_FILE", "FACTSYNC_CORPUS"])
+def test_a_relative_path_counts_from_the_home(tmp_path, monkeypatch, variable):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for folder in (home, elsewhere):
+        folder.mkdir()
+        (folder / "mine.txt").write_text("")
+    (home / "factsync.env").write_text(f"{variable}=mine.txt\n")
+    monkeypatch.chdir(elsewhere)
+    found = getattr(Settings.read(home), variable.removeprefix("FACTSYNC_").lower())
+    assert found == home / "mine.txt"
+
+
+def test_a_relative_model_folder_counts_from_the_home(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setenv("FACTSYNC_MODEL", "mine")
+    settings = Settings.read(tmp_path)
+    assert settings.model == str(tmp_path / "mine")
+    assert settings.resolved_model_name == "mine"
+    monkeypatch.setenv("FACTSYNC_MODEL", "EleutherAI/gpt-j-6b")
+    assert Settings.read(tmp_path).model == "EleutherAI/gpt-j-6b"
+
+
+@pytest.mark.parametrize("variable", ["FACTSYNC_RELATIONS_FILE", "FACTSYNC_CORPUS"])
+def test_a_file_that_is_not_there_is_named(tmp_path, monkeypatch, variable):
+    monkeypatch.setenv(variable, "nowhere.txt")
+    with pytest.raises(SettingsError, match=rf"{variable}.*{tmp_path}/nowhere\.txt"):
+        Settings.read(tmp_path)
+
+
+def test_a_moment_without_a_zone_is_utc(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACTSYNC_SINCE", "2026-11-01")
+    assert Settings.read(tmp_path).since == datetime(2026, 11, 1, tzinfo=UTC)
+    monkeypatch.setenv("FACTSYNC_SINCE", "2026-11-01T02:00:00+02:00")
+    assert Settings.read(tmp_path).since == datetime(2026, 11, 1, 2, tzinfo=timezone(timedelta(hours=2)))
+
+
+def test_json_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACTSYNC_WIKIBASE_PROPERTIES", "start=P5")
+    with pytest.raises(SettingsError, match=r"wikibase_properties.*JSON"):
+        Settings.read(tmp_path)
+
+
+def test_a_file_that_is_not_utf_8_is_named(tmp_path):
+    (tmp_path / "factsync.env").write_bytes("FACTSYNC_TRUST_BAD_WORDS=f\u00fcr\n".encode("latin-1"))
+    with pytest.raises(SettingsError, match=r"factsync\.env.*UTF-8"):
+        Settings.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("FACTSYNC_TRUST_BLOCK_SUBJECT", "FACTSYNC_TRUST_BLOCK_SUBJECTS"),
+        ("FACTSYNC_GATE_EXACTT", "FACTSYNC_GATE_EXACT"),
+    ],
+)
+def test_a_misspelt_name_is_refused(tmp_path, monkeypatch, wrong, meant):
+    monkeypatch.setenv(wrong, "1")
+    with pytest.raises(SettingsError, match=rf"{wrong} is no setting: did you mean {meant}"):
+        Settings.read(tmp_path)
+    monkeypatch.delenv(wrong)
+    (tmp_path / "factsync.env").write_text(f"{wrong}=1\n")
+    with pytest.raises(SettingsError, match=wrong):
+        Settings.read(tmp_path)
+
+
+def test_a_name_that_is_like_no_settings_is_let_be(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACTSYNC_IMAGE_TAG", "2026-11")
+    monkeypatch.setenv("TRUST_BLOCK_SUBJECT", "Q183")
+    assert Settings.read(tmp_path).trust == Trust()
+
+
+def test_only_a_home_of_the_local_store_plays_it(tmp_path, monkeypatch):
+    Settings.read(tmp_path).require_embedded("demo")
+    monkeypatch.setenv("FACTSYNC_ENDPOINT", "https://query.wikidata.org/sparql")
+    with pytest.raises(SettingsError, match="FACTSYNC_ENDPOINT"):
+        Settings.read(tmp_path).require_embedded("demo")
