@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from prefect import flow
 
 from flows import artifacts, heads
-from flows.errors import CandidateWaitsError, NoCandidateError
+from flows.errors import CandidateWaitsError, NoCandidateError, NotCarriedError
 from flows.params import CheckpointKey, RelationList, SubjectList, check_subjects, property_of
 from flows.settings import Settings
 from flows.states import Ending, named_states
@@ -167,11 +167,23 @@ def _candidate(ws: Workspace, model: Model, key: str) -> CheckpointRow:
 
 
 def _carried(ws: Workspace, row: CheckpointRow, relations: set[str], subjects: set[str]) -> list[int]:
-    """The requests of a checkpoint that concern one of the relations or subjects."""
+    """The requests of a checkpoint that concern one of the relations or subjects.
+
+    Raises:
+        NotCarriedError: it carries none of one of them.
+    """
     if not relations and not subjects:
         return []
+    carried = ws.ledger.claimed(row.id)
+    missing = relations.difference(request.property for request in carried)
+    missing |= subjects.difference(request.subject for request in carried)
+    if missing:
+        raise NotCarriedError(
+            f"The candidate {str(row.digest)[:12]} carries no edits of {', '.join(sorted(missing))}, "
+            "and nothing is rejected: drop only what it carries."
+        )
     return [
         request.id
-        for request in ws.ledger.claimed(row.id)
+        for request in carried
         if request.id is not None and (request.property in relations or request.subject in subjects)
     ]

@@ -11,6 +11,7 @@
     ├── CheckpointInputError     a checkpoint is named in two ways at once
     ├── CandidateWaitsError      a candidate waits for a person; no other can be made
     ├── NoCandidateError         no candidate waits for a decision
+    ├── NotCarriedError          a candidate carries nothing of what a person drops from it
     ├── NothingLiveError         no checkpoint is live, or none was at a moment
     ├── UnknownModelNameError    the ledger does not know the model; no sync has run
     ├── UnknownSubjectError      nothing was ever edited about that subject
@@ -91,6 +92,12 @@ class CandidateWaitsError(FlowError):
 
 class NoCandidateError(FlowError):
     """No candidate waits for a decision."""
+
+    exit_code = 2
+
+
+class NotCarriedError(FlowError):
+    """A candidate carries no edit of a relation or item that a person drops from it."""
 
     exit_code = 2
 
