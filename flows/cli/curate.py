@@ -155,8 +155,13 @@ def replay(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Up to the plan; no model is needed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Play a file of pulls as nightly syncs, through a real SPARQL server."""
+    """Play a file of pulls as nightly syncs, through a real SPARQL server.
+
+    Without --dry-run it edits the model of this home, which must sync from the local store.
+    """
     settings: Settings = context.obj
+    if not dry_run:
+        settings.require_embedded("replay")
     from kb.replay import read_pulls
 
     pulls = read_pulls(file)

@@ -98,6 +98,7 @@ def plan(context: typer.Context, as_of: AsOf = None, as_json: AsJson = False) ->
 def demo(context: typer.Context) -> None:
     """Sync two nights of the shipped sample into the bundled model, and show what came of it."""
     settings: Settings = context.obj
+    settings.require_embedded("demo")
     local_prefect.configure(settings)
     from flows.cli.demo import run_demo
 

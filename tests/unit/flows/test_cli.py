@@ -59,6 +59,16 @@ def test_completion_is_installed_and_completes(tmp_path):
     assert offered.stdout.split() == ["--approve-burst", "--approval"]
 
 
+@pytest.mark.parametrize("arguments", [("demo",), ("replay", "pulls.jsonl")])
+def test_what_plays_the_local_store_keeps_off_a_home_of_another_source(tmp_path, arguments):
+    home = tmp_path / "live"
+    source = {"FACTSYNC_ENDPOINT": "https://query.wikidata.org/sparql"}
+    done = factsync(tmp_path, "--home", str(home), *arguments, **source)
+    assert done.returncode == 2
+    assert "query.wikidata.org" in done.stderr
+    assert not home.exists()
+
+
 def test_settings_are_shown_as_they_are_written(tmp_path):
     given = {
         "FACTSYNC_HOME": str(tmp_path),
