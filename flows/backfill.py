@@ -101,7 +101,7 @@ class Backfill:
             return Ending("Rejected by a gate", f"{self.batches[-1].candidate.failures}; {what}.", ok=False)
         if last == batch.CANDIDATE:
             return Ending("Waits for approval", f"Promote or reject its checkpoint, then go on; {what}.")
-        if not self.batches and self.plan is not None and self.plan.burst.stop and not self.left:
+        if not self.batches and self.plan is not None and self.plan.burst.stop:
             return Ending("Held: burst", f"{'; '.join(self.plan.burst.reasons)}; {what}.", ok=False)
         if self.stopped:
             return Ending("Budget used", f"{self.stopped}; {what}. Start it again to go on.")

@@ -54,7 +54,8 @@ class Plan:
     Attributes:
         changes: one a fact, `unchanged` ones included.
         labels: the text of each item and each other value, by canonical text.
-        burst: the burst guard's verdict; when it stops, the edits are held back instead.
+        burst: the burst guard's verdict; when it stops, the edits are held back instead. It does not stop
+            what a person approved.
         reviewed: the (subject, property) groups that were decided, with the marks they had.
         holders: who holds a fact's old value, where that is an item merged into the fact's subject.
     """
@@ -107,7 +108,9 @@ def make_plan(
         for change in _decide(group, relations[group.property], labels, shared, trust, at=at)
     ]
     burst = guard(planned, held_per_relation, trust)
-    if burst.stop and not burst_approved:
+    if burst_approved:
+        burst = replace(burst, stop=False)
+    if burst.stop:
         planned = [_held_for_burst(change, burst) for change in planned]
     marks = {(group.subject, group.property): group.marks for group in known}
     return Plan(tuple(planned), _texts(planned, labels, relations), burst, marks, holders)

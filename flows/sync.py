@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows import artifacts, batch, decide, night, rebuild, tasks
-from flows.errors import GateError
+from flows.errors import BurstError, GateError
 from flows.gates import advice
 from flows.models import register
 from flows.progress import say
@@ -64,6 +64,12 @@ class Night:
         return counts or ("nothing changed" if self.candidate is None else "nothing new, edits were owed")
 
     @property
+    def held(self) -> str:
+        """Why the burst guard let nothing be edited; empty if something was, or the guard has no say."""
+        burst = self.plan.burst
+        return "; ".join(burst.reasons) if burst.stop and self.candidate is None and not self.waiting else ""
+
+    @property
     def ending(self) -> Ending:
         """How it ended, for the interface."""
         counts = self.news
@@ -75,8 +81,8 @@ class Night:
             return Ending("Waits for approval", f"{counts}. {self.waiting}")
         if self.candidate is not None:
             return Ending("Rejected by a gate", f"{self.candidate.failures}; {counts}.", ok=False)
-        if self.plan.burst.stop:
-            return Ending("Held: burst", f"{'; '.join(self.plan.burst.reasons)}; {counts}.", ok=False)
+        if self.held:
+            return Ending("Held: burst", f"{self.held}; {counts}.", ok=False)
         return Ending("Nothing to do", f"{counts}.")
 
 
@@ -135,7 +141,7 @@ def _night(
             ws.ledger.finish_run(lease, run, "held", counters=counters, error=waiting)
             return Night(run, seen.at, ingested, plan, planned, None, promoted=False, waiting=waiting)
         if not owed:
-            state = "held" if plan.burst.stop and not approve_burst else "nothing"
+            state = "held" if plan.burst.stop else "nothing"
             ws.ledger.finish_run(lease, run, state, counters=counters)
             return Night(run, seen.at, ingested, plan, planned, None, promoted=False)
         done = batch.edit_batch(ws, lease, run, owed, approval=approval)
@@ -159,11 +165,17 @@ def _night(
 
 
 def require_promoted(night: Night) -> Night:
-    """Turn a rejected night into an error, for callers that must not take it for a success.
+    """Turn a night that was rejected or held into an error, for callers that must not take it for a success.
 
     Raises:
         GateError: the candidate failed a gate.
+        BurstError: the burst guard held the night.
     """
+    if night.held:
+        raise BurstError(
+            f"The burst guard holds this night: {night.held}. Look at it with `factsync plan`, "
+            "then let it through with `factsync sync --approve-burst`."
+        )
     if night.candidate is not None and not night.promoted and not night.waiting:
         raise GateError(
             f"The night was rejected and yesterday's model stays: {night.candidate.failures}. "

@@ -263,6 +263,8 @@ def night_summary(night: Night) -> str:
     """One line for a night."""
     if night.waiting:
         return f"{night.news}. {night.waiting}"
+    if night.held:
+        return f"{night.news}. Held by the burst guard: {night.held}."
     if night.candidate is None:
         return f"{night.news}. Nothing to edit."
     verdict = "promoted" if night.promoted else f"rejected ({night.candidate.failures})"

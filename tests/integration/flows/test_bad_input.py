@@ -110,6 +110,16 @@ def test_a_ledger_that_is_newer_than_the_code(settings, run):
 
 
 @pytest.mark.usefixtures("prefect_server")
+def test_a_night_over_the_burst_guard(one_night, run, monkeypatch):
+    LocalStore(one_night[0].store_dir).load_night(2)
+    monkeypatch.setenv("FACTSYNC_BURST_TOTAL", "1")
+    code, out, error = run("sync")
+    assert code == 5
+    assert "Held by the burst" in out
+    assert "--approve-burst" in error
+
+
+@pytest.mark.usefixtures("prefect_server")
 def test_looking_commands(settings, run, tmp_path):
     assert run("status")[0] == 2
     code, out, _ = run("sync", "--limit", "3", "--json")

@@ -30,6 +30,19 @@ def deleted_tonight(kind, decision):
     return Group("Q183", "P6", entity, statements=(), held=(held,), pending=(waits,), labels={})
 
 
+def burst(*, approved):
+    """The plan of a night with one edit, where none may pass unseen."""
+    return make_plan(
+        [deleted_tonight("quarantine", "approved")],
+        RELATIONS,
+        Trust(burst_floor=0, burst_share=0.01),
+        night(2),
+        held_per_relation={"P6": 1},
+        redirects={},
+        burst_approved=approved,
+    )
+
+
 def planned(kind, decision):
     """The one change that comes of it, and why."""
     made = make_plan(
@@ -51,3 +64,10 @@ def test_a_retraction_that_a_person_released_is_made():
 
 def test_a_word_on_a_conflict_is_none_on_the_retraction_after_it():
     assert planned("conflict", "approved") == ("quarantine", "hold")
+
+
+def test_a_burst_that_a_person_approved_stops_nothing():
+    assert (burst(approved=False).burst.stop, len(burst(approved=False).edits)) == (True, 0)
+    through = burst(approved=True)
+    assert (through.burst.stop, len(through.edits)) == (False, 1)
+    assert through.burst.reasons

@@ -1,14 +1,19 @@
 """What a night's table says: what was reached, what fell short, what failed."""
 
+from datetime import UTC, datetime
 from io import StringIO
 from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
 from flows.cli import show
 from flows.cli.show import metrics_table
+from flows.errors import BurstError
 from flows.gates import Metrics, judge
 from flows.settings import GateThresholds
+from flows.sync import Night, require_promoted
+from kb.diff import BurstVerdict
 
 
 def shown(metrics):
@@ -30,6 +35,27 @@ def test_a_failed_gate_is_not_called_short():
     text = shown(Metrics(1.0, 1.0, 1.0, 1.0, 0.1, 0.0, 1.0, 1.0, 1.0, 1.0, 26.0, 23.0))
     assert "13.0 %" in text
     assert "short" not in text
+
+
+def night_of(burst):
+    """A night that edited nothing."""
+    plan = SimpleNamespace(counts={"quarantine": 3}, burst=burst)
+    return Night(1, datetime(2026, 9, 1, tzinfo=UTC), None, plan, None, None, promoted=False)
+
+
+def test_a_night_that_the_burst_guard_held_is_no_success():
+    night = night_of(BurstVerdict(stop=True, reasons=("P6 changes 3 of 4 facts",)))
+    assert night.ending.name == "Held: burst"
+    assert "P6 changes 3 of 4 facts" in show.night_summary(night)
+    with pytest.raises(BurstError, match=r"P6 changes 3 of 4 facts.*--approve-burst"):
+        require_promoted(night)
+
+
+def test_a_quiet_night_is_a_success():
+    night = night_of(BurstVerdict(stop=False, reasons=("P6 changes 3 of 4 facts",)))
+    assert night.ending.name == "Nothing to do"
+    assert "Nothing to edit" in show.night_summary(night)
+    assert require_promoted(night) is night
 
 
 def test_what_is_said_is_no_markup(capsys):
