@@ -18,6 +18,8 @@ from flows.import_guard import check_import_names
 from flows.process import tune_threads
 from flows.settings import Settings
 
+log = logging.getLogger(__name__)
+
 app = typer.Typer(
     name="factsync",
     help="Keep the facts inside a language model in step with Wikidata.",
@@ -61,35 +63,46 @@ def main() -> None:
         importlib.import_module(f"flows.cli.{family}")
     try:
         app()
-    except FlowError as error:
-        _say(error)
-        sys.exit(error.exit_code)
     except Exception as error:
-        code = package_exit_code(error)
+        code = error.exit_code if isinstance(error, FlowError) else package_exit_code(error)
         if code is None:
             raise
-        _say(error)
+        log.info("Where it went wrong", exc_info=True)
+        Console(stderr=True).print(
+            f"[bold red]Error:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True
+        )
         sys.exit(code)
 
 
 def package_exit_code(error: BaseException) -> int | None:
-    """The exit code of a named error of `kb`, `storage` or `editor`; None for anything else.
+    """The exit code of a named error of `kb`, `storage` or `editor`, or of one that input causes elsewhere.
 
-    The packages are looked up by name in the error's own classes, so that a command which never loaded torch
-    does not load it to fail.
+    None for anything else. The packages are looked up by name in the error's own classes, so that a command
+    which never loaded torch or Prefect does not load it to fail.
     """
     bases = {f"{base.__module__}.{base.__name__}" for base in type(error).__mro__}
     codes = {
         "storage.errors.LockHeldError": 4,
+        "storage.errors.LedgerConnectionLostError": 3,
+        "storage.errors.LedgerUrlError": 2,
+        "storage.errors.UnknownCheckpointError": 2,
         "storage.errors.ConflictStandsError": 2,
         "storage.errors.LedgerError": 1,
         "kb.errors.UnknownRelationError": 2,
         "kb.errors.TransientKBError": 3,
         "kb.errors.KBError": 2,
         "editor.errors.EditorError": 2,
+        "prefect.exceptions.ParameterTypeError": 2,
+        "builtins.OSError": 1,
     }
     return next((code for name, code in codes.items() if name in bases), None)
 
 
-def _say(error: BaseException) -> None:
-    Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+def _sentence(error: Exception) -> str:
+    """What to say of an error; those of others are not written to be read on the command line."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}. Check the path, its permissions and the disk."
+    if type(error).__name__ == "ParameterTypeError":
+        wrong = [line.removeprefix(" - ") for line in str(error).splitlines()[1:]]
+        return f"{'; '.join(wrong)}. `--help` says what each option takes."
+    return str(error)

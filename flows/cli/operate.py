@@ -80,7 +80,8 @@ def _backfill_json(done: Any) -> dict[str, Any]:  # noqa: ANN401 - flows.backfil
 def calibrate(
     context: typer.Context,
     block: Annotated[
-        list[int] | None, typer.Option(help="Edit these blocks; repeat. Default: causal tracing chooses.")
+        list[int] | None,
+        typer.Option(min=0, help="Edit these blocks; repeat. Default: causal tracing chooses."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

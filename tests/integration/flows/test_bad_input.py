@@ -139,7 +139,8 @@ def test_looking_commands(settings, run, tmp_path):
     assert json.loads(run("checkpoint", "list", "--json")[1])[0]["state"] == "promoted"
     assert run("checkpoint", "materialize", "live", str(tmp_path / "out"))[0] == 0
     assert run("checkpoint", "materialize", "live", str(tmp_path / "out"))[0] == 2
-    assert run("checkpoint", "materialize", "feedbeef", str(tmp_path / "other"))[0] == 1
+    assert run("checkpoint", "materialize", "feedbeef", str(tmp_path / "other"))[0] == 2
+    assert run("promote", "live")[0] == 2
 
 
 @pytest.mark.usefixtures("prefect_server")

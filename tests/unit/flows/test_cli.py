@@ -6,9 +6,19 @@ import subprocess
 import sys
 
 import pytest
+from prefect.exceptions import ParameterTypeError
+from typer import Typer
 from typer.main import get_command
 
-from flows.cli.main import FAMILIES, app
+from flows.cli.main import FAMILIES, app, main, package_exit_code
+from kb.errors import EndpointDownError, UnknownRelationError
+from storage.errors import (
+    LedgerBusyError,
+    LedgerConnectionLostError,
+    LedgerUrlError,
+    LockHeldError,
+    UnknownCheckpointError,
+)
 
 READ_BY_PROGRAMS = (
     "plan",
@@ -67,6 +77,63 @@ def test_what_plays_the_local_store_keeps_off_a_home_of_another_source(tmp_path,
     assert done.returncode == 2
     assert "query.wikidata.org" in done.stderr
     assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (LockHeldError("m", "someone", None), 4),
+        (LedgerConnectionLostError("gone"), 3),
+        (LedgerUrlError("odd"), 2),
+        (UnknownCheckpointError("feedbeef"), 2),
+        (LedgerBusyError("locked"), 1),
+        (EndpointDownError("down", url="https://example.org", status=503), 3),
+        (UnknownRelationError("none", property_id="P0"), 2),
+        (ParameterTypeError("odd"), 2),
+        (PermissionError(), 1),
+        (RuntimeError(), None),
+    ],
+)
+def test_each_error_has_its_exit_code(error, code):
+    assert package_exit_code(error) == code
+
+
+def missing():
+    """What a picture in a folder that is not there comes to."""
+    open("nosuch/drift.png", "rb")  # noqa: SIM115, PTH123 - it cannot be opened
+
+
+def refused():
+    """What Prefect makes of a digest that is none."""
+    raise ParameterTypeError(
+        "Flow run received invalid parameters:\n - checkpoint: too odd\n - block.0: too low"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        (missing, 1, "Error: nosuch/drift.png: No such file or directory. Check the path"),
+        (refused, 2, "Error: checkpoint: too odd; block.0: too low. `--help` says"),
+    ],
+)
+def test_what_others_raise_is_one_sentence(monkeypatch, capsys, command, code, said):
+    monkeypatch.setattr(Typer, "__call__", lambda _: command())
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == code
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("sync", "--limit", "200000"), ("calibrate", "--block", "-1"), ("sync", "--limit", "0")]
+)
+def test_numbers_out_of_range_are_refused_at_once(monkeypatch, capsys, arguments):
+    monkeypatch.setattr(sys, "argv", ["factsync", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert "Invalid value" in capsys.readouterr().err
 
 
 def test_settings_are_shown_as_they_are_written(tmp_path):
