@@ -3,7 +3,6 @@
     FlowError
     ├── SettingsError            a FACTSYNC_ variable does not fit
     ├── ForeignPackageError      one of our import names belongs to another distribution
-    ├── SourceLagError           the source's own clock is too old to sync from
     ├── BurstError               a night changes too much; a person must look
     ├── GateError                the candidate failed a gate; yesterday's model stays
     ├── BackfillInputError       a backfill's parameters make no sense together
@@ -46,12 +45,6 @@ class ForeignPackageError(FlowError):
     """One of the import names kb, editor, storage, flows resolves to someone else's package."""
 
     exit_code = 2
-
-
-class SourceLagError(FlowError):
-    """The source's own watermark is missing or too far behind."""
-
-    exit_code = 3
 
 
 class BurstError(FlowError):

@@ -23,9 +23,15 @@ from flows.errors import (
     FlowError,
     GateError,
     ServerStartError,
-    SourceLagError,
 )
-from kb.errors import BannedError, KBError, RelationsError, TransientKBError, UnknownRelationError
+from kb.errors import (
+    BannedError,
+    KBError,
+    RelationsError,
+    StaleSourceError,
+    TransientKBError,
+    UnknownRelationError,
+)
 from storage.errors import (
     CorruptCheckpointError,
     DiskFullError,
@@ -59,7 +65,7 @@ NAMES: tuple[tuple[type[BaseException], str], ...] = (
     (BannedError, "Banned by the source"),
     (UnknownRelationError, "Wrong input"),
     (RelationsError, "Wrong input"),
-    (SourceLagError, "Source too old"),
+    (StaleSourceError, "Source too old"),
     (TransientKBError, "Source unreachable"),
     (KBError, "Source error"),
     (TransientEditorError, "Out of memory"),

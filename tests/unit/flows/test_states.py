@@ -1,18 +1,25 @@
 """How errors become state names."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from editor.errors import EditorError, TransientEditorError
+from flows.cli.main import package_exit_code
 from flows.errors import BackfillInputError, CandidateWaitsError, GateError, SettingsError
+from flows.retry import is_transient
 from flows.states import NAMES, Ending, failure_name, named_states
-from kb.errors import KBError, TransientKBError
+from kb.errors import KBError, StaleSourceError, TransientKBError
 from storage.errors import LedgerError, LockHeldError
+
+STALE = StaleSourceError("old", lag=datetime(2026, 9, 1, tzinfo=UTC), limit_hours=24.0)
 
 
 @pytest.mark.parametrize(
     ("error", "name"),
     [
         (LockHeldError("m", "someone", None), "Another writer"),
+        (STALE, "Source too old"),
         (TransientKBError("gone"), "Source unreachable"),
         (KBError("odd"), "Source error"),
         (LedgerError("odd"), "Ledger error"),
@@ -27,6 +34,12 @@ from storage.errors import LedgerError, LockHeldError
 )
 def test_each_reason_has_its_name(error, name):
     assert failure_name(error) == name
+
+
+def test_a_source_that_lags_is_not_asked_again_within_a_run():
+    assert is_transient(TransientKBError("gone"))
+    assert not is_transient(STALE)
+    assert package_exit_code(STALE) == 3
 
 
 def test_the_particular_comes_before_the_general():
