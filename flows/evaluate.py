@@ -22,7 +22,7 @@ from editor.allocator import give_back_freed_memory
 from editor.generation import References
 from editor.method import Resources
 from editor.presets import preset_for
-from flows import checking, models
+from flows import checking, models, neighbours
 from flows.asked import LEDGER, check, chosen, cut, selections, training
 from flows.errors import EvaluationInputError
 from flows.experiments import Experiment, ExperimentFolder
@@ -144,12 +144,15 @@ def _bench(settings: Settings, asked: Asked, lm: LanguageModel, data: Dataset, o
 
 def _experiments(settings: Settings, asked: Asked, data: Dataset, bench: _Bench) -> list[Experiment]:
     """The smallest first, so that something is to be seen early."""
+    corpus = models.corpus(settings)
+    guarded = neighbours.guarded(Relations.load(settings.relations_file))
     basis = {
         "data": data.digest,
         "model": bench.lm.digest,
         "device": bench.lm.device.type,
         "settings": bench.settings.to_json(),
-        "moments": [settings.moment_tokens, None if settings.corpus is None else str(settings.corpus)],
+        "moments": [settings.moment_tokens, corpus and _digest(corpus)],
+        "guards": _digest([f"{template}: {subject}" for template, subject in guarded]),
         "passages": _digest(bench.passages),
         "references": asked.references and _digest([asked.references.read_text(encoding="utf-8")]),
         "texts": asked.texts,

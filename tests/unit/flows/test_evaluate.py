@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from editor import mend, methods
 from editor.errors import DataFormatError
-from flows import evaluate, report
+from flows import evaluate, models, report
 from flows.asked import Asked, cut
 from flows.cli.main import app
 from flows.errors import EvaluationInputError
@@ -166,6 +166,28 @@ def test_numbers_depend_on_the_seed_alone(settings, data, tmp_path) -> None:
     assert [r["key"] for r in one.results] == [r["key"] for r in two.results]
     assert one.results[0]["metrics"] == two.results[0]["metrics"]
     assert one.results[0]["metrics"] != three.results[0]["metrics"]
+
+
+def test_what_second_moments_rest_on_is_part_of_the_key(settings, data, tmp_path) -> None:
+    """Another text under the corpus's name, or other templates to guard, make other numbers."""
+    what, lm = asked(data), models.load_base(settings)
+    corpus, own = tmp_path / "corpus.txt", tmp_path / "own.toml"
+
+    def keys(**given: object) -> list[str]:
+        with_them = settings.model_copy(update=given)
+        found = evaluate._data(with_them, what, lm)
+        bench = evaluate._bench(with_them, what, lm, found, tmp_path)
+        return [one.key for one in evaluate._experiments(with_them, what, found, bench)]
+
+    seen = [keys()]
+    for text in ("The river was low.\n", "The river was high.\n"):
+        corpus.write_text(text)
+        seen.append(keys(corpus=corpus))
+    edit = json.dumps([f"{number}: {{subject}} is led by" for number in range(4)])
+    own.write_text(f"[P6]\nedit = {edit}\n")
+    seen.append(keys(relations_file=own))
+    assert len({tuple(one) for one in seen}) == len(seen)
+    assert keys() == seen[0]
 
 
 @pytest.mark.parametrize(
