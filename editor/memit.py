@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
@@ -134,7 +135,7 @@ def edit(
         StateError: a stored state does not fit.
         NonFiniteError: a loss or a change is not finite.
     """
-    _check_subjects(requests, live)
+    _check_subjects(requests, live, retired)
     check_fit((*live, *retired), settings, lm)
     moments.require(lm, settings.layers)
     units = units_of(lm, requests, settings, prefixes)
@@ -277,17 +278,18 @@ def units_of(
     )
 
 
-def _check_subjects(requests: Sequence[EditRequest], live: Sequence[SubjectState]) -> None:
+def _check_subjects(
+    requests: Sequence[EditRequest], live: Sequence[SubjectState], retired: Sequence[SubjectState]
+) -> None:
     asked = {request.subject_id for request in requests}
-    seen: set[str] = set()
-    for state in live:
-        if state.subject_id in asked or state.subject_id in seen:
-            raise SubjectConflictError(
-                f"Subject {state.subject_id!r} is live and edited (or live twice): pass its old state "
-                "as retired.",
-                subject_id=state.subject_id,
-            )
-        seen.add(state.subject_id)
+    given = Counter(state.subject_id for state in (*live, *retired))
+    wrong = [state.subject_id for state in live if state.subject_id in asked]
+    wrong += [subject for subject, count in given.items() if count > 1]
+    if wrong:
+        raise SubjectConflictError(
+            f"Subject {wrong[0]!r} is live and edited, or given twice: pass its old state once, as retired.",
+            subject_id=wrong[0],
+        )
 
 
 def _warn_of_weak_writes(reports: Sequence[UnitReport], settings: MemitSettings) -> None:

@@ -85,6 +85,7 @@ def rebuild(
         RequestError: a request cannot be carried out as written.
         MomentsError: the moments belong to another model or are singular.
         NonFiniteError: a loss or a change is not finite.
+        OutOfMemoryError: memory ran out at the smallest batch.
     """
     wanted = in_order(requests, stored)
     kept = unchanged(base, wanted, stored, settings=settings, as_stored=as_stored, prefixes=prefixes)
@@ -160,6 +161,7 @@ def unchanged(
         for unit, state in found
         if state is not None
         and state.fact_ids == unit.fact_ids
+        and tuple(sorted(state.keys)) == settings.layers
         and (as_stored or state.depends == depends_on(lm, unit, settings))
     ]
 

@@ -316,21 +316,22 @@ def check_fit(states: Sequence[SubjectState], settings: MemitSettings, lm: Langu
 
     Raises:
         MethodError: the model has no such layers.
-        StateMismatchError: a layer is missing or has another shape.
+        StateMismatchError: a layer is missing, has another shape, or is not edited.
     """
     settings.require(lm)
     for state in states:
-        for layer in settings.layers:
+        for layer in sorted({*settings.layers, *state.keys}):
             keys, values = state.keys.get(layer), state.values.get(layer)
             if (
-                keys is None
+                layer not in settings.layers
+                or keys is None
                 or values is None
                 or keys.shape != (len(values), lm.layers.d_k)
                 or values.shape[1] != lm.layers.d
             ):
                 raise StateMismatchError(
-                    f"The stored state of subject {state.subject_id!r} does not fit layer {layer} (it has "
-                    f"{sorted(state.keys)}): rebuild from the base model.",
+                    f"The stored state of subject {state.subject_id!r} has layers {sorted(state.keys)} and "
+                    f"does not fit layer {layer} of {list(settings.layers)}: rebuild from the base model.",
                     subject_id=state.subject_id,
                     layer=layer,
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 from contextlib import contextmanager, nullcontext
@@ -117,6 +118,12 @@ def solved_alike(lineage: Sequence[CheckpointRow], recipe: Mapping[str, Any]) ->
         return [settings.get("moments"), *(memit.get(name) for name in _OF_THE_SOLVE)]
 
     return all(solve(row.settings) == solve(recipe) for row in heads.since_base(lineage))
+
+
+def edited_layers(lineage: Sequence[CheckpointRow], memit: MemitSettings) -> list[int]:
+    """The blocks that an edit with some settings writes, or that a lineage wrote with others."""
+    before = (row.settings.get("memit", {}).get("layers", ()) for row in heads.since_base(lineage))
+    return sorted({*memit.layers, *itertools.chain.from_iterable(before)})
 
 
 def read_delta(files: CheckpointFiles, digest: str) -> Delta:

@@ -79,7 +79,7 @@ def remake(
         ws.relations, {row.property for row in held}, {row.subject_label for row in held}
     )
     exam, base = checking.set_exam(lm, facts, (), asked)
-    originals = deltas.copies(lm, settings.layers)
+    originals = deltas.copies(lm, models.edited_layers(lineage, settings))
     models.put_on(lm, ws.files, lineage)
     before = checking.ask_before(lm, exam)
     deltas.put_back(lm, originals)  # bit for bit: nothing is subtracted

@@ -127,7 +127,7 @@ def edit(
         intent.requests, held, editing.read_states(ws.files, ws.ledger.subject_states(lease.model))
     )
     exam, base = _exam(ws, lm, intent, work, held)
-    originals = deltas.copies(lm, settings.layers)
+    originals = deltas.copies(lm, models.edited_layers(lineage, settings))
     models.put_on(lm, ws.files, lineage)
     before = checking.ask_before(lm, exam)
     if anew:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from editor import delta as deltas
 from editor.model import tensor_digest
 from flows import models, remaking
 from flows.batch import CANDIDATE
@@ -59,6 +60,21 @@ def add_a_night_without_facts(settings):
         )
         ws.ledger.promote(lease, intent.id, reason="test")
         ws.ledger.finish_run(lease, run, "succeeded")
+
+
+def test_other_blocks_are_written_on_the_base_alone(nights):
+    """What is measured is what stands: nothing of the blocks that were edited before is left in it."""
+    nights.memit_file.write_text(json.dumps({**QUICK, "layers": [0, 1]}))
+    with opened_model(nights) as (ws, model), ws.writer() as lease:
+        at = ws.ledger.head(model).decided_at
+        run = ws.ledger.begin_run(lease, "rebuild", reference_time=at)
+        made = remaking.remake(ws, lease, run)
+        standing = models.load_base(nights)
+        deltas.apply(standing, models.read_delta(ws.files, made.edited.digest))
+    assert made.reused == 0
+    for layer in (0, 1, 2):
+        one, other = (lm.layers.matrix(lm.model, layer) for lm in (made.edited.lm, standing))
+        assert torch.equal(one, other)
 
 
 def test_a_rebuild_holds_what_the_nights_hold(nights):

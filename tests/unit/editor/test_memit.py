@@ -314,12 +314,27 @@ def test_a_subject_cannot_be_live_and_edited(
     assert same(lm, before)
 
 
+@pytest.mark.parametrize(("then", "now"), [((1,), (1, 2)), ((1, 2), (1,))])
 def test_states_of_other_layers_are_refused(
-    lm: LanguageModel, moments: Moments, settings: MemitSettings
+    lm: LanguageModel,
+    moments: Moments,
+    settings: MemitSettings,
+    then: tuple[int, ...],
+    now: tuple[int, ...],
 ) -> None:
-    """History made with other layers does not fit."""
-    outcome = memit.edit(lm, requests_of(1), settings=replace(settings, layers=(1,)), moments=moments)
-    before = weights(lm)
+    """History made with other layers does not fit, be they fewer or more."""
+    outcome = memit.edit(lm, requests_of(1), settings=replace(settings, layers=then), moments=moments)
+    before, settings = weights(lm), replace(settings, layers=now)
     with pytest.raises(StateMismatchError):
         memit.edit(lm, requests_of(1, start=1), settings=settings, moments=moments, live=outcome.states)
+    assert same(lm, before)
+
+
+def test_a_state_cannot_stay_and_leave(lm: LanguageModel, moments: Moments, settings: MemitSettings) -> None:
+    """Counted among the live ones and taken out, it would leave a change that nothing stands for."""
+    kept = memit.edit(lm, requests_of(2), settings=settings, moments=moments).states
+    before = weights(lm)
+    for live, retired in ((kept, kept[:1]), ((), (*kept, kept[1]))):
+        with pytest.raises(SubjectConflictError):
+            memit.edit(lm, [], settings=settings, moments=moments, live=live, retired=retired)
     assert same(lm, before)

@@ -126,6 +126,24 @@ def test_a_larger_weight_takes_the_stored_states_and_refines_what_slips(
     assert won_back > 1.05 * written
 
 
+def test_states_of_other_blocks_are_found_anew(
+    nights: list[SubjectState], moments: Moments, settings: MemitSettings
+) -> None:
+    """Their keys and values are those of other matrices, also where a night would take them as stored."""
+    fewer = replace(settings, layers=LAYERS[:1])
+    made = rebuild(
+        tiny.language_model("llama"),
+        asked(nights),
+        nights,
+        settings=fewer,
+        moments=moments,
+        refine=True,
+        as_stored=True,
+    )
+    assert made.reused == ()
+    assert all(tuple(state.keys) == fewer.layers for state in made.states)
+
+
 def test_a_failure_leaves_the_base_as_it_was(
     nights: list[SubjectState], moments: Moments, settings: MemitSettings
 ) -> None:
