@@ -90,10 +90,9 @@ class Backfill:
     @property
     def ending(self) -> Ending:
         """How it ended."""
-        done = sum(one.owed for one in self.batches if one.promoted)
-        what = (
-            f"{self.subjects} items, {done} edits in {len(self.batches)} checkpoints, {self.left} still owed"
-        )
+        live = sum(one.live for one in self.batches)
+        made = sum(one.checkpoints for one in self.batches)
+        what = f"{self.subjects} items, {live} edits live in {made} checkpoints, {self.left} still owed"
         last = self.batches[-1].state if self.batches else ""
         if self.run is None:
             return Ending("Dry run", f"{what}. Nothing was written; the plan is an artifact.")

@@ -38,6 +38,8 @@ class Settled:
         candidate: its checkpoint.
         state: of the run, in the ledger's words: succeeded, rejected, or candidate if a person decides.
         owed: how many requests it carried.
+        live: how many of them are live: none, all, or those that passed when the batch was taken apart.
+        checkpoints: how many were promoted for them.
         blamed: items whose facts fail alone while others passed, and the gates; they are no longer owed.
         left: how many requests stay owed after a batch was taken apart.
     """
@@ -45,6 +47,8 @@ class Settled:
     candidate: Candidate
     state: str
     owed: int
+    live: int = 0
+    checkpoints: int = 0
     blamed: tuple[tuple[str, str], ...] = ()
     left: int = 0
 
@@ -107,15 +111,17 @@ def _taken_apart(
     """Promote what passes without the facts that make a batch fail; those fail, with the gate as reason."""
     say("taking the batch apart to find the facts that fail it")
     last = failed
+    checkpoints = 0
 
     def attempt(part: Sequence[EditRequestRow], blame: bool) -> Verdict:
-        nonlocal last, number
+        nonlocal last, number, checkpoints
         number += PARTS
         over = last.candidate if blame else None
         done = _one(ws, lease, run, part, number=number, over=over)
         verdict = _verdict(done, over)
         if done.promoted:
             last = done
+            checkpoints += 1
         elif blame and not verdict.blamed:
             say(f"{part[0].subject} comes to a model near its bounds ({verdict.reason}) and stays owed")
         return verdict
@@ -123,7 +129,9 @@ def _taken_apart(
     found = isolate(owed, _verdict(failed), attempt, tries=ws.settings.isolate_tries)
     for subject, reason in found.blamed:
         say(f"{subject} fails alone: {reason}; its edits wait until its statements change")
-    return Settled(last.candidate, last.state, len(owed), tuple(found.blamed), found.left)
+    return Settled(
+        last.candidate, last.state, len(owed), found.promoted, checkpoints, tuple(found.blamed), found.left
+    )
 
 
 def _verdict(done: Settled, over: Candidate | None = None) -> Verdict:
@@ -186,7 +194,8 @@ def settle(
     say(f"checkpoint {candidate.digest[:12]}: {shown}. {why}")
     artifacts.checkpoint(ws, lease.model, candidate, shown, why, number=number)
     artifacts.decided(lease.model.name, candidate.digest, shown, why)
-    return Settled(candidate, state, owed)
+    promoted = state == SUCCEEDED
+    return Settled(candidate, state, owed, live=owed if promoted else 0, checkpoints=int(promoted))
 
 
 def short_of(candidate: Candidate, most: int = 5) -> str:

@@ -69,7 +69,14 @@ def _backfill_json(done: Any) -> dict[str, Any]:  # noqa: ANN401 - flows.backfil
         "subjects": done.subjects,
         "changes": done.plan.counts if done.plan else {},
         "checkpoints": [
-            {"digest": one.candidate.digest, "state": one.state, "edits": one.owed} for one in done.batches
+            {
+                "digest": one.candidate.digest,
+                "state": one.state,
+                "carried": one.owed,
+                "edits": one.live,
+                "promoted": one.checkpoints,
+            }
+            for one in done.batches
         ],
         "left": done.left,
         "ending": done.ending.name,

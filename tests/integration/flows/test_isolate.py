@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from flows import batch
+from flows.backfill import backfill
 from flows.errors import GateError
 from flows.gates import Gate
 from flows.sync import require_promoted, sync
@@ -55,6 +56,16 @@ def test_the_rest_is_promoted_and_the_cause_named(settings, culprit):
     assert all("exact 0.000" in row[1] for row in rows)
     again = sync()
     assert again.candidate is None, "it is not tried again until its statements change"
+
+
+def test_a_backfill_counts_what_is_live(settings, culprit):
+    done = backfill()
+    (apart,) = done.batches
+    with opened_model(settings) as (ws, model):
+        facts = len(ws.ledger.live_facts(model))
+    assert (apart.live, apart.checkpoints) == (facts, 1)
+    assert facts < apart.owed
+    assert f"{facts} edits live in 1 checkpoints, 0 still owed" in done.ending.message
 
 
 def test_without_tries_all_stays_owed(settings, culprit, monkeypatch):
