@@ -40,6 +40,7 @@ RUN_ELSEWHERE = {
 SMALL = {
     "3ed5090f": "{first}",
     "history Q183": "history {subject}",
+    "--drop-subject Q183": "--drop-subject {carried}",
     "counterfact.json": "{records}",
     "EleutherAI/gpt-j-6b": "{model}",
     "Qwen/Qwen3-0.6B": "{model}",
@@ -119,6 +120,7 @@ def test_a_documented_command_runs(command, homes, records, tmp_path, monkeypatc
     known = {
         "first": _first(tmp_path / "home"),
         "subject": _edited(),
+        "carried": _carried(),
         "records": str(records),
         "model": values["FACTSYNC_MODEL"],
         "folder": str(tmp_path),
@@ -163,6 +165,13 @@ def _edited():
     """An item that a night has edited."""
     with opened_model(Settings.read()) as (ws, model):
         return ws.ledger.live_facts(model)[0].subject
+
+
+def _carried():
+    """An item that the candidate carries, where one waits."""
+    with opened_model(Settings.read()) as (ws, model):
+        waiting = ws.ledger.status(model).open_checkpoint
+        return ws.ledger.claimed(waiting.id)[0].subject if waiting else ""
 
 
 def test_nothing_is_left_out():
