@@ -51,10 +51,16 @@ def query(
         QueryRefusedError: If it would write, or does not run.
         TransientLedgerError: If the database is busy or away.
     """
+    statement = text(sql.strip().rstrip(";"))
+    missing = sorted(statement.compile().params.keys() - parameters.keys())
+    if missing:
+        raise QueryRefusedError(
+            f"The query needs values for {', '.join(missing)}: give each of them (`--set {missing[0]}=...`)."
+        )
     engine = make_reader(url, statement_timeout_s=timeout_s)
     try:
         with engine.connect() as connection, connection.begin():
-            result = connection.execute(text(sql.strip().rstrip(";")), dict(parameters))
+            result = connection.execute(statement, dict(parameters))
             if not result.returns_rows:
                 raise QueryRefusedError("The shell only reads: write a SELECT.")
             rows = result.fetchall() if limit is None else result.fetchmany(limit + 1)

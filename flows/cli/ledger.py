@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from flows.cli.main import AsJson, app
+from flows.cli.main import AsJson, app, say
 from flows.settings import Settings
 
 if TYPE_CHECKING:
@@ -64,16 +65,36 @@ def sql(
     query: Annotated[
         str | None, typer.Argument(help="One SELECT; without it, read them from the terminal.")
     ] = None,
+    given: Annotated[
+        list[str] | None, typer.Option("--set", help="A value, as name=value, for :name; repeat for more.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most rows to show.")] = 200,
     as_json: AsJson = False,
 ) -> None:
     """Ask the ledger in SQL; it can only be read. docs/ledger.md describes the views."""
     settings: Settings = context.obj
     from flows.workspace import opened_model
+    from storage.errors import QueryRefusedError
 
+    values = dict(_named(one) for one in given or ())
     with opened_model(settings) as (ws, _):
         for text in [query] if query else _typed():
-            _print_rows(ws.ledger.query(text, limit=limit), as_json=as_json)
+            try:
+                _print_rows(ws.ledger.query(text, values, limit=limit), as_json=as_json)
+            except QueryRefusedError as error:
+                if query:
+                    raise
+                say(error)
+
+
+def _named(given: str) -> tuple[str, str | float]:
+    """The name and the value of `--set`; what reads as a number is one."""
+    name, equals, value = given.partition("=")
+    if not (name and equals):
+        raise typer.BadParameter(f"{given!r} names no value: write --set name=value.")
+    if not re.fullmatch(r"-?\d+(\.\d+)?", value):
+        return name, value
+    return name, float(value) if "." in value else int(value)
 
 
 def _typed() -> Iterator[str]:

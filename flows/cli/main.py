@@ -68,9 +68,7 @@ def main() -> None:
         if code is None:
             raise
         log.info("Where it went wrong", exc_info=True)
-        Console(stderr=True).print(
-            f"[bold red]Error:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True
-        )
+        say(error)
         sys.exit(code)
 
 
@@ -96,6 +94,12 @@ def package_exit_code(error: BaseException) -> int | None:
         "builtins.OSError": 1,
     }
     return next((code for name, code in codes.items() if name in bases), None)
+
+
+def say(error: Exception) -> None:
+    """Print what went wrong where it is not taken for a result."""
+    text = f"[bold red]Error:[/] {escape(_sentence(error))}"
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
 
 
 def _sentence(error: Exception) -> str:
