@@ -4,7 +4,7 @@ Everything is written under a temporary name and renamed, so that a file is whol
 
     experiments/<key>/
         taught-<batch>.safetensors   weights and state after a batch; only the last is kept
-        answers-<batch>-<part>.parquet, writings-<part>.parquet, fluency-<batch>.json
+        answers-<batch>-<part>.parquet, writings-<part>.parquet, after-<batch>.json
         result.json                  the experiment is done
 """
 
