@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from kb.model import DesiredFact, GroupVerdict, Rank, Statement, Value, ValueKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from typing import Literal
 
@@ -203,32 +203,6 @@ def _latest(open_now: Sequence[Statement]) -> list[Statement]:
 
     newest = max(moment(one) for one in dated)
     return [one for one in dated if moment(one) == newest]
-
-
-def rekey(statements: Iterable[Statement], redirects: Mapping[str, str]) -> list[Statement]:
-    """Put merged items' ids right, in subjects and in values.
-
-    A redirect changes names, not facts: statement ids stay, so nothing is edited on its account.
-
-    Args:
-        statements: statements that may name merged items.
-        redirects: target by merged item; chains are followed, and a ring leads nowhere new.
-    """
-    return [
-        Statement(
-            id=one.id,
-            subject=resolve(one.subject, redirects),
-            property=one.property,
-            value=resolve_value(one.value, redirects),
-            rank=one.rank,
-            start=one.start,
-            end=one.end,
-            point_in_time=one.point_in_time,
-            reference_count=one.reference_count,
-            revision=one.revision,
-        )
-        for one in statements
-    ]
 
 
 def resolve(entity: str, redirects: Mapping[str, str]) -> str:

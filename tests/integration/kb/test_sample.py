@@ -15,7 +15,7 @@ from kb.endpoint import Endpoint
 from kb.feed import SparqlFeed
 from kb.relations import Relations
 from kb.sample.tables import PROPERTIES, read
-from kb.semantics import rekey, verdict
+from kb.semantics import resolve, resolve_value, verdict
 from kb.store import LocalStore, nights
 
 if TYPE_CHECKING:
@@ -126,7 +126,10 @@ def sync(url: str, number: int, known: set[str], held: Groups) -> tuple[list[Cha
     known |= set(feed.discover(at - timedelta(days=400), feed.lag(), relations.values()))
     probes = {probe.subject: probe for probe in feed.probe(known)}
     redirects = {key: probe.redirect_to for key, probe in probes.items() if probe.redirect_to}
-    statements = rekey(feed.statements(known, list(relations)), redirects)
+    statements = [
+        replace(one, subject=resolve(one.subject, redirects), value=resolve_value(one.value, redirects))
+        for one in feed.statements(known, list(relations))
+    ]
     assert not feed.skipped
     groups = defaultdict(list)
     for one in statements:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kb.model import Bound, Rank, Value, ValueKind, WikiTime
-from kb.semantics import phase, rekey, resolve, verdict
+from kb.semantics import phase, resolve, resolve_value, verdict
 from tests.unit.kb import made
 from tests.unit.kb.made import AT, relation, statement, until
 
@@ -150,9 +150,8 @@ def test_start_after_end_is_flagged():
     assert "start-after-end" in verdict([statement(start=until("2020"), end=until("2010"))], ONE, AT).flags
 
 
-def test_redirects_change_names_and_nothing_else():
-    moved = rekey([statement("Q1")], {"Q1": "Q2", "Q2": "Q3", "Q100": "Q101"})
-    assert moved == [statement("Q3", subject="Q101")]
+def test_redirects_are_followed_to_their_end():
+    assert resolve_value(Value.item("Q1"), {"Q1": "Q2", "Q2": "Q3"}) == Value.item("Q3")
     assert resolve("Q1", {"Q1": "Q2", "Q2": "Q1"}) == "Q2"  # a ring ends somewhere
 
 
