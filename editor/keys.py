@@ -8,7 +8,7 @@ edited layers cost one pass over the blocks below them plus 5 + 4 + 3 + 2 + 1 bl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -205,12 +205,13 @@ class Columns:
     @classmethod
     def of(cls, units: Sequence[Unit], device: torch.device, *, mean: bool) -> Columns:
         """Gather the columns of some units; with `mean`, one a unit."""
-        owner = [number for number, unit in enumerate(units) for _ in unit.columns]
+        counts = [len(unit.columns) for unit in units]
+        owner = [number for number, count in enumerate(counts) for _ in range(count)]
         own = torch.tensor(owner, dtype=torch.long, device=device)
         return cls(
             [column for unit in units for column in unit.columns],
             own,
-            torch.tensor([owner.index(number) for number in range(len(units))], device=device),
+            torch.tensor([0, *accumulate(counts)][: len(units)], dtype=torch.long, device=device),
             torch.arange(len(units), device=device) if mean else own,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,13 +90,17 @@ def from_bytes(blob: bytes) -> list[SubjectState]:
     """
     tensors, metadata = read_safetensors(blob), read_metadata(blob)
     try:
+        kept: dict[tuple[int, str], dict[int, Tensor]] = defaultdict(dict)
+        for name, tensor in tensors.items():
+            number, part = name.split(":")
+            kept[int(number), part[0]][int(part[1:])] = tensor
         index = json.loads(metadata["index"])["states"]
         states = [
             SubjectState(
                 entry["subject"],
                 tuple(entry["facts"]),
-                _by_layer(tensors, f"{number:06d}:k"),
-                _by_layer(tensors, f"{number:06d}:v"),
+                kept[number, "k"],
+                kept[number, "v"],
                 entry["depends"],
                 entry.get("label", ""),
                 entry.get("weight", 1.0),
@@ -132,7 +137,3 @@ def digest_of(parts: object) -> str:
     """Return the SHA-256 of plain data in canonical JSON."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _by_layer(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, Tensor]:
-    return {int(name[len(prefix) :]): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
