@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from editor.errors import MethodError
+from editor.precision import Precision
 
 if TYPE_CHECKING:
     import torch
 
     from editor.model import LanguageModel
-    from editor.precision import Precision
 
 log = logging.getLogger(__name__)
 
+Optimiser = Literal["adam", "lbfgs"]
+Contexts = Literal["templates", "prefixes"]
+Keys = Literal["each", "mean"]
+
 _CPU_BATCH, _GPU_BATCH = 256, 16384
 _CPU_SUBJECTS, _GPU_SUBJECTS = 64, 256
+_CHOICES = {"optimiser": Optimiser, "contexts": Contexts, "keys": Keys, "precision": Precision}
+_BOUNDS = {"steps": 0, "refine_steps": 0, "turns": 1, "prefix_count": 0, "max_target_tokens": 1}
 _OF_THE_WRITE = frozenset(
     {
         "moment_weight",
@@ -83,7 +89,7 @@ class MemitSettings:
     layers: tuple[int, ...]
     moment_weight: float
     unrefined_weight: float = 0.0
-    optimiser: Literal["adam", "lbfgs"] = "adam"
+    optimiser: Optimiser = "adam"
     steps: int = 60
     learning_rate: float = 0.5
     clamp: float = 4.0
@@ -94,10 +100,10 @@ class MemitSettings:
     turns: int = 1
     stop_loss: float = 0.05
     stop_said: int = 0
-    contexts: Literal["templates", "prefixes"] = "templates"
+    contexts: Contexts = "templates"
     prefix_count: int = 5
     word_dropout: float = 0.3
-    keys: Literal["each", "mean"] = "each"
+    keys: Keys = "each"
     refine_steps: int = 30
     refine_stop_loss: float = 0.1
     refine_older: int = 32
@@ -112,9 +118,20 @@ class MemitSettings:
         """Refuse what does not go together.
 
         Raises:
-            MethodError: L-BFGS would descend on another function each step, the steps end before all
-                contexts had their turn, or nothing would ever be written.
+            MethodError: a choice or number is out of its range, L-BFGS would descend on another function
+                each step, the steps end before all contexts had their turn, or nothing would ever be written.
         """
+        for name, least in _BOUNDS.items():
+            if getattr(self, name) < least:
+                raise MethodError(
+                    f"{name} is {getattr(self, name)!r}: set it to {least} or more.", method="memit"
+                )
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in get_args(choices):
+                raise MethodError(
+                    f"{name} is {getattr(self, name)!r}: choose {' or '.join(get_args(choices))}.",
+                    method="memit",
+                )
         for name in ("hold", "moment_weight", "learning_rate", "clamp"):
             if not getattr(self, name) > 0:
                 raise MethodError(f"{name} is {getattr(self, name)!r}: set it above 0.", method="memit")
@@ -165,7 +182,10 @@ class MemitSettings:
 
     def of_targets(self) -> dict[str, object]:
         """Return, as plain data, what a target state depends on: all but how it is written and refined."""
-        return {name: value for name, value in self.to_json().items() if name not in _OF_THE_WRITE}
+        kept = {name: value for name, value in self.to_json().items() if name not in _OF_THE_WRITE}
+        # A limit and a seed leave no trace but in the rows, which the digest has beside these: told as they
+        # were by default, so that a state which was kept before serves on.
+        return {**kept, "max_target_tokens": 32, "seed": 0}
 
     @classmethod
     def from_json(cls, data: dict[str, object]) -> MemitSettings:

@@ -14,13 +14,13 @@ from editor import targets
 from editor.drafts import fewer, in_turns
 from editor.errors import MethodError, OutOfMemoryError
 from editor.keys import KeyReader
+from editor.presets import MemitSettings
 from editor.requests import Row, Unit, plan
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import chunks_of, requests_of, rows_run, whole_model_loss
 
 if TYPE_CHECKING:
     from editor.model import LanguageModel
-    from editor.presets import MemitSettings
 
 
 def solve_for(lm: LanguageModel, units: list[Unit], settings: MemitSettings) -> targets.Targets:
@@ -164,6 +164,23 @@ def test_what_does_not_go_with_turns_is_refused(settings: MemitSettings) -> None
         replace(settings, steps=1, turns=3)
     with pytest.raises(MethodError, match="set it above 0"):
         replace(settings, hold=0.0)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ({"optimiser": "Adam"}, "'Adam': choose adam or lbfgs"),
+        ({"keys": "all"}, "choose each or mean"),
+        ({"precision": "half"}, "choose auto or float32 or bfloat16"),
+        ({"turns": 0}, "set it to 1 or more"),
+        ({"refine_steps": -1}, "set it to 0 or more"),
+    ],
+)
+def test_settings_written_by_hand_are_not_misread(
+    settings: MemitSettings, written: dict[str, object], said: str
+) -> None:
+    with pytest.raises(MethodError, match=said):
+        MemitSettings.from_json({**settings.to_json(), **written})
 
 
 def test_finished_subjects_take_no_more_steps(lm: LanguageModel, settings: MemitSettings) -> None:
