@@ -8,6 +8,7 @@ end the word counts, not that of one.
 
 from __future__ import annotations
 
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,5 +41,7 @@ def word_ends(tokenizer: Any, size: int) -> Bool[Tensor, " vocab"]:  # noqa: ANN
     for i, (name, text) in enumerate(zip(names, texts, strict=True)):
         if i in special or name is None or name.startswith(_NEW_WORD) or not text:
             continue
-        ends[i] = not (text[0].isalnum() or text[0] in _JOINING)
+        # Marks are written onto the letter before them: vowels in Devanagari and Thai, accents elsewhere.
+        marks = unicodedata.category(text[0]).startswith("M")
+        ends[i] = not (text[0].isalnum() or marks or text[0] in _JOINING)
     return ends
