@@ -106,18 +106,19 @@ def continue_texts(
     lengths = mask.sum(dim=1)
     cache = DynamicCache()
     rows = torch.arange(len(starts), device=lm.device)
-    hidden = activations.run(lm, ids, mask, positions, cache=cache)
     new: list[Tensor] = []
     for step in range(length - ids.shape[1]):
-        last = hidden[rows, lengths - 1] if step == 0 and hidden is not None else hidden[:, 0]  # type: ignore[index]
+        if step == 0:
+            last = activations.run(lm, ids, mask, positions, cache=cache)[rows, lengths - 1]  # type: ignore[index]
+        else:
+            mask = torch.cat([mask, mask.new_ones(len(starts), 1)], dim=1)
+            place = (lengths + step - 1)[:, None]
+            last = activations.run(lm, new[-1][:, None], mask, place, cache=cache)[:, 0]  # type: ignore[index]
         logits = logits_of(lm.model, last).float()
         if top_k is not None:
             least = logits.topk(top_k, dim=1).values[:, -1:]
             logits = logits.masked_fill(logits < least, float("-inf"))
-        token = _choose(logits, generator)
-        new.append(token)
-        mask = torch.cat([mask, mask.new_ones(len(starts), 1)], dim=1)
-        hidden = activations.run(lm, token[:, None], mask, (lengths + step)[:, None], cache=cache)
+        new.append(_choose(logits, generator))
         if step % _KEPT_STEPS == 0:
             give_back_freed_memory()
         if progress is not None:

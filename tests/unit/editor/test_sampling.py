@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -43,6 +43,21 @@ def test_greedy_continuation_equals_one_at_a_time(name: str) -> None:
             for _ in range(6):
                 ids.append(int(lm.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
         assert row == ids
+
+
+def test_a_continuation_runs_once_for_each_of_its_tokens(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would follow the last token is not asked."""
+    run, runs = sampling.activations.run, []
+
+    def counted(*given: Any, **named: Any) -> Any:
+        runs.append(given)
+        return run(*given, **named)
+
+    monkeypatch.setattr(sampling.activations, "run", counted)
+    continue_texts(lm, [[1, 2, 3]], 8, generator=None)
+    assert len(runs) == 5
 
 
 def test_prefixes_are_seeded_texts_without_places(lm: LanguageModel) -> None:
