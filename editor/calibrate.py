@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from editor import delta as deltas
 from editor import memit, recall, solve, targets
+from editor.errors import RequestError
 from editor.keys import KeyReader
 from editor.presets import MemitSettings, preset_for
 from editor.requests import plan
@@ -124,8 +126,10 @@ def calibrate(
 
     Raises:
         MethodError: the model has no such layers.
-        RequestError: no prompts to trace.
+        RequestError: no prompts to trace, or no facts to try.
     """
+    if not facts:
+        raise RequestError("A calibration needs at least one fact to try.")
     base = preset_for(lm) if layers is None else replace(preset_for(lm), layers=tuple(layers))
     base.require(lm)
     found = trace(lm, known, seed=seed, progress=progress)
@@ -211,14 +215,13 @@ def _try(
     texts: Sequence[str],
     before: float,
 ) -> Trial:
-    saved = {layer: lm.layers.matrix(lm.model, layer).clone() for layer in settings.layers}
+    saved = deltas.copies(lm, settings.layers)
     try:
         outcome = memit.edit(lm, facts, settings=settings, moments=moments, search=search)
         results = recall.check(lm, facts, greedy=False)
         ratio = recall.perplexity(lm, texts) / before
     finally:
-        for layer, weight in saved.items():
-            lm.layers.matrix(lm.model, layer).copy_(weight)
+        deltas.put_back(lm, saved)
     exact = _share([prompt.exact for result in results for prompt in result.prompts])
     heldback = _share([prompt.success for result in results for prompt in result.heldback])
     residual = sum(report.residual for report in outcome.reports) / max(1, len(outcome.reports))

@@ -155,7 +155,7 @@ def apply(lm: LanguageModel, delta: Delta) -> None:
 
     Raises:
         StateMismatchError: a weight is missing or has another shape.
-        NonFiniteError: a changed weight would not be finite.
+        NonFiniteError: a change is not finite.
     """
     names = editable(lm)
     changed: list[tuple[Tensor, Tensor]] = []

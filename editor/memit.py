@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from editor import delta as deltas
 from editor import targets
 from editor.errors import SubjectConflictError
 from editor.keys import Columns, KeyReader
@@ -133,7 +132,9 @@ def edit(
         RequestError: a request cannot be carried out as written.
         MomentsError: the moments belong to another model or are singular.
         StateError: a stored state does not fit.
+        MethodError: the model does not have the settings' layers.
         NonFiniteError: a loss or a change is not finite.
+        OutOfMemoryError: memory ran out at the smallest batch.
     """
     _check_subjects(requests, live, retired)
     check_fit((*live, *retired), settings, lm)
@@ -144,8 +145,7 @@ def edit(
     coming = [unit.requests[0].subject for unit in units]
     changing = [*coming, *(state.label for state in retired)]
     history = History(lm, settings, moments, live if settings.history else (), changing=changing)
-    with restored_on_failure(lm, settings.layers):
-        before = deltas.copies(lm, settings.layers)
+    with restored_on_failure(lm, settings.layers) as before:
         writer = Writer(history, retired=retired, coming=coming)
         placed = _place(lm, writer, units, settings, search, progress=progress)
         settled = settle(
@@ -234,8 +234,9 @@ def _place(
         if progress is not None:
             progress("write", number + 1, len(settings.layers))
     _, states = reader.read(settings.layers[-1])
-    missing = (z - columns.own(states)).norm(dim=1, keepdim=True)
-    left = columns.by_unit(missing / (z - before).norm(dim=1, keepdim=True).clamp(min=1e-12))
+    missing, wanted = ((z - now).norm(dim=1, keepdim=True) for now in (columns.own(states), before))
+    # Of a fact that the model said before, nothing was wanted.
+    left = columns.by_unit(torch.where(wanted > 0, missing / wanted, 0.0))
     placed = []
     for number, unit in enumerate(units):
         norm, shift = float(anchors[number].norm()), float(optimised.shifts[number].norm())

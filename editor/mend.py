@@ -40,6 +40,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from editor import delta as deltas
 from editor.errors import NotTrainedError
 from editor.losses import line, lines, next_token, nll
 from editor.method import WeightMethod
@@ -310,7 +311,7 @@ class Mend(WeightMethod):
         with torch.no_grad():
             for layer, (left, right) in edit_of(network, pairs).items():
                 matrix = self.lm.layers.matrix(self.lm.model, layer)
-                matrix.copy_((matrix.float() + left @ right).to(matrix.dtype))
+                deltas.add(matrix, left @ right)
 
     def prepare(self, *, progress: Progress | None = None) -> None:
         """Train the network, or read it."""

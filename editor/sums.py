@@ -194,7 +194,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, object
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the header of what `_write` wrote."""
+    """Return the tensors and the header of what `write` wrote."""
     with safe_open(path, framework="pt") as file:
         header: dict[str, Any] = json.loads((file.metadata() or {})["key"])
         return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118

@@ -26,7 +26,6 @@ Differs from the paper, where the settings ask for it:
 from __future__ import annotations
 
 import itertools
-import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -53,8 +52,6 @@ if TYPE_CHECKING:
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
     from editor.requests import Unit
-
-log = logging.getLogger(__name__)
 
 EXACT_STEPS = 1
 """First evaluations in the model's own precision: Adam's first step goes as far in a component whose gradient

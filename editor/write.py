@@ -296,16 +296,21 @@ def reweighed(
 
 
 @contextmanager
-def restored_on_failure(lm: LanguageModel, layers: Sequence[int]) -> Iterator[None]:
+def restored_on_failure(
+    lm: LanguageModel, layers: Sequence[int]
+) -> Iterator[Mapping[int, Float[Tensor, "d d_k"]]]:
     """Put the written weights back bit for bit if the body does not end well.
 
     Args:
         lm: the model.
         layers: layers that the body may write.
+
+    Yields:
+        Their weights as they were.
     """
     saved = deltas.copies(lm, layers)
     try:
-        yield
+        yield saved
     except BaseException:
         deltas.put_back(lm, saved)
         raise

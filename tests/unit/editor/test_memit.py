@@ -210,6 +210,20 @@ def test_depends_tells_what_a_state_was_made_from(
     assert one == again != other
 
 
+def test_a_limit_and_a_seed_leave_stored_states_as_they_are(settings: MemitSettings) -> None:
+    other = replace(settings, max_target_tokens=40, seed=7)
+    assert other.of_targets() == settings.of_targets()
+
+
+def test_a_fact_that_is_said_before_is_not_taken_for_unwritten(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing was wanted of it, so nothing of that is left, whatever other writes move."""
+    outcome = memit.edit(lm, requests_of(3), settings=replace(settings, stop_loss=1e9), moments=moments)
+    assert [report.residual for report in outcome.reports] == [0.0] * 3
+    assert "moment weight" not in caplog.text
+
+
 def test_the_papers_procedure(lm: LanguageModel, moments: Moments, settings: MemitSettings) -> None:
     """Reference mode keeps one averaged key a subject and no history."""
     reference = replace(settings.as_reference(), steps=5)

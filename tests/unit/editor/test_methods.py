@@ -62,6 +62,13 @@ def test_a_method_teaches_and_is_undone_to_the_bit(
     assert same(after, weights_of(lm)), "a second time, from the start, gives the same weights"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_batch_teaches_nothing(name: str, lm: LanguageModel, resources: Resources) -> None:
+    before = weights_of(lm)
+    methods.make(name, lm, resources).apply([])
+    assert same(before, weights_of(lm))
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_failed_batch_leaves_no_trace(
     name: str, lm: LanguageModel, resources: Resources, monkeypatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -91,7 +92,7 @@ def test_templates_without_one_place_are_refused(template: str) -> None:
 @pytest.mark.parametrize("target", ["", "   ", "\n"])
 def test_empty_targets_are_refused(target: str) -> None:
     """Nothing but white space is no target."""
-    with pytest.raises(EmptyTargetError):
+    with pytest.raises(EmptyTargetError, match=re.escape(repr(target))):
         encode_target(tiny.tokenizer(), "The mayor of Paris is", target)
 
 

@@ -125,8 +125,6 @@ def test_calibration_leaves_the_model_and_gives_its_evidence(
     assert found.settings == replace(
         quick, moment_weight=best.moment_weight, learning_rate=best.learning_rate
     )
-    assert len({trial.moment_weight for trial in found.trials[:3]}) == 3
-    assert [trial.learning_rate for trial in found.trials] == [0.5, 0.5, 0.5, 0.25, 1.0]
     data = found.to_json()
     assert MemitSettings.from_json(data["settings"]) == found.settings  # type: ignore[arg-type]
     assert all(torch.equal(p, before[n]) for n, p in lm.model.named_parameters())
