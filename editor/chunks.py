@@ -7,22 +7,21 @@ and at the first block that the search reaches; of the tokens before, keys and v
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import DynamicCache
 
 from editor import activations
-from editor.errors import NonFiniteError, OutOfMemoryError
+from editor.errors import NonFiniteError
 from editor.keys import openings
 from editor.layers import logits_of
 from editor.likelihood import WORD_END, negative_log_likelihood
 from editor.precision import dtype_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -31,10 +30,6 @@ if TYPE_CHECKING:
     from editor.presets import MemitSettings
     from editor.requests import Unit
 
-
-log = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 _COMPACT_BELOW = 0.75
 
@@ -247,39 +242,6 @@ def compacted(chunks: Sequence[Chunk], active: Bool[Tensor, " units"]) -> list[C
         if rows.any():
             kept.append(chunk.keep(rows) if float(rows.float().mean()) < _COMPACT_BELOW else chunk)
     return kept
-
-
-def with_smaller_batches(units: Sequence[Unit], batch_tokens: int, attempt: Callable[..., Result]) -> Result:
-    """Run `attempt` with a batch size, and again with half of it while memory runs out.
-
-    Args:
-        units: what it runs.
-        batch_tokens: most tokens of one forward, to start with.
-        attempt: does the work, called with `batch_tokens`.
-
-    Raises:
-        OutOfMemoryError: memory ran out with a single row in the batch.
-    """
-    longest = max((len(row.ids) for unit in units for row in unit.rows), default=0)
-    while True:
-        try:
-            return attempt(batch_tokens=batch_tokens)
-        except (MemoryError, RuntimeError) as error:
-            if not _of_memory(error):
-                raise
-            if batch_tokens <= longest:
-                raise OutOfMemoryError(
-                    "Memory ran out with a single sequence in the batch: use a smaller model or a "
-                    "larger machine.",
-                    batch_tokens=batch_tokens,
-                ) from error
-            batch_tokens //= 2
-            log.warning("memory ran out: going on with batches of %d tokens", batch_tokens)
-
-
-def _of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Whether memory ran out; on a CPU torch has no class of its own for it."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def require_finite(

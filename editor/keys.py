@@ -8,6 +8,7 @@ edited layers cost one pass over the blocks below them plus 5 + 4 + 3 + 2 + 1 bl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from transformers import DynamicCache
 
 from editor import activations
 from editor.allocator import give_back_freed_memory
+from editor.batching import with_smaller_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,11 +50,16 @@ class KeyReader:
         *,
         batch_tokens: int = 4096,
     ) -> None:
-        self._lm = lm
-        self._last = layers[-1]
+        self._lm, self._last = lm, layers[-1]
+        self._texts = [tuple(text) for text in texts]
+        self._cut(batch_tokens)
+
+    def _cut(self, batch_tokens: int) -> None:
+        """Put the texts into batches, none of which has run."""
+        lm, self._batch_tokens = self._lm, batch_tokens
         self._order: list[int] = []
         self._batches: list[_Batch] = []
-        ordered = sorted((tuple(text), i) for i, text in enumerate(texts))
+        ordered = sorted((text, i) for i, text in enumerate(self._texts))
         for head, alike in openings(ordered):
             tails = sorted((text[head:], i) for text, i in alike)
             for group in _batches(sorted(tails, key=lambda item: len(item[0])), batch_tokens):
@@ -68,7 +75,16 @@ class KeyReader:
 
         Returns:
             Keys at `layer`, and states at the last edited layer, in the order of the texts.
+
+        Raises:
+            OutOfMemoryError: memory ran out at the smallest batch.
         """
+        longest = max(map(len, self._texts), default=0)
+        return with_smaller_batches(longest, self._batch_tokens, partial(self._read, layer))
+
+    def _read(self, layer: int, *, batch_tokens: int) -> tuple[Tensor, Tensor]:
+        if batch_tokens != self._batch_tokens:
+            self._cut(batch_tokens)  # they run from the first block again: those below `layer` are final
         keys, states = [], []
         for batch in self._batches:
             key, state = batch.read(self._lm, layer, self._last)

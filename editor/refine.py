@@ -40,7 +40,8 @@ import torch
 from editor import activations
 from editor.allocator import give_back_freed_memory
 from editor.attention import plain_attention
-from editor.chunks import compacted, require_finite, with_smaller_batches
+from editor.batching import with_smaller_batches
+from editor.chunks import compacted, require_finite
 from editor.descent import RowAdam
 from editor.drafts import batched, draft, in_turns
 from editor.precision import lowered
@@ -118,7 +119,8 @@ def refine(
     counts = [len(state.keys[settings.layers[0]]) for state in states]
     owner = torch.arange(len(states)).repeat_interleave(torch.tensor(counts)).to(lm.device)
     attempt = partial(_descend, lm, units, owner, spans, settings, progress=progress)
-    found = with_smaller_batches(units, settings.tokens_at_once(lm.device), attempt)
+    longest = max(unit.longest for unit in units)
+    found = with_smaller_batches(longest, settings.tokens_at_once(lm.device), attempt)
     give_back_freed_memory()  # blocks of what comes next are of other sizes
     changes = {layer: torch.split(U, counts) for layer, U in found.changes.items()}
     refined = [

@@ -88,6 +88,11 @@ class Unit:
     columns: tuple[tuple[int, ...], ...]
     requests: tuple[EditRequest, ...] = field(repr=False, default=())
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max((len(row.ids) for row in self.rows), default=0)
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:

@@ -35,7 +35,8 @@ import torch
 
 from editor.allocator import give_back_freed_memory
 from editor.attention import plain_attention
-from editor.chunks import compacted, require_finite, with_smaller_batches
+from editor.batching import with_smaller_batches
+from editor.chunks import compacted, require_finite
 from editor.descent import RowAdam, RowLBFGS
 from editor.drafts import batched, draft, in_turns
 from editor.layers import logits_of
@@ -129,7 +130,8 @@ def optimise(
 
         wave = units[start:stop]
         attempt = partial(_optimise_wave, lm, wave, anchors[start:stop].float(), settings, report=report)
-        part = with_smaller_batches(wave, settings.tokens_at_once(lm.device), attempt)
+        longest = max(unit.longest for unit in wave)
+        part = with_smaller_batches(longest, settings.tokens_at_once(lm.device), attempt)
         result.shifts[start:stop], result.losses[start:stop], result.steps[start:stop] = (
             part.shifts,
             part.losses,

@@ -5,6 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from editor import keys
+from editor.errors import OutOfMemoryError
 from editor.keys import Columns, KeyReader, openings
 from tests.unit.editor import tiny
 
@@ -44,6 +46,31 @@ def test_a_text_read_among_others_equals_it_read_alone(family, batch_tokens):
         torch.testing.assert_close(states, torch.cat([state for _, state in own]), rtol=1e-4, atol=1e-5)
         with torch.no_grad():  # what is read next must see the block as it is written now
             lm.layers.matrix(lm.model, layer).mul_(1.1)
+
+
+def test_where_memory_runs_out_texts_are_read_in_smaller_batches(monkeypatch):
+    """Also halfway up: what ran before runs again on the blocks as they are written."""
+    lm, layers = tiny.language_model("llama"), (1, 2)
+    roomy, tight = (KeyReader(lm, TEXTS, layers, batch_tokens=256) for _ in range(2))
+    run, most = keys.activations.run, 1000
+
+    def limited(lm, ids, *given, **named):
+        if ids.numel() > most:
+            raise torch.OutOfMemoryError
+        return run(lm, ids, *given, **named)
+
+    monkeypatch.setattr(keys.activations, "run", limited)
+    for layer, least in zip(layers, (20, 16), strict=True):
+        wanted = roomy.read(layer)
+        most = least
+        for found, right in zip(tight.read(layer), wanted, strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+        most = 1000
+        with torch.no_grad():
+            lm.layers.matrix(lm.model, layer).mul_(1.1)
+    most = 2
+    with pytest.raises(OutOfMemoryError):
+        tight.read(2)
 
 
 def test_a_mean_key_weighs_the_bare_prompt_half():
