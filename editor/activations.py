@@ -8,7 +8,7 @@ leaving.
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import torch
 from transformers import DynamicCache
@@ -115,6 +115,34 @@ def _skip_below(lm: LanguageModel, start: int, states: Tensor) -> Iterator[None]
     finally:
         for block in blocks:
             block.__dict__.pop("forward", None)
+
+
+@overload
+def run(
+    lm: LanguageModel,
+    ids: Int[Tensor, "batch tokens"],
+    mask: Int[Tensor, "batch all_tokens"],
+    positions: Int[Tensor, "batch tokens"],
+    *,
+    start: int = 0,
+    states: Float[Tensor, "batch tokens d"] | None = None,
+    stop_after: None = None,
+    cache: DynamicCache | None = None,
+) -> Float[Tensor, "batch tokens d"]: ...
+
+
+@overload
+def run(
+    lm: LanguageModel,
+    ids: Int[Tensor, "batch tokens"],
+    mask: Int[Tensor, "batch all_tokens"],
+    positions: Int[Tensor, "batch tokens"],
+    *,
+    start: int = 0,
+    states: Float[Tensor, "batch tokens d"] | None = None,
+    stop_after: int,
+    cache: DynamicCache | None = None,
+) -> None: ...
 
 
 def run(

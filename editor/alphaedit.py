@@ -28,6 +28,7 @@ from safetensors.torch import load, save
 
 from editor.keys import Columns, KeyReader
 from editor.method import WeightMethod
+from editor.presets import PAPER_RATE, PAPER_STEPS
 from editor.requests import plan
 from editor.sampling import sample_prefixes
 from editor.spread import spread
@@ -47,7 +48,6 @@ log = logging.getLogger(__name__)
 
 THRESHOLD = 2e-2
 RIDGE = 1.0
-STEPS, RATE = 25, 0.5
 
 
 def null_space(C: Float[Tensor, "d_k d_k"], threshold: float = THRESHOLD) -> Float[Tensor, "d_k d_k"]:
@@ -90,8 +90,8 @@ class AlphaEdit(WeightMethod):
         super().__init__(lm, resources)
         self.settings = replace(
             resources.settings.as_reference(),
-            steps=STEPS,
-            learning_rate=RATE,
+            steps=PAPER_STEPS,
+            learning_rate=PAPER_RATE,
             precision=resources.settings.precision,
         )
         self._prefixes: tuple[str, ...] | None = None

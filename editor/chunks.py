@@ -160,7 +160,7 @@ class Chunk:
         """
         length = self.mask.shape[1] - self.ids.shape[1]
         cache = activations.cache_of(lm, self.stored, batch=len(self.ids), length=length) if length else None
-        hidden = activations.run(
+        return activations.run(
             lm,
             self.ids,
             self.mask,
@@ -169,9 +169,6 @@ class Chunk:
             states=states.to(dtype_of(lm)),
             cache=cache,
         )
-        if hidden is None:
-            raise NonFiniteError("The forward above the edited layers gave no state.", where="chunk")
-        return hidden
 
     def losses(
         self, lm: LanguageModel, hidden: Float[Tensor, "rows tokens d"], count: int, settings: MemitSettings

@@ -69,7 +69,7 @@ def nll(lm: LanguageModel, rows: Sequence[Line]) -> Float[Tensor, " rows"]:
     labels = torch.tensor([label for row in rows for label in row.labels], device=lm.device)
     owner = torch.tensor([number for number, _ in where], device=lm.device)
     columns = torch.tensor([column for _, column in where], device=lm.device)
-    logits = logits_of(lm.model, hidden[owner, columns]).float()  # type: ignore[index]
+    logits = logits_of(lm.model, hidden[owner, columns]).float()
     each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     lengths = torch.tensor([float(len(row.labels)) for row in rows], device=lm.device)
     return torch.zeros(len(rows), device=lm.device).index_add(0, owner, each) / lengths
@@ -124,5 +124,5 @@ def next_token(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Float[Tensor
     ids, mask, positions = activations.padded(rows, lm.device)
     hidden = activations.run(lm, ids, mask, positions)
     last = mask.sum(dim=1) - 1
-    picked = hidden[torch.arange(len(rows), device=lm.device), last]  # type: ignore[index]
+    picked = hidden[torch.arange(len(rows), device=lm.device), last]
     return logits_of(lm.model, picked).float().log_softmax(dim=1)

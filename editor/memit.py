@@ -33,6 +33,7 @@ import torch
 from editor import targets
 from editor.errors import SubjectConflictError
 from editor.keys import Columns, KeyReader
+from editor.presets import PAPER_KL_TEMPLATE
 from editor.requests import plan
 from editor.settle import settle
 from editor.state import SubjectState, depends_on
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _WEAK_WRITE = 0.5
-_PAPER_KL_TEMPLATE = "{} is a"
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +273,7 @@ def units_of(
         requests,
         prefixes=prefixes,
         word_dropout=settings.word_dropout,
-        kl_template=_PAPER_KL_TEMPLATE if settings.contexts == "prefixes" else None,
+        kl_template=PAPER_KL_TEMPLATE if settings.contexts == "prefixes" else None,
         max_target_tokens=settings.max_target_tokens,
         endings=settings.end_weight > 0,
     )

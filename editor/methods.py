@@ -20,6 +20,7 @@ from editor.finetune import FineTuneConstrained, FineTuneDecay
 from editor.lora import Lora
 from editor.mend import Mend
 from editor.method import WeightMethod
+from editor.presets import PAPER_RATE, PAPER_STEPS
 from editor.requests import EditRequest
 from editor.retrieval import Retrieval
 from editor.rome import Rome
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from editor.progress import Progress
     from editor.rebuild import Rebuilt
     from editor.state import SubjectState
-
-PUBLISHED_STEPS, PUBLISHED_RATE = 25, 0.5
 
 
 class Memit(WeightMethod):
@@ -169,8 +168,8 @@ class MemitReference(Memit):
         mine = self.resources.settings
         return replace(
             mine.as_reference(),
-            steps=PUBLISHED_STEPS,
-            learning_rate=PUBLISHED_RATE,
+            steps=PAPER_STEPS,
+            learning_rate=PAPER_RATE,
             precision=mine.precision,
         )
 

@@ -26,6 +26,8 @@ Keys = Literal["each", "mean"]
 
 _CPU_BATCH, _GPU_BATCH = 256, 16384
 _CPU_SUBJECTS, _GPU_SUBJECTS = 64, 256
+PAPER_STEPS, PAPER_RATE = 25, 0.5
+PAPER_KL_TEMPLATE = "{} is a"
 _CHOICES = {"optimiser": Optimiser, "contexts": Contexts, "keys": Keys, "precision": Precision}
 _BOUNDS = {"steps": 0, "refine_steps": 0, "turns": 1, "prefix_count": 0, "max_target_tokens": 1}
 _OF_THE_WRITE = frozenset(
@@ -217,8 +219,8 @@ class MemitSettings:
 _PAPER = MemitSettings(
     layers=(),
     moment_weight=15000.0,
-    steps=25,
-    learning_rate=0.5,
+    steps=PAPER_STEPS,
+    learning_rate=PAPER_RATE,
     clamp=0.75,
     weight_decay=0.5,
     end_weight=0.0,

@@ -233,7 +233,7 @@ def _rate(lm: LanguageModel, rows: Sequence[tuple[Sequence[int], int, Sequence[i
         for offset in range(len(labels))
     ]
     labels = torch.tensor([label for _, _, labels in rows for label in labels], device=lm.device)
-    picked = hidden[[w[0] for w in where], [w[1] for w in where]]  # type: ignore[index]
+    picked = hidden[[w[0] for w in where], [w[1] for w in where]]
     logits = logits_of(lm.model, picked).float()
     chosen = logits.log_softmax(dim=1).gather(1, labels[:, None])[:, 0].tolist()
     right = (logits.argmax(dim=1) == labels).tolist()
@@ -357,7 +357,7 @@ def perplexity(lm: LanguageModel, texts: Sequence[str], *, length: int = 256) ->
         hidden = activations.run(lm, ids, mask, positions)
         valid = mask[:, 1:].bool()
         for number in range(len(group)):
-            logits = logits_of(lm.model, hidden[number, :-1][valid[number]]).float()  # type: ignore[index]
+            logits = logits_of(lm.model, hidden[number, :-1][valid[number]]).float()
             labels = ids[number, 1:][valid[number]]
             total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
             count += len(labels)

@@ -109,11 +109,11 @@ def continue_texts(
     new: list[Tensor] = []
     for step in range(length - ids.shape[1]):
         if step == 0:
-            last = activations.run(lm, ids, mask, positions, cache=cache)[rows, lengths - 1]  # type: ignore[index]
+            last = activations.run(lm, ids, mask, positions, cache=cache)[rows, lengths - 1]
         else:
             mask = torch.cat([mask, mask.new_ones(len(starts), 1)], dim=1)
             place = (lengths + step - 1)[:, None]
-            last = activations.run(lm, new[-1][:, None], mask, place, cache=cache)[:, 0]  # type: ignore[index]
+            last = activations.run(lm, new[-1][:, None], mask, place, cache=cache)[:, 0]
         logits = logits_of(lm.model, last).float()
         if top_k is not None:
             least = logits.topk(top_k, dim=1).values[:, -1:]

@@ -20,6 +20,7 @@ from editor import delta as deltas
 from editor import targets
 from editor.errors import NonFiniteError
 from editor.keys import Columns, KeyReader
+from editor.presets import PAPER_KL_TEMPLATE
 from editor.requests import plan
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from editor.requests import EditRequest
 
     Write = Callable[[int, Tensor, Tensor], Tensor]
-
-_KL_TEMPLATE = "{} is a"
 
 
 def spread(
@@ -64,7 +63,7 @@ def spread(
         lm,
         requests,
         prefixes=prefixes,
-        kl_template=_KL_TEMPLATE,
+        kl_template=PAPER_KL_TEMPLATE,
         max_target_tokens=settings.max_target_tokens,
     )
     columns = Columns.of(units, lm.device, mean=True)
