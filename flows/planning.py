@@ -13,7 +13,7 @@ from kb.diff import changes as diff_changes
 from kb.diff import guard
 from kb.model import Label, Value, ValueKind
 from kb.render import reading
-from kb.semantics import verdict
+from kb.semantics import time_decides, verdict
 from kb.trust import Change, ChangeKind, Held, Pending, Reason, Trust
 from storage.records.planned import ChangeRow, EditRequestRow
 
@@ -56,7 +56,8 @@ class Plan:
         labels: the text of each item and each other value, by canonical text.
         burst: the burst guard's verdict; when it stops, the edits are held back instead. It does not stop
             what a person approved.
-        reviewed: the (subject, property) groups that were decided, with the marks they had.
+        reviewed: the (subject, property) groups that were decided, with the marks that this clears: those
+            they had; 0 leaves a group marked.
         holders: who holds a fact's old value, where that is an item merged into the fact's subject.
     """
 
@@ -112,8 +113,14 @@ def make_plan(
         burst = replace(burst, stop=False)
     if burst.stop:
         planned = [_held_for_burst(change, burst) for change in planned]
-    marks = {(group.subject, group.property): group.marks for group in known}
+    # No edit of an item tells that a date has come: such a group is looked at every night until then.
+    marks = {(group.subject, group.property): 0 if _awaits(group, at) else group.marks for group in known}
     return Plan(tuple(planned), _texts(planned, labels, relations), burst, marks, holders)
+
+
+def _awaits(group: Group, at: datetime) -> bool:
+    dated = [translate.statement(row) for row in group.statements if any(row.qualifiers.values())]
+    return time_decides(dated, at)
 
 
 def _texts(planned: Sequence[Change], labels: Mapping[str, Label], relations: Relations) -> dict[str, str]:

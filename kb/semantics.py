@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from kb.model import DesiredFact, GroupVerdict, Rank, Statement, Value, ValueKind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
     from typing import Literal
 
@@ -57,6 +57,16 @@ def has_ended(statement: Statement, at: datetime) -> bool:
     if end.kind == "somevalue" or end.time is None:
         return True
     return end.time.latest() < at
+
+
+def time_decides(statements: Iterable[Statement], at: datetime) -> bool:
+    """Whether a verdict may change by itself, since a statement has yet to begin or to end."""
+    return any(
+        phase(one, at) == "future"
+        or (one.end is not None and one.end.time is not None and not has_ended(one, at))
+        for one in statements
+        if one.rank is not Rank.DEPRECATED
+    )
 
 
 def verdict(

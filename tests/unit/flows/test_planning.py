@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+from flows import translate
 from flows.planning import make_plan
 from kb.model import ValueKind
 from kb.relations import Relations
@@ -9,6 +10,7 @@ from kb.trust import Trust
 from storage.records.facts import HeldRow
 from storage.records.planned import Group, PendingRow
 from storage.records.pulled import EntityRow
+from tests.unit.kb import made
 from tests.unit.storage.steps import night
 
 RELATIONS = Relations.load()
@@ -41,6 +43,20 @@ def burst(*, approved):
         redirects={},
         burst_approved=approved,
     )
+
+
+def test_a_group_stays_marked_until_its_dates_have_come():
+    """No edit of the item tells that a term is over."""
+    term = translate.statement_row(made.statement(end=made.until("2031-05-01")))
+    entity = EntityRow(term.subject)
+    group = Group(term.subject, "P6", entity, statements=(term,), held=(), pending=(), labels={}, marks=3)
+
+    def marks(at):
+        plan = make_plan([group], RELATIONS, Trust(), at, held_per_relation={}, redirects={})
+        return plan.reviewed[term.subject, "P6"]
+
+    assert marks(night(2)) == 0
+    assert marks(night(2) + timedelta(days=3000)) == 3
 
 
 def planned(kind, decision):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kb.model import Bound, Rank, Value, ValueKind, WikiTime
-from kb.semantics import phase, resolve, resolve_value, verdict
+from kb.semantics import phase, resolve, resolve_value, time_decides, verdict
 from tests.unit.kb import made
 from tests.unit.kb.made import AT, relation, statement, until
 
@@ -191,6 +191,19 @@ def test_deprecated_statements_change_nothing(group, at):
     without = [one for one in group if one.rank is not Rank.DEPRECATED]
     full, thin = (verdict(rows, ONE, at, subject="Q100") for rows in (group, without))
     assert (full.facts, full.conflict, full.vacant) == (thin.facts, thin.conflict, thin.vacant)
+
+
+@given(made.groups(), moments, st.integers(1, 4000), st.sampled_from([ONE, MULTI]))
+def test_where_nothing_is_to_begin_or_end_a_verdict_stays(group, at, days, rel):
+    now, later = (verdict(group, rel, moment, subject="Q100") for moment in (at, at + timedelta(days=days)))
+    assert now == later or time_decides(group, at)
+
+
+def test_a_scheduled_end_and_a_start_to_come_are_for_time_to_decide():
+    assert time_decides([statement(end=until("2026-10-11"))], AT)
+    assert time_decides([statement(start=until("2026-10-11"))], AT)
+    assert not time_decides([statement(start=until("2018-03-11"), end=Bound("novalue"))], AT)
+    assert not time_decides([statement(end=until("2026-10-11"), rank=Rank.DEPRECATED)], AT)
 
 
 @given(made.groups(), moments)

@@ -75,6 +75,14 @@ def pull(ledger: Ledger, lease: Lease) -> Pull:
     return Pull(ledger, lease)
 
 
+def test_a_mark_that_a_plan_leaves_is_there_the_next_night(pull: Pull) -> None:
+    pull([statement("Q1", "P6", "Q10", 1)])
+    pair = ("Q1", "P6")
+    pull.ledger.record_plan(pull.lease, pull.run, [], [], reviewed={pair: 0}, flip_memory=steps.FLIP_MEMORY)
+    assert pull.touched() == [pair]
+    assert pull.touched() == []
+
+
 def test_everything_is_counted_and_touched_once(pull: Pull) -> None:
     first = [
         statement("Q1", "P6", "Q10", 1),
