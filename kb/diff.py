@@ -330,5 +330,6 @@ def guard(planned: Sequence[Change], facts: Mapping[str, int], trust: Trust) -> 
             )
     total = sum(disturbing.values())
     if total > trust.burst_total:
+        burst.update(disturbing)
         reasons.append(f"{total} facts would change in one night; the limit is {trust.burst_total}")
     return BurstVerdict(bool(reasons), tuple(reasons), frozenset(burst))
