@@ -61,12 +61,14 @@ def probe(
 
 
 def pull(ws: Workspace, model: Model, feed: ChangeFeed, seen: Seen) -> Pulled:
-    """Fetch what changed."""
+    """Fetch what changed, and the labels of objects whose own items may have changed meanwhile."""
+    objects = {row.value for row in ws.ledger.live_facts(model) if row.value_kind == "item"}
+    objects |= {row.value for row in ws.ledger.pending(model) if row.value and row.value_kind == "item"}
     return pulling.pull(
         feed,
         ws.relations,
         seen,
-        held_objects={row.value for row in ws.ledger.live_facts(model) if row.value_kind == "item"},
+        objects=objects,
         max_lag_hours=float("inf") if ws.settings.is_embedded else ws.settings.max_lag_hours,
     )
 

@@ -47,8 +47,9 @@ class Pulled:
     Attributes:
         seen: what the probe found.
         statements: all statements of the changed items for the synced relations.
-        labels: of the changed items, of every item among the values, and of every object the model holds:
-            an object's label lives on its own item, whose edits no tracked subject's revision shows.
+        labels: of the changed items, of every item among the values, and of every object that the model holds
+            or that waits: an object's label lives on its own item, whose edits no tracked subject's revision
+            shows.
         cursor_to: where the read cursor may move, once this is stored.
         skipped: statements that could not be read, with the reason.
     """
@@ -108,7 +109,7 @@ def _moved(now: Probe, known: EntityRow | None) -> bool:
 
 
 def pull(
-    feed: ChangeFeed, relations: Relations, seen: Seen, *, held_objects: Collection[str], max_lag_hours: float
+    feed: ChangeFeed, relations: Relations, seen: Seen, *, objects: Collection[str], max_lag_hours: float
 ) -> Pulled:
     """Fetch statements and labels of what changed, and settle where the cursor may move.
 
@@ -116,7 +117,8 @@ def pull(
         feed: the source.
         relations: what is synced.
         seen: what the probe found.
-        held_objects: items that the model names as objects; their labels are looked at every night.
+        objects: items that the model names as objects, or that wait to be; their labels are looked at every
+            night.
         max_lag_hours: a source further behind is refused.
 
     Raises:
@@ -125,7 +127,7 @@ def pull(
     """
     statements = feed.statements(seen.changed, tuple(relations)) if seen.changed else []
     values = {one.value.canonical for one in statements if one.value.kind is ValueKind.ITEM}
-    labels = feed.labels({*seen.changed, *values, *held_objects})
+    labels = feed.labels({*seen.changed, *values, *objects})
     cursor_to = cursors.advance(seen.cursor, seen.lag, feed.lag(), seen.at, max_lag_hours=max_lag_hours)
     skipped = tuple(str(one) for one in getattr(feed, "skipped", ()))
     return Pulled(seen, tuple(statements), labels, cursor_to, skipped)

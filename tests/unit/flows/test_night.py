@@ -8,7 +8,7 @@ import pytest
 from flows import night, translate
 from flows.settings import Settings
 from flows.workspace import Workspace
-from kb.model import Rank, Statement, Value
+from kb.model import Label, Probe, Rank, Statement, Value
 from storage.records.pulled import EntityRow
 from tests.unit.storage import steps
 
@@ -46,3 +46,47 @@ def test_a_value_that_went_is_remembered_as_long_as_the_settings_say(
                 ws.ledger.finish_run(lease, run, "nothing")
             (pending,) = ws.ledger.pending(lease.model)
     assert pending.previous_values == remembered
+
+
+class Feed:
+    """A source in which Q1 gained one statement and is not edited again; its object's label can change."""
+
+    def __init__(self):
+        self.at = steps.START
+        self.texts = {"Q1": "Anywhere", "Q10": "Ada Example"}
+
+    def lag(self):
+        return self.at
+
+    def discover(self, *_window):
+        return ["Q1"]
+
+    def probe(self, _ids):
+        return [Probe("Q1", 1, steps.START)]
+
+    def statements(self, _ids, _properties):
+        return [Statement("Q1$1", "Q1", "P6", Value.item("Q10"), Rank.NORMAL, revision=1)]
+
+    def labels(self, ids):
+        return {one: Label(one, self.texts[one], "en") for one in ids}
+
+
+def test_the_label_of_what_waits_is_read_again_each_night(tmp_path, monkeypatch):
+    """The subject stands still; its object was defaced when it was first seen, and is put right meanwhile."""
+    monkeypatch.setenv("FACTSYNC_RELATIONS", "P6")
+    feed = Feed()
+    with Workspace.open(Settings.read(tmp_path)) as ws:
+        ws.ledger.ensure_model(ws.model_name, "local", steps.BASE)
+        with ws.writer() as lease:
+            for text in ("A prank", "Ada Example", "Ada Example", "Ada Example"):
+                feed.texts["Q10"] = text
+                seen = night.probe(ws, feed, as_of=feed.at)
+                pulled = night.pull(ws, lease.model, feed, seen)
+                run = night.begin(ws, lease, pulled.seen)
+                night.record(ws, lease, run, pulled)
+                night.plan(ws, lease, run, pulled)
+                ws.ledger.finish_run(lease, run, "nothing")
+                feed.at += timedelta(days=2)
+            (owed,) = ws.ledger.owed(lease.model)
+    assert seen.changed == ()
+    assert (owed.value, owed.target) == ("Q10", "Ada Example")
