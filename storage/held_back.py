@@ -1,6 +1,7 @@
 """What waits: for its hold window, for a second sighting, for a person.
 
-A plan opens it, counts it again at every pull that still says so, and resolves it; a person may decide.
+A plan opens it, counts it again at every pull that still says so, and resolves it; a person may decide. What
+a person blocked stays blocked when it goes and comes back.
 """
 
 from __future__ import annotations
@@ -102,8 +103,32 @@ def _count_again(plan: Recording, known: Row[Any], row: ChangeRow) -> None:
     )
 
 
+def _refused(plan: Recording, fact: int, row: ChangeRow) -> Row[Any] | None:
+    """A person's no to this very change, if that was the word when it last waited: it outlasts other nights.
+
+    A yes does not; it was to what stood then. A vacancy is that of the value it would take away.
+    """
+    same = [HeldBack.value.is_not_distinct_from(row.new_value)]
+    if row.new_value is None:
+        same.append(HeldBack.old_value.is_not_distinct_from(row.old_value))
+    last = plan.connection.execute(
+        select(HeldBack.decision, HeldBack.decided_by)
+        .where(
+            HeldBack.model_id == plan.model_id,
+            HeldBack.fact_id == fact,
+            HeldBack.kind == "quarantine",
+            HeldBack.resolved_at.is_not(None),
+            *same,
+        )
+        .order_by(HeldBack.id.desc())
+        .limit(1)
+    ).one_or_none()
+    return last if last is not None and last.decision == "blocked" else None
+
+
 def _open(plan: Recording, fact: int, row: ChangeRow, *, previous: list[str]) -> None:
     plan.counts["held_back"] += 1
+    refused = _refused(plan, fact, row) if row.kind == "quarantine" else None
     plan.connection.execute(
         insert(HeldBack).values(
             model_id=plan.model_id,
@@ -121,6 +146,8 @@ def _open(plan: Recording, fact: int, row: ChangeRow, *, previous: list[str]) ->
             sightings=1,
             previous_values=previous,
             releases_at=row.releases_at,
+            decision=refused.decision if refused is not None else None,
+            decided_by=refused.decided_by if refused is not None else None,
             first_run_id=plan.run,
             last_run_id=plan.run,
         )

@@ -195,6 +195,58 @@ def test_a_conflict_takes_no_persons_word(desk: Desk) -> None:
     assert pending.decision is None
 
 
+@pytest.mark.parametrize("between", ["another value", "a conflict", "nothing"])
+@pytest.mark.parametrize(("word", "kept"), [("blocked", "blocked"), ("approved", None)])
+def test_a_persons_no_outlasts_a_night_that_says_otherwise(
+    desk: Desk, between: str, word: str, kept: str | None
+) -> None:
+    desk.hold("Q10", desk.night())
+    (pending,) = desk.ledger.pending(desk.lease.model)
+    desk.ledger.decide(desk.lease, pending.id, word, by="Kim")
+    run = desk.night()
+    if between == "another value":
+        desk.hold("Q11", run)
+        assert [row.decision for row in desk.ledger.pending(desk.lease.model)] == [None]
+    elif between == "a conflict":
+        desk.hold(None, run, kind="conflict")
+        assert [row.decision for row in desk.ledger.pending(desk.lease.model)] == [None]
+    else:
+        desk.record(run, [change("unchanged", "Q11")])
+    desk.hold("Q10", desk.night())
+    (pending,) = desk.ledger.pending(desk.lease.model)
+    assert (pending.value, pending.decision) == ("Q10", kept)
+    by = desk.ledger.query("SELECT decided_by FROM held_back WHERE resolved_at IS NULL").rows
+    assert list(by) == [("Kim" if kept else None,)]
+
+
+def test_a_no_that_was_taken_back_is_not_said_again(desk: Desk) -> None:
+    desk.hold("Q10", desk.night())
+    (pending,) = desk.ledger.pending(desk.lease.model)
+    desk.ledger.decide(desk.lease, pending.id, "blocked", by="Kim")
+    desk.hold("Q11", desk.night())
+    desk.hold("Q10", desk.night())
+    (pending,) = desk.ledger.pending(desk.lease.model)
+    assert pending.decision == "blocked"
+    desk.ledger.decide(desk.lease, pending.id, "approved", by="Lee")
+    desk.hold("Q11", desk.night())
+    desk.hold("Q10", desk.night())
+    (pending,) = desk.ledger.pending(desk.lease.model)
+    assert pending.decision is None
+
+
+@pytest.mark.parametrize(("old", "decision"), [("Q10", "blocked"), ("Q11", None)])
+def test_a_no_to_a_retraction_is_about_the_value_that_stood_then(
+    desk: Desk, old: str, decision: str | None
+) -> None:
+    desk.record(desk.night(), [replace(change("quarantine", None), old_value="Q10")])
+    (pending,) = desk.ledger.pending(desk.lease.model)
+    desk.ledger.decide(desk.lease, pending.id, "blocked", by="Kim")
+    desk.record(desk.night(), [change("unchanged", "Q10")])
+    desk.record(desk.night(), [replace(change("quarantine", None), old_value=old)])
+    (pending,) = desk.ledger.pending(desk.lease.model)
+    assert pending.decision == decision
+
+
 def test_desired_facts_keep_both_times(desk: Desk) -> None:
     changed = replace(change("insert", "Q10"), valid_from="2025-12-08")
     desk.see("Q10", 1, desk.night())
