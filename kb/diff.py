@@ -47,6 +47,7 @@ class _Night:
     relation: Relation
     trust: Trust
     shared: Collection[str]
+    ended: Collection[Value]
 
 
 def changes(  # noqa: PLR0917  (a night is these eight things)
@@ -85,7 +86,8 @@ def changes(  # noqa: PLR0917  (a night is these eight things)
         slot = value.canonical if relation.is_multi() else ""
         by_slot[slot] = replace(one, value=value, slot=slot)
     waiting = {one.slot: one for one in pending}
-    night = _Night(verdict, waiting, labels, modified_at, at, relation, trust, shared)
+    ended = {resolve_value(value, redirects) for value in verdict.ended}
+    night = _Night(verdict, waiting, labels, modified_at, at, relation, trust, shared, ended)
     if verdict.conflict is not None:
         reason = f"{verdict.conflict}; edit Wikidata or wait until one of them ends"
         return [
@@ -137,9 +139,11 @@ def _gone(slot: str, old: Held | None, night: _Night) -> Change:
         return make
     if old is None:
         return replace(make, reason="nothing holds and the model holds nothing")
-    deleted = "no-statements" in verdict.flags or "all-deprecated" in verdict.flags
-    if old.value.kind is ValueKind.NOVALUE and not deleted:
+    empty = "no-statements" in verdict.flags or "all-deprecated" in verdict.flags
+    if old.value.kind is ValueKind.NOVALUE and not empty:
         return replace(make, reason="the model says that nothing holds")
+    # Other statements may have ended long ago: of a value that was removed or deprecated, nothing says so.
+    deleted = empty or not (old.value in night.ended or "novalue" in verdict.flags)
     if not deleted and relation.ended == "vacate" and not relation.is_multi():
         return replace(make, kind=ChangeKind.VACATE, reason="ended without a successor; waiting for one")
     kind, reason = ChangeKind.RETRACT, "its statements are gone" if deleted else "ended"

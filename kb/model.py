@@ -339,6 +339,7 @@ class GroupVerdict:
         vacant: nothing holds: all ended, none there, or an explicit novalue.
         conflict: why no choice can be made, or None.
         flags: things worth knowing.
+        ended: values of which a statement says that they ended; one that is in none was removed.
     """
 
     subject: str
@@ -347,3 +348,4 @@ class GroupVerdict:
     vacant: bool
     conflict: str | None = None
     flags: tuple[str, ...] = ()
+    ended: frozenset[Value] = frozenset()

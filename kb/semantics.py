@@ -22,6 +22,7 @@ The rules, in order, for the statements of one (subject, property):
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kb.model import DesiredFact, GroupVerdict, Rank, Statement, Value, ValueKind
@@ -95,6 +96,13 @@ def verdict(
     usable = sorted(
         (one for one in statements if one.rank is not Rank.DEPRECATED), key=lambda one: (one.id, one.revision)
     )
+    ended = frozenset(one.value for one in usable if has_ended(one, at))
+    return replace(_verdict(who, statements, usable, relation, at), ended=ended)
+
+
+def _verdict(
+    who: str, statements: Sequence[Statement], usable: Sequence[Statement], relation: Relation, at: datetime
+) -> GroupVerdict:
     flags = _group_flags(statements, usable, at)
     open_now = [one for one in usable if phase(one, at) == "open"]
     if relation.series:
@@ -106,11 +114,11 @@ def verdict(
     known = [one for one in best if one.value.is_known]
     if any(one.value.kind is ValueKind.SOMEVALUE for one in best):
         flags.add("unknown-value")
+    if any(one.value.kind is ValueKind.NOVALUE for one in best):
+        flags.add("novalue-beside-values" if known else "novalue")
     if not known:
         unknown = "unknown-value" in flags
         return GroupVerdict(who, relation.property, (), vacant=not unknown, flags=tuple(sorted(flags)))
-    if any(one.value.kind is ValueKind.NOVALUE for one in best):
-        flags.add("novalue-beside-values")
     if relation.datatype is ValueKind.MONOLINGUAL:
         known = _in_best_language(known, relation.languages)
         if not known:

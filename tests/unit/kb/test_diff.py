@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kb.diff import ChangeKind, Held, Pending, Reason, Trust, changes, guard
-from kb.model import Label, Value
+from kb.model import Label, Rank, Value
 from kb.replay import Rehearsal
 from kb.semantics import verdict
 from kb.sightings import observe
@@ -98,6 +98,36 @@ def test_an_end_may_be_written_as_what_is_true(rel, text):
     assert rel.ended_text("Ada") == text
     fresh = only(ended, held=[holds()], rel=rel, modified_at=AT - HOUR)
     assert (fresh.kind, fresh.would_be) == (ChangeKind.QUARANTINE, ChangeKind.SUPPRESS)
+
+
+@pytest.mark.parametrize(
+    "rel",
+    [
+        relation(),
+        relation(ended="vacant", vacant_text="nobody at present"),
+        relation(ended="former", former_text="nobody since {object}"),
+    ],
+)
+def test_a_value_that_was_removed_or_deprecated_is_taken_back_whatever_ended_before(rel):
+    before = statement("Q1", 1, end=until("2015"))
+
+    def becomes(*stand):
+        return only(before, *stand, held=[holds("Q2")], rel=rel).kind
+
+    assert becomes() is ChangeKind.RETRACT
+    assert becomes(statement("Q2", 2, rank=Rank.DEPRECATED)) is ChangeKind.RETRACT
+    assert becomes(statement("Q2", 2, end=until("2020"))) is not ChangeKind.RETRACT
+
+
+def test_a_value_that_gave_way_to_no_value_has_ended():
+    nobody = replace(statement("Q1", 1), value=Value.novalue())
+    assert only(nobody, held=[holds("Q2")]).kind is ChangeKind.VACATE
+
+
+def test_a_merged_value_has_ended_under_either_id():
+    for now in ("Q1", "Q2"):
+        ended = statement(now, end=until("2020"))
+        assert only(ended, held=[holds("Q1")], redirects={"Q1": "Q2"}).kind is ChangeKind.VACATE
 
 
 def test_what_is_suppressed_stays_so_until_a_successor_stands_or_the_statements_go():
