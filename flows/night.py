@@ -148,6 +148,7 @@ def decide(
 ) -> Plan:
     """What the groups under review come to; nothing is written."""
     held = Counter(row.property for row in ws.ledger.live_facts(model))
+    followed = [row for row in ws.ledger.tracked() if not (row.redirect_to or row.deleted)]
     return planning.make_plan(
         groups,
         ws.relations,
@@ -155,5 +156,6 @@ def decide(
         at,
         held_per_relation=held,
         redirects=redirects,
+        tracked=[label for row in followed if (label := translate.label(row)) is not None],
         burst_approved=burst_approved,
     )

@@ -86,6 +86,7 @@ def make_plan(
     *,
     held_per_relation: Mapping[str, int],
     redirects: Mapping[str, str],
+    tracked: Iterable[Label] = (),
     burst_approved: bool = False,
 ) -> Plan:
     """Decide every group under review.
@@ -97,12 +98,16 @@ def make_plan(
         at: the reference time.
         held_per_relation: live facts by property before tonight.
         redirects: target by merged item.
+        tracked: labels of all items that are followed, also of those that nothing is decided about tonight.
         burst_approved: a person has looked at the burst and lets it through.
     """
     known = [group for group in groups if group.property in relations]
     reviewed, holders = merging.follow(known, redirects)
     labels = _labels(reviewed)
-    shared = label_rules.shared([labels[g.subject] for g in reviewed if g.subject in labels])
+    called = {one.entity: one for one in tracked} | {
+        group.subject: labels[group.subject] for group in reviewed if group.subject in labels
+    }
+    shared = label_rules.shared(called.values())
     planned = [
         change
         for group in reviewed

@@ -188,12 +188,12 @@ def _quarantine(change: Change, reason: Reason, why: str, releases_at: datetime 
 
 def _labels_there(change: Change, night: _Night) -> Change | None:
     new = change.new
-    if new is None:
+    if change.kind is ChangeKind.RETRACT:  # nothing is written
         return None
     if change.subject not in night.labels:
         why = f"{change.subject} has no label in the chain; add one on Wikidata"
         return _quarantine(change, Reason.LABEL_MISSING, why)
-    if reading(new.value, night.relation, night.labels) is None:
+    if new is not None and reading(new.value, night.relation, night.labels) is None:
         what = (
             "no label in the chain"
             if new.value.kind is ValueKind.ITEM
@@ -206,10 +206,10 @@ def _labels_there(change: Change, night: _Night) -> Change | None:
 
 def _labels_sound(change: Change, night: _Night) -> Change | None:
     new, old, trust = change.new, change.old, night.trust
-    if new is None:
+    if change.kind is ChangeKind.RETRACT:
         return None
     texts = {change.subject: night.labels[change.subject].text}
-    if new.value.kind not in {ValueKind.TIME, ValueKind.QUANTITY}:
+    if new is not None and new.value.kind not in {ValueKind.TIME, ValueKind.QUANTITY}:
         texts[new.value.canonical] = reading(new.value, night.relation, night.labels) or ""
     for entity, text in texts.items():
         shape = label_rules.shape_problem(text, trust.bad_words)
@@ -223,7 +223,7 @@ def _labels_sound(change: Change, night: _Night) -> Change | None:
             Reason.SHARED_LABEL,
             f"another entity is called {texts[change.subject]!r} too; allow the subject",
         )
-    if new.references < trust.min_references:
+    if new is not None and new.references < trust.min_references:
         why = f"{new.references} of {trust.min_references} references that name a source; add one on Wikidata"
         return _quarantine(change, Reason.UNREFERENCED, why)
     renamed = old is not None and old.subject_label and old.subject_label != texts[change.subject]

@@ -254,7 +254,8 @@ class Ledger(LedgerReader):
             changes: Decisions, `unchanged` ones included (they are counted, and settle what waited).
             requests: The edits that are owed.
             reviewed: Groups that were looked at, with their marks (`Group.marks`). These marks are cleared (0
-                clears none), except where an open checkpoint carries a request: its decision asks for another look.
+                clears none), except where an open checkpoint carries a request: its decision asks for
+                another look.
                 Pending requests of these groups, and of those of the changes, are withdrawn unless they are
                 among `requests`.
             flip_memory: How long a value that was held back and went is remembered as one that may flip.

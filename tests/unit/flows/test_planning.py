@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from flows import translate
 from flows.planning import make_plan
-from kb.model import ValueKind
+from kb.model import Label, ValueKind
 from kb.relations import Relations
 from kb.trust import Trust
 from storage.records.facts import HeldRow
@@ -57,6 +57,23 @@ def test_a_group_stays_marked_until_its_dates_have_come():
 
     assert marks(night(2)) == 0
     assert marks(night(2) + timedelta(days=3000)) == 3
+
+
+def test_a_name_that_another_followed_item_bears_is_shared_also_where_that_one_rests():
+    new = translate.statement_row(made.statement())
+    entity = EntityRow(new.subject, "John Smith", "en", revision=1, modified_at=night(-30))
+    objects = {new.value: EntityRow(new.value, "Ada", "en")}
+    group = Group(new.subject, "P6", entity, statements=(new,), held=(), pending=(), labels=objects)
+
+    def comes_to(*tracked):
+        plan = make_plan(
+            [group], RELATIONS, Trust(), night(2), held_per_relation={}, redirects={}, tracked=tracked
+        )
+        (change,) = plan.changes
+        return change.kind.value, change.reason.partition(":")[0]
+
+    assert comes_to(Label(new.subject, "John Smith", "en"))[0] == "insert"
+    assert comes_to(Label("Q77", "john smith", "en")) == ("quarantine", "shared-label")
 
 
 def planned(kind, decision):

@@ -130,6 +130,29 @@ def test_a_merged_value_has_ended_under_either_id():
         assert only(ended, held=[holds("Q1")], redirects={"Q1": "Q2"}).kind is ChangeKind.VACATE
 
 
+@pytest.mark.parametrize(
+    ("labels", "more", "reason"),
+    [
+        ({"Q100": Label("Q100", "Ruritania Asshole", "en")}, {}, Reason.LABEL_SHAPE),
+        ({"Q100": Label("Q100", "Player of soccer", "en")}, {}, Reason.SUBJECT_RELABELLED),
+        ({}, {"shared": {"Q100"}}, Reason.SHARED_LABEL),
+        (None, {}, Reason.LABEL_MISSING),
+    ],
+)
+def test_a_suppression_is_written_under_the_subjects_name_and_passes_its_gates(labels, more, reason):
+    rel = relation(ended="vacant", vacant_text="nobody at present")
+    ended = statement("Q1", end=until("2020"))
+    known = (
+        {name: label for name, label in LABELS.items() if name != "Q100"}
+        if labels is None
+        else LABELS | labels
+    )
+    change = only(ended, held=[holds()], rel=rel, labels=known, **more)
+    assert (change.kind, change.reason.partition(":")[0]) == (ChangeKind.QUARANTINE, reason.value)
+    taken_back = only(ended, held=[holds()], rel=relation(ended="retract"), labels=known, **more)
+    assert taken_back.kind is ChangeKind.RETRACT
+
+
 def test_what_is_suppressed_stays_so_until_a_successor_stands_or_the_statements_go():
     rel = relation(ended="vacant", vacant_text="nobody at present")
     empty = replace(holds(), value=Value.novalue(), label="nobody at present")
