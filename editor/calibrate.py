@@ -24,7 +24,6 @@ from editor.tracing import Trace, trace
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from jaxtyping import Float
     from torch import Tensor
 
     from editor.model import LanguageModel
@@ -137,7 +136,7 @@ def calibrate(
         base = replace(base, layers=found.suggest())
     moments = moments_of(base)
     before = recall.perplexity(lm, texts)
-    search = _Searches()
+    search = _remembered()
     trials: list[Trial] = []
 
     def attempt(settings: MemitSettings) -> float:
@@ -184,25 +183,23 @@ def weight_from_keys(
     return float(reach.median()) / (_REFINED_STRENGTH if settings.refine_steps else _STRENGTH)
 
 
-class _Searches:
-    """Remembers what `targets.optimise` found for the same facts on the same weights."""
+def _remembered() -> targets.Search:
+    """Return `targets.optimise` that remembers what it found for the same facts on the same weights."""
+    found: dict[str, Targets] = {}
 
-    def __init__(self) -> None:
-        self._found: dict[str, Targets] = {}
-
-    def __call__(
-        self,
+    def search(
         lm: LanguageModel,
         units: Sequence[Unit],
-        anchors: Float[Tensor, "units d"],
+        anchors: Tensor,
         settings: MemitSettings,
-        *,
-        progress: Callable[[int, int], None] | None = None,
+        **more: Callable[[int, int], None],
     ) -> Targets:
         key = digest_of(settings.of_targets())
-        if key not in self._found:
-            self._found[key] = targets.optimise(lm, units, anchors, settings, progress=progress)
-        return self._found[key]
+        if key not in found:
+            found[key] = targets.optimise(lm, units, anchors, settings, **more)
+        return found[key]
+
+    return search
 
 
 def _try(

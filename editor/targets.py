@@ -29,7 +29,7 @@ import itertools
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -74,19 +74,8 @@ class Targets:
     steps: Int[Tensor, " units"]
 
 
-class Search(Protocol):
-    """How target states are found: `optimise`, or what remembers it."""
-
-    def __call__(
-        self,
-        lm: LanguageModel,
-        units: Sequence[Unit],
-        anchors: Float[Tensor, "units d"],
-        settings: MemitSettings,
-        *,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Targets:
-        """Find the shift δ of every unit; see `optimise`."""
+Search: TypeAlias = "Callable[..., Targets]"
+"""How target states are found: `optimise`, or what takes the same and remembers what it found."""
 
 
 def optimise(
