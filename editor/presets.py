@@ -74,7 +74,8 @@ class MemitSettings:
         word_dropout: share of words left out where templates are taught a second time, with holes
             (`editor.requests.contexts`); 0 is the paper.
         keys: "each" writes every context's own key; "mean" is the paper: one averaged key a subject.
-        refine_steps: most steps in which written values are refined (`editor.refine`); 0 is the paper.
+        refine_steps: most steps in which written values are refined (`editor.refine`): of a context each
+            where contexts are taken in turns, of all where they are not; 0 is the paper.
         refine_stop_loss: a subject rests while its loss on the written weights is below.
         refine_older: most subjects of older facts, of those that slipped, that are refined.
         history: carry the keys of live edits in the solve.
@@ -239,7 +240,7 @@ PRESETS: dict[str, MemitSettings] = {
         steps=45,
         turns=5,
         prefix_count=9,
-        refine_steps=90,
+        refine_steps=150,
     ),
     "gpt2-xl": replace(_PAPER, layers=(13, 14, 15, 16, 17), moment_weight=20000.0, steps=20),
     "gpt-j-6b": replace(_PAPER, layers=(3, 4, 5, 6, 7, 8)),
@@ -280,4 +281,6 @@ def preset_for(lm: LanguageModel) -> MemitSettings:
         first,
         last,
     )
-    return MemitSettings(layers=tuple(range(first, last + 1)), moment_weight=15000.0, turns=5)
+    return MemitSettings(
+        layers=tuple(range(first, last + 1)), moment_weight=15000.0, turns=5, refine_steps=60
+    )

@@ -31,6 +31,7 @@ keys and values serve for some.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -43,7 +44,7 @@ from editor.attention import plain_attention
 from editor.batching import with_smaller_batches
 from editor.chunks import compacted, require_finite
 from editor.descent import RowAdam
-from editor.drafts import batched, draft, in_turns
+from editor.drafts import batched, by_fact, draft, one_by_one
 from editor.precision import lowered
 
 if TYPE_CHECKING:
@@ -66,10 +67,14 @@ _PACE = 2.0
 _BETA2 = 0.95
 """As a fact is learnt its gradient falls to a hundredth, and by Adam's usual memory of a thousand steps the
 last ones would be measured by the first."""
+_FACTS = 4
+"""Of how many facts of a subject a step takes a context, where it does not take all."""
+_SERVES = 25
+"""For how many steps what stands before the subject serves."""
+_KEPT_CONTEXTS = 10
+"""Of how many contexts a subject it is kept."""
 _KEPT_CHUNKS = 4
 """How many chunks, of many sizes, leave what they freed for the next ones."""
-_VISITS = 3
-"""For how many steps of a turn what stands before the subject serves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,8 @@ def refine(
     """Change values until every subject's loss is below the stop, or the steps are used up.
 
     A subject below the stop rests; when all rest, all are asked again, for what the others moved. Steps in
-    between take a part of the contexts (`MemitSettings.turns`).
+    between take one context of a fact where the settings take contexts in turns, and of four facts of a
+    subject at most: one of more takes so many times the steps.
 
     Args:
         lm: the model with the states written; its weights are not touched.
@@ -147,51 +153,131 @@ def _descend(
     batch_tokens: int,
     progress: Progress | None,
 ) -> _Found:
-    layers, everyone = settings.layers, torch.ones(len(units), dtype=torch.bool, device=lm.device)
+    layers = settings.layers
     # A layer's share of a target state's step, as the residual is spread (eq. 20 of the paper), at twice the
     # pace: these steps run more blocks. Four times the pace costs perplexity and saves no step (docs/log.md).
     rate = _PACE * settings.learning_rate / len(layers)
     unbounded = torch.full((len(layers) * len(owner),), torch.inf, device=lm.device)
     descent = RowAdam(unbounded, lm.layers.d, rate=rate, beta2=_BETA2)
     owners = owner.repeat(len(layers))
-    steps = torch.zeros(len(units), dtype=torch.long, device=lm.device)
-    active, whole = everyone, True
+    gradient = torch.zeros_like(descent.point)
     with plain_attention(lm), lowered(lm, settings.precision):
-        turns = [
-            _Turn(draft(lm, part, batch_tokens, start=layers[0]), batch_tokens)
-            for part in in_turns([_told(unit) for unit in units], settings.turns)
-        ]
-        losses = torch.zeros(len(turns), len(units), device=lm.device)
-        gradient = torch.zeros_like(descent.point)
-        for step in range(settings.refine_steps + 1):
+        asked = _Asked(lm, units, settings, batch_tokens)
+        steps, active, whole = torch.zeros_like(asked.limit), asked.limit > 0, True
+        for step in itertools.count():
             U = torch.split(descent.point, len(owner))
             changes = {layer: rows.T @ spans[layer] for layer, rows in zip(layers, U, strict=True)}  # Δ = U P
             gradient.zero_()
-            few = int(active.sum()) <= settings.subjects_at_once(lm.device)
-            # All contexts where it is asked who rests, a part of them in between.
-            for number in range(len(turns)) if whole else [step % len(turns)]:
-                chunks = turns[number].chunks(lm, active, settings, kept=few and not whole)
-                found, by_layer = _evaluate(lm, chunks, len(units), changes, settings)
-                require_finite(found, active, units)
-                losses[number] = torch.where(active, found, losses[number])
+            for by_layer in asked.evaluate(step, changes, active, whole=whole):
                 for own, layer in zip(torch.split(gradient, len(owner)), layers, strict=True):
                     own.addmm_(spans[layer], by_layer[layer].T)  # ∂L/∂Δ Pᵀ
-            loss = losses.mean(dim=0)
-            finished = active & (loss < settings.refine_stop_loss)
+            loss, spent = asked.loss, steps >= asked.limit
+            finished = active & ((asked.wholly & (loss < settings.refine_stop_loss)) | spent)
             descent.step(loss[owners], gradient, active[owners], finished[owners])
             active = active & ~finished
-            if not few:
+            if not asked.keeps(active):
                 give_back_freed_memory()  # of the step
             if progress is not None:
                 progress(int((~active).sum()), len(units))
-            if step == settings.refine_steps or (whole and not active.any()):
-                break
             steps += active.long()
-            whole = not active.any()
+            # All contexts where it is asked who rests, a part of them in between.
+            looked, whole = whole, not active.any()
             if whole:
-                active = everyone
+                active = ~spent
+            if whole and (looked or not active.any()):
+                break
     values = torch.split(descent.value, len(owner))
-    return _Found(dict(zip(layers, values, strict=True)), steps, losses.mean(dim=0))
+    return _Found(dict(zip(layers, values, strict=True)), steps, loss)
+
+
+class _Asked:
+    """The contexts of some subjects, parted into what single steps take, and the losses last found.
+
+    Subjects of as many parts go round together.
+
+    Args:
+        lm: the model.
+        units: tokenised subjects.
+        settings: whether contexts are taken in turns, and how many steps.
+        batch_tokens: most tokens of one forward.
+
+    Attributes:
+        limit: most steps of each subject.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings, batch_tokens: int
+    ) -> None:
+        self._lm, self._settings, self._batch_tokens = lm, settings, batch_tokens
+        told = [_told(unit) for unit in units]
+        contexts = max(len(own) for unit in told for own in by_fact(unit))
+        parts = [one_by_one(unit, contexts, _FACTS) if settings.turns > 1 else [unit] for unit in told]
+        lengths = [len(own) for own in parts]
+        self._rounds = [
+            [
+                _Turn(draft(lm, [_part(own, turn, length) for own in parts], batch_tokens, start=self._start))
+                for turn in range(length)
+            ]
+            for length in sorted(set(lengths))
+        ]
+        self._rows = torch.zeros(max(lengths), len(units), device=lm.device)
+        for number, own in enumerate(parts):
+            self._rows[: len(own), number] = torch.tensor([float(len(part.rows)) for part in own])
+        self._lengths = torch.tensor(lengths, device=lm.device)
+        self._losses, self._found = torch.zeros_like(self._rows), torch.zeros_like(self._rows)
+        again = self._lengths // contexts if settings.turns > 1 else torch.ones_like(self._lengths)
+        self.limit: Int[Tensor, " units"] = settings.refine_steps * again
+        self._units = units
+
+    @property
+    def _start(self) -> int:
+        return self._settings.layers[0]
+
+    @property
+    def loss(self) -> Float[Tensor, " units"]:
+        """The mean over the contexts that were asked for, each when it last was."""
+        weights = self._rows * self._found
+        return (self._losses * weights).sum(dim=0) / weights.sum(dim=0).clamp(min=1)
+
+    @property
+    def wholly(self) -> Bool[Tensor, " units"]:
+        """Whose contexts were all asked for."""
+        return self._found.sum(dim=0) == self._lengths
+
+    def keeps(self, active: Bool[Tensor, " units"]) -> bool:
+        """Return whether so few contexts are asked for that what stands before subjects can be kept."""
+        most = _KEPT_CONTEXTS * self._settings.subjects_at_once(self._lm.device)
+        return int(self._rows[:, active].sum()) <= most
+
+    def evaluate(
+        self, step: int, changes: Mapping[int, Tensor], active: Bool[Tensor, " units"], *, whole: bool
+    ) -> Iterator[dict[int, Float[Tensor, "d d_k"]]]:
+        """Ask some subjects, for the contexts of a step or for all; yield ∂L/∂Δ of each turn by layer.
+
+        Args:
+            step: counts on from one call to the next.
+            changes: Δ by layer.
+            active: who is asked.
+            whole: for all contexts.
+
+        Raises:
+            NonFiniteError: a loss is not finite.
+        """
+        few = self.keeps(active)
+        for turns in self._rounds:
+            going = active & (self._lengths == len(turns))
+            if not going.any():
+                continue
+            for number in range(len(turns)) if whole else [step % len(turns)]:
+                kept = step if few and not whole and len(turns) < _SERVES else None
+                chunks = turns[number].chunks(
+                    self._lm, going, batch_tokens=self._batch_tokens, start=self._start, step=kept
+                )
+                losses, by_layer = _evaluate(self._lm, chunks, len(self._units), changes, self._settings)
+                require_finite(losses, going, self._units)
+                self._losses[number] = torch.where(going, losses, self._losses[number])
+                self._found[number, going] = 1.0
+                yield by_layer
 
 
 @dataclass(slots=True)
@@ -200,39 +286,44 @@ class _Turn:
 
     Attributes:
         drafts: all of them.
-        batch_tokens: most tokens of one forward.
-        kept: chunks that serve for some visits more.
-        visits: how often they served.
+        kept: chunks that serve for some steps.
+        since: the step that made them.
     """
 
     drafts: list[Draft]
-    batch_tokens: int
     kept: list[Chunk] = field(default_factory=list)
-    visits: int = 0
+    since: int = 0
 
     def chunks(
-        self, lm: LanguageModel, active: Bool[Tensor, " units"], settings: MemitSettings, *, kept: bool
+        self,
+        lm: LanguageModel,
+        active: Bool[Tensor, " units"],
+        *,
+        batch_tokens: int,
+        start: int,
+        step: int | None,
     ) -> Iterator[Chunk]:
         """Yield chunks of the units that do not rest.
 
         Args:
             lm: the model.
             active: those units.
-            settings: the first edited block.
-            kept: whether they may serve more than once; what stands before their subjects stays in memory.
+            batch_tokens: most tokens of one forward.
+            start: the first edited block.
+            step: of those that they may serve for, while what stands before their subjects stays in memory;
+                None lets them serve once.
         """
-        self.visits = (self.visits + 1) % _VISITS if kept and self.kept else 0
-        if self.visits:
+        if step is not None and self.kept and step - self.since < _SERVES:
             self.kept = compacted(self.kept, active)
             yield from self.kept
             return
-        self.kept = []
+        self.kept, self.since = [], step or 0
         # Batched anew as subjects rest: a few rows in each of many chunks cost as much as full ones.
         going = [one for one in self.drafts if active[one.unit]]
-        chunks = batched(lm, going, self.batch_tokens, start=settings.layers[0])
+        chunks = batched(lm, going, batch_tokens, start=start)
         for left, chunk in zip(reversed(range(len(chunks))), chunks, strict=True):
             yield chunk
-            if kept:
+            if step is not None:
                 self.kept.append(chunk)
                 continue
             chunk.stored = {}
@@ -269,6 +360,11 @@ def _run(lm: LanguageModel, chunk: Chunk, changes: Mapping[int, Tensor]) -> Floa
 def _told(unit: Unit) -> Unit:
     """Without a KL sequence of its own, which is not asked for here."""
     return replace(unit, rows=tuple(row for row in unit.rows if row.labels))
+
+
+def _part(parts: Sequence[Unit], turn: int, length: int) -> Unit:
+    """Return a part of a subject that has so many, and nothing of another."""
+    return parts[turn] if len(parts) == length else replace(parts[0], rows=())
 
 
 def _moved(state: SubjectState, changes: Mapping[int, Float[Tensor, "m d"]]) -> SubjectState:

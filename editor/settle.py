@@ -11,7 +11,7 @@ Every write is one of all of the night, on the weights of the night before, so t
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from editor import delta as deltas
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+
+_BACK = 3.0
+"""At how many times the stop an older fact is back: said again it is long before, and the last of its loss
+takes most of the steps (docs/log.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,8 @@ def settle(
         deltas.put_back(lm, before)
         return write_beside(history, states, retired=leaving)
 
-    tonight = _refined(lm, Writer(history, live=placed), units, placed, progress)
+    stop = settings.refine_stop_loss
+    tonight = _refined(lm, Writer(history, live=placed), units, placed, progress, stop=stop)
     delta = write(tonight.states)
     slipped = _slipped(lm, older, settings)
     log.info("%d of %d older subjects slipped", len(slipped), len(older))
@@ -104,7 +109,8 @@ def settle(
         raised = reweighed(lm, old, 1.0)
         # They have been said before, and come back with a context a turn.
         less = [fewer(unit, settings.turns) for unit in again]
-        later = _refined(lm, Writer(history, live=[*kept, *raised]), less, raised, progress)
+        writer = Writer(history, live=[*kept, *raised])
+        later = _refined(lm, writer, less, raised, progress, stop=_BACK * stop)
         delta = write([*kept, *later.states])
         kept, steps = [*kept, *_as_kept(lm, again, later.states, settings)], steps + later.steps
     if settings.hold != 1.0:
@@ -118,8 +124,10 @@ def _refined(
     units: Sequence[Unit],
     states: Sequence[SubjectState],
     progress: Progress | None,
+    *,
+    stop: float,
 ) -> Refined:
-    settings = writer.settings
+    settings = replace(writer.settings, refine_stop_loss=stop)
     if not settings.refine_steps or not units:
         return Refined(tuple(states), (0,) * len(states), (0.0,) * len(states))
 

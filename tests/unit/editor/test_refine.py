@@ -146,10 +146,25 @@ def test_a_step_asks_one_turn_and_a_look_asks_all(
     assert ran == [2, 2, 2, *[2] * 4]
 
 
-def test_what_stands_before_the_subject_serves_for_three_steps_of_a_turn(
+def test_a_subject_of_many_facts_takes_as_many_more_steps_of_a_part_of_them(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six facts are too many for a step: three are asked in one, for twice the steps of one fact."""
+    steps, turns = 4, 3
+    many = [replace(one, subject_id="s", subject="Oslo") for one in requests_of(6)]
+    alone = requests_of(7)[6:]
+    ran = rows_run(monkeypatch, refine)
+    chosen = replace(settings, steps=WEAK, refine_steps=steps, refine_stop_loss=0.0, turns=turns)
+    outcome = memit.edit(lm, [*many, *alone], settings=chosen, moments=moments)
+    assert [report.refined for report in outcome.reports] == [2 * steps, steps]
+    look, of_both, of_one = [*[1] * turns, *[3] * 2 * turns], [1, 3] * steps, [3] * steps
+    assert ran == [*look, *of_both, *of_one]
+
+
+def test_what_stands_before_the_subject_serves_for_some_steps(
     moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It runs when all are asked and at every third step, and as much is won back as if it always ran."""
+    """It runs when all are asked and, say, at every third step; as much is won back as if it always ran."""
     ran: list[int] = []
     store = Chunk.store
 
@@ -160,13 +175,13 @@ def test_what_stands_before_the_subject_serves_for_three_steps_of_a_turn(
     monkeypatch.setattr(Chunk, "store", counted)
     chosen = replace(settings, moment_weight=1.0, learning_rate=0.025, refine_steps=6, turns=1)
     left, before = {}, 1  # in the search
-    for visits, runs in ((3, 1 + 2), (1, 1 + 6)):
-        monkeypatch.setattr(refine, "_VISITS", visits)
+    for steps, runs in ((3, 1 + 2), (1, 1 + 6)):
+        monkeypatch.setattr(refine, "_SERVES", steps)
         lm = tiny.language_model("llama")
         ran.clear()
         memit.edit(lm, requests_of(2), settings=chosen, moments=moments)
         assert len(ran) == before + runs
-        left[visits] = float(losses_of(lm, chosen, 2).mean())
+        left[steps] = float(losses_of(lm, chosen, 2).mean())
     lm = tiny.language_model("llama")
     memit.edit(lm, requests_of(2), settings=replace(chosen, refine_steps=0), moments=moments)
     won = float(losses_of(lm, chosen, 2).mean()) - left[1]
@@ -245,9 +260,11 @@ def test_what_slipped_by_refinement_is_refined_after_it(
 
     monkeypatch.setattr(recall, "rate", rate)
     turns: list[list[str]] = []
+    stops: list[float] = []
 
     def refined(*args: object, **kwargs: object) -> refine.Refined:
         turns.append([unit.subject_id for unit in args[1]])  # type: ignore[attr-defined]
+        stops.append(args[4].refine_stop_loss)  # type: ignore[attr-defined]
         return refine.refine(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(settle, "refine", refined)
@@ -261,6 +278,7 @@ def test_what_slipped_by_refinement_is_refined_after_it(
     )
     assert asked == [3]
     assert turns == [["s3"], ["s1"]]
+    assert stops[1] > stops[0], "an older fact is back before its loss is as small as a new one's"
     assert [state.subject_id for state in second.states] == ["s3", "s1"]
     fresh = tiny.language_model("llama")
     kept = [first.states[0], first.states[2], *second.states]
