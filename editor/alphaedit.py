@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load, save
 
+from editor.batching import tokens_at_once
 from editor.keys import Columns, KeyReader
 from editor.method import WeightMethod
 from editor.presets import PAPER_RATE, PAPER_STEPS
@@ -141,7 +142,7 @@ class AlphaEdit(WeightMethod):
         """Add the keys as they are after the write, as the released code does."""
         units = plan(self.lm, requests, prefixes=prefixes, max_target_tokens=self.settings.max_target_tokens)
         columns = Columns.of(units, self.lm.device, mean=True)
-        tokens = 8 * self.settings.tokens_at_once(self.lm.device)
+        tokens = 8 * tokens_at_once(self.lm, self.settings)
         reader = KeyReader(self.lm, columns.texts, self.settings.layers, batch_tokens=tokens)
         past: dict[int, Tensor] = {}
         for layer in self.settings.layers:

@@ -1,20 +1,65 @@
-"""What runs in batches runs again in smaller ones where memory does not suffice."""
+"""How many tokens run at once: what free memory holds, and half as many where it does not after all."""
 
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from editor.errors import OutOfMemoryError
+from editor.precision import dtype_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from editor.model import LanguageModel
+    from editor.presets import MemitSettings
+
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+_CPU_TOKENS = 256
+"""On a CPU small batches pad less and take as long as large ones."""
+_LEAST_TOKENS, _MOST_TOKENS = 256, 16384
+_SHARE = 0.5
+"""Of free memory; the rest is for keys and values of earlier tokens and for solves."""
+_STATES, _INNER = 12, 4
+"""How many vectors as wide as a state, or as a key, a block's backward keeps of a token, at most."""
+_LOGITS_BYTES = 8
+"""Of a token's logits and what their softmax keeps, each."""
+
+
+def tokens_at_once(lm: LanguageModel, settings: MemitSettings) -> int:
+    """Return the most tokens of one forward to start with: as set, or as many as free memory holds."""
+    if settings.batch_tokens:
+        return settings.batch_tokens
+    if lm.device.type == "cpu":
+        return _CPU_TOKENS
+    free, _ = torch.cuda.mem_get_info(lm.device)
+    freed = torch.cuda.memory_reserved(lm.device) - torch.cuda.memory_allocated(lm.device)
+    return fitting(lm, free + freed)
+
+
+def fitting(lm: LanguageModel, free_bytes: int) -> int:
+    """Return how many tokens' forward and backward fit into free memory: a power of two from 256 to 16,384.
+
+    Args:
+        lm: the model.
+        free_bytes: memory that nobody uses.
+    """
+    tokens = _SHARE * free_bytes / bytes_of_a_token(lm)
+    return min(_MOST_TOKENS, max(_LEAST_TOKENS, 1 << int(math.log2(max(1.0, tokens)))))
+
+
+def bytes_of_a_token(lm: LanguageModel) -> int:
+    """Return what a token of a forward leaves in memory for its backward, at most, all blocks and logits."""
+    layers, itemsize = lm.layers, dtype_of(lm).itemsize
+    block = (_STATES * layers.d + _INNER * layers.d_k) * itemsize
+    vocabulary: int = lm.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    return layers.count * block + _LOGITS_BYTES * vocabulary
 
 
 def with_smaller_batches(longest: int, batch_tokens: int, attempt: Callable[..., Result]) -> Result:

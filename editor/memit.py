@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from editor import targets
+from editor.batching import tokens_at_once
 from editor.errors import SubjectConflictError
 from editor.keys import Columns, KeyReader
 from editor.presets import PAPER_KL_TEMPLATE
@@ -211,9 +212,7 @@ def _place(
             progress("targets", done, total)
 
     columns = Columns.of(units, lm.device, mean=settings.keys == "mean")
-    reader = KeyReader(
-        lm, columns.texts, settings.layers, batch_tokens=8 * settings.tokens_at_once(lm.device)
-    )
+    reader = KeyReader(lm, columns.texts, settings.layers, batch_tokens=8 * tokens_at_once(lm, settings))
     keys, states = reader.read(settings.layers[0])
     anchors = states[columns.first].float()
     optimised = search(lm, units, anchors, settings, progress=report)

@@ -24,7 +24,6 @@ Optimiser = Literal["adam", "lbfgs"]
 Contexts = Literal["templates", "prefixes"]
 Keys = Literal["each", "mean"]
 
-_CPU_BATCH, _GPU_BATCH = 256, 16384
 _CPU_SUBJECTS, _GPU_SUBJECTS = 64, 256
 PAPER_STEPS, PAPER_RATE = 25, 0.5
 PAPER_KL_TEMPLATE = "{} is a"
@@ -83,8 +82,8 @@ class MemitSettings:
             when all was written; 1 keeps it as it was written.
         precision: of the target-state forwards after the first (`editor.targets.EXACT_STEPS`); "auto" takes
             bfloat16 where the processor is faster with it.
-        batch_tokens: most tokens of one forward, halved when memory runs out; 0 takes 256 on a CPU, where
-            small batches pad less and take as long as large ones, and 16384 on a GPU.
+        batch_tokens: most tokens of one forward, halved when memory runs out; 0 takes what fits
+            (`editor.batching`).
         max_target_tokens: longest target that is accepted.
         seed: of sampled prefixes.
     """
@@ -167,10 +166,6 @@ class MemitSettings:
                 "one of them or more.",
                 method="memit",
             )
-
-    def tokens_at_once(self, device: torch.device) -> int:
-        """Return the batch size to start with on a device."""
-        return self.batch_tokens or (_CPU_BATCH if device.type == "cpu" else _GPU_BATCH)
 
     def subjects_at_once(self, device: torch.device) -> int:
         """Return of how many subjects target states are sought together.

@@ -41,7 +41,7 @@ import torch
 from editor import activations
 from editor.allocator import give_back_freed_memory
 from editor.attention import plain_attention
-from editor.batching import with_smaller_batches
+from editor.batching import tokens_at_once, with_smaller_batches
 from editor.chunks import compacted, require_finite
 from editor.descent import RowAdam
 from editor.drafts import batched, by_fact, draft, one_by_one
@@ -126,7 +126,7 @@ def refine(
     owner = torch.arange(len(states)).repeat_interleave(torch.tensor(counts)).to(lm.device)
     attempt = partial(_descend, lm, units, owner, spans, settings, progress=progress)
     longest = max(unit.longest for unit in units)
-    found = with_smaller_batches(longest, settings.tokens_at_once(lm.device), attempt)
+    found = with_smaller_batches(longest, tokens_at_once(lm, settings), attempt)
     give_back_freed_memory()  # blocks of what comes next are of other sizes
     changes = {layer: torch.split(U, counts) for layer, U in found.changes.items()}
     refined = [

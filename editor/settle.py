@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from editor import delta as deltas
 from editor import recall
 from editor.allocator import give_back_freed_memory
+from editor.batching import tokens_at_once
 from editor.drafts import fewer
 from editor.keys import Columns, KeyReader
 from editor.precision import lowered
@@ -151,9 +152,7 @@ def _as_kept(
     if not units or settings.hold == 1.0:
         return list(states)
     columns = Columns.of(units, lm.device, mean=settings.keys == "mean")
-    reader = KeyReader(
-        lm, columns.texts, settings.layers, batch_tokens=8 * settings.tokens_at_once(lm.device)
-    )
+    reader = KeyReader(lm, columns.texts, settings.layers, batch_tokens=8 * tokens_at_once(lm, settings))
     same = [
         state.depends == depends_on(lm, unit, settings) for unit, state in zip(units, states, strict=True)
     ]

@@ -18,6 +18,7 @@ import torch
 
 from editor import delta as deltas
 from editor import targets
+from editor.batching import tokens_at_once
 from editor.errors import NonFiniteError
 from editor.keys import Columns, KeyReader
 from editor.presets import PAPER_KL_TEMPLATE
@@ -67,9 +68,7 @@ def spread(
         max_target_tokens=settings.max_target_tokens,
     )
     columns = Columns.of(units, lm.device, mean=True)
-    reader = KeyReader(
-        lm, columns.texts, settings.layers, batch_tokens=8 * settings.tokens_at_once(lm.device)
-    )
+    reader = KeyReader(lm, columns.texts, settings.layers, batch_tokens=8 * tokens_at_once(lm, settings))
     keys, states = reader.read(settings.layers[0])
     anchors = columns.own(states)
 

@@ -35,7 +35,7 @@ import torch
 
 from editor.allocator import give_back_freed_memory
 from editor.attention import plain_attention
-from editor.batching import with_smaller_batches
+from editor.batching import tokens_at_once, with_smaller_batches
 from editor.chunks import compacted, require_finite
 from editor.descent import RowAdam, RowLBFGS
 from editor.drafts import batched, draft, in_turns
@@ -120,7 +120,7 @@ def optimise(
         wave = units[start:stop]
         attempt = partial(_optimise_wave, lm, wave, anchors[start:stop].float(), settings, report=report)
         longest = max(unit.longest for unit in wave)
-        part = with_smaller_batches(longest, settings.tokens_at_once(lm.device), attempt)
+        part = with_smaller_batches(longest, tokens_at_once(lm, settings), attempt)
         result.shifts[start:stop], result.losses[start:stop], result.steps[start:stop] = (
             part.shifts,
             part.losses,
