@@ -92,35 +92,17 @@ def in_turns(units: Sequence[Unit], turns: int) -> list[list[Unit]]:
     return [[_in_turn(unit, turn, turns) for unit in units] for turn in range(turns)]
 
 
-def one_by_one(unit: Unit, contexts: int, most: int) -> list[Unit]:
-    """Return the unit in parts, each of one context of each of so many facts at most.
-
-    Args:
-        unit: any.
-        contexts: how many a fact has; where it has fewer, its first ones come again.
-        most: facts of a part.
-    """
-    facts = by_fact(unit)
-    groups = -(-len(facts) // most)
-    return [
-        replace(unit, rows=tuple(own[turn % len(own)] for own in facts[group::groups]))
-        for turn in range(contexts)
-        for group in range(groups)
-    ]
-
-
 def fewer(unit: Unit, count: int) -> Unit:
     """Return the unit with so many contexts of each fact, the first among them; with all for a count of 1."""
-    kept = [row for own in by_fact(unit) for row in own[:: -(-len(own) // count) if count > 1 else 1]]
+    kept = [row for own in _by_fact(unit) for row in own[:: -(-len(own) // count) if count > 1 else 1]]
     return replace(unit, rows=tuple(kept))
 
 
 def _in_turn(unit: Unit, turn: int, turns: int) -> Unit:
-    return replace(unit, rows=tuple(row for own in by_fact(unit) for row in own[turn % len(own) :: turns]))
+    return replace(unit, rows=tuple(row for own in _by_fact(unit) for row in own[turn % len(own) :: turns]))
 
 
-def by_fact(unit: Unit) -> list[list[Row]]:
-    """Return the contexts of each fact."""
+def _by_fact(unit: Unit) -> list[list[Row]]:
     found: dict[int, list[Row]] = {}
     for row in unit.rows:
         found.setdefault(row.fact, []).append(row)

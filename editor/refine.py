@@ -32,6 +32,7 @@ keys and values serve for some.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -44,7 +45,7 @@ from editor.attention import plain_attention
 from editor.batching import tokens_at_once, with_smaller_batches
 from editor.chunks import compacted, require_finite
 from editor.descent import RowAdam
-from editor.drafts import batched, by_fact, draft, one_by_one
+from editor.drafts import batched, draft, in_turns
 from editor.precision import lowered
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ _PACE = 2.0
 _BETA2 = 0.95
 """As a fact is learnt its gradient falls to a hundredth, and by Adam's usual memory of a thousand steps the
 last ones would be measured by the first."""
-_FACTS = 4
-"""Of how many facts of a subject a step takes a context, where it does not take all."""
+_SEVERAL = 2
+"""How many times the steps of one fact those of several in one subject may take."""
 _SERVES = 25
 """For how many steps what stands before the subject serves."""
 _KEPT_CONTEXTS = 10
@@ -104,8 +105,8 @@ def refine(
     """Change values until every subject's loss is below the stop, or the steps are used up.
 
     A subject below the stop rests; when all rest, all are asked again, for what the others moved. Steps in
-    between take one context of a fact where the settings take contexts in turns, and of four facts of a
-    subject at most: one of more takes so many times the steps.
+    between take one context of each fact, where the settings take contexts in turns. A subject of several
+    facts may take twice as many steps.
 
     Args:
         lm: the model with the states written; its weights are not touched.
@@ -172,7 +173,7 @@ def _descend(
                 for own, layer in zip(torch.split(gradient, len(owner)), layers, strict=True):
                     own.addmm_(spans[layer], by_layer[layer].T)  # ∂L/∂Δ Pᵀ
             loss, spent = asked.loss, steps >= asked.limit
-            finished = active & ((asked.wholly & (loss < settings.refine_stop_loss)) | spent)
+            finished = active & ((loss < settings.refine_stop_loss) | spent)
             descent.step(loss[owners], gradient, active[owners], finished[owners])
             active = active & ~finished
             if not asked.keeps(active):
@@ -193,8 +194,6 @@ def _descend(
 class _Asked:
     """The contexts of some subjects, parted into what single steps take, and the losses last found.
 
-    Subjects of as many parts go round together.
-
     Args:
         lm: the model.
         units: tokenised subjects.
@@ -209,45 +208,26 @@ class _Asked:
         self, lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings, batch_tokens: int
     ) -> None:
         self._lm, self._settings, self._batch_tokens = lm, settings, batch_tokens
-        told = [_told(unit) for unit in units]
-        contexts = max(len(own) for unit in told for own in by_fact(unit))
-        parts = [one_by_one(unit, contexts, _FACTS) if settings.turns > 1 else [unit] for unit in told]
-        lengths = [len(own) for own in parts]
-        self._rounds = [
-            [
-                _Turn(draft(lm, [_part(own, turn, length) for own in parts], batch_tokens, start=self._start))
-                for turn in range(length)
-            ]
-            for length in sorted(set(lengths))
+        self._units = [_told(unit) for unit in units]
+        contexts = max(max(Counter(row.fact for row in unit.rows).values()) for unit in self._units)
+        self._turns = [
+            _Turn(draft(lm, part, batch_tokens, start=settings.layers[0]))
+            for part in in_turns(self._units, contexts if settings.turns > 1 else 1)
         ]
-        self._rows = torch.zeros(max(lengths), len(units), device=lm.device)
-        for number, own in enumerate(parts):
-            self._rows[: len(own), number] = torch.tensor([float(len(part.rows)) for part in own])
-        self._lengths = torch.tensor(lengths, device=lm.device)
-        self._losses, self._found = torch.zeros_like(self._rows), torch.zeros_like(self._rows)
-        again = self._lengths // contexts if settings.turns > 1 else torch.ones_like(self._lengths)
-        self.limit: Int[Tensor, " units"] = settings.refine_steps * again
-        self._units = units
-
-    @property
-    def _start(self) -> int:
-        return self._settings.layers[0]
+        self._losses = torch.zeros(len(self._turns), len(units), device=lm.device)
+        self._rows = torch.tensor([float(len(unit.rows)) for unit in self._units], device=lm.device)
+        several = torch.tensor([len(unit.fact_ids) > 1 for unit in units], device=lm.device)
+        self.limit: Int[Tensor, " units"] = settings.refine_steps * torch.where(several, _SEVERAL, 1)
 
     @property
     def loss(self) -> Float[Tensor, " units"]:
-        """The mean over the contexts that were asked for, each when it last was."""
-        weights = self._rows * self._found
-        return (self._losses * weights).sum(dim=0) / weights.sum(dim=0).clamp(min=1)
-
-    @property
-    def wholly(self) -> Bool[Tensor, " units"]:
-        """Whose contexts were all asked for."""
-        return self._found.sum(dim=0) == self._lengths
+        """The mean over all contexts, each when it was last asked for."""
+        return self._losses.mean(dim=0)
 
     def keeps(self, active: Bool[Tensor, " units"]) -> bool:
         """Return whether so few contexts are asked for that what stands before subjects can be kept."""
         most = _KEPT_CONTEXTS * self._settings.subjects_at_once(self._lm.device)
-        return int(self._rows[:, active].sum()) <= most
+        return float(self._rows[active].sum()) <= most
 
     def evaluate(
         self, step: int, changes: Mapping[int, Tensor], active: Bool[Tensor, " units"], *, whole: bool
@@ -263,21 +243,19 @@ class _Asked:
         Raises:
             NonFiniteError: a loss is not finite.
         """
-        few = self.keeps(active)
-        for turns in self._rounds:
-            going = active & (self._lengths == len(turns))
-            if not going.any():
-                continue
-            for number in range(len(turns)) if whole else [step % len(turns)]:
-                kept = step if few and not whole and len(turns) < _SERVES else None
-                chunks = turns[number].chunks(
-                    self._lm, going, batch_tokens=self._batch_tokens, start=self._start, step=kept
-                )
-                losses, by_layer = _evaluate(self._lm, chunks, len(self._units), changes, self._settings)
-                require_finite(losses, going, self._units)
-                self._losses[number] = torch.where(going, losses, self._losses[number])
-                self._found[number, going] = 1.0
-                yield by_layer
+        serving = None if whole or len(self._turns) >= _SERVES or not self.keeps(active) else step
+        for number in range(len(self._turns)) if whole else [step % len(self._turns)]:
+            chunks = self._turns[number].chunks(
+                self._lm,
+                active,
+                batch_tokens=self._batch_tokens,
+                start=self._settings.layers[0],
+                step=serving,
+            )
+            losses, by_layer = _evaluate(self._lm, chunks, len(self._units), changes, self._settings)
+            require_finite(losses, active, self._units)
+            self._losses[number] = torch.where(active, losses, self._losses[number])
+            yield by_layer
 
 
 @dataclass(slots=True)
@@ -360,11 +338,6 @@ def _run(lm: LanguageModel, chunk: Chunk, changes: Mapping[int, Tensor]) -> Floa
 def _told(unit: Unit) -> Unit:
     """Without a KL sequence of its own, which is not asked for here."""
     return replace(unit, rows=tuple(row for row in unit.rows if row.labels))
-
-
-def _part(parts: Sequence[Unit], turn: int, length: int) -> Unit:
-    """Return a part of a subject that has so many, and nothing of another."""
-    return parts[turn] if len(parts) == length else replace(parts[0], rows=())
 
 
 def _moved(state: SubjectState, changes: Mapping[int, Float[Tensor, "m d"]]) -> SubjectState:

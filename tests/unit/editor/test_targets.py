@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editor import targets
-from editor.drafts import fewer, in_turns, one_by_one
+from editor.drafts import fewer, in_turns
 from editor.errors import MethodError, OutOfMemoryError
 from editor.keys import KeyReader
 from editor.presets import MemitSettings
@@ -132,23 +132,6 @@ def test_turns_share_the_contexts_out(counts: list[int], turns: int) -> None:
         left = [row for row in fewer(unit, turns).rows if row.fact == fact]
         assert left[0].ids == (fact, 0)
         assert len(left) == count if turns == 1 else len(left) <= turns
-
-
-@given(counts=st.lists(st.integers(1, 5), min_size=1, max_size=9), most=st.integers(1, 4))
-def test_parts_of_one_context_a_fact_share_the_contexts_out(counts: list[int], most: int) -> None:
-    """Each part has a context of each of so many facts at most; together they have every context."""
-    rows = [
-        Row((fact, number), 0, 0, (1,), fact, 0)
-        for fact, count in enumerate(counts)
-        for number in range(count)
-    ]
-    parts = [part.rows for part in one_by_one(Unit("s", (), tuple(rows), ()), max(counts), most)]
-    assert len(parts) == max(counts) * -(-len(counts) // most)
-    assert {row.ids for part in parts for row in part} == {row.ids for row in rows}
-    for part in parts:
-        assert 1 <= len(part) == len({row.fact for row in part}) <= most
-    asked = [sum(row.fact == fact for part in parts for row in part) for fact in range(len(counts))]
-    assert set(asked) == {max(counts)}
 
 
 def test_a_step_runs_one_turn_of_the_contexts(
