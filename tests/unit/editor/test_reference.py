@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -11,12 +10,43 @@ import torch
 from benchmarks.reference_sequential import target_shift
 from editor import targets
 from editor.keys import KeyReader
+from editor.presets import PRESETS, MemitSettings
 from editor.requests import plan
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import requests_of
 
-if TYPE_CHECKING:
-    from editor.presets import MemitSettings
+# hparams/MEMIT/*.json of kmeng01/memit (GPT-2 XL, GPT-J), xpq-tech/PMET (NeoX) and jianghoucheng/AlphaEdit
+# (Llama 3): layers, v_num_grad_steps, v_lr, mom2_update_weight, clamp_norm_factor, v_weight_decay, kl_factor.
+PUBLISHED = {
+    "gpt2-xl": (range(13, 18), 20, 0.5, 20000, 0.75, 0.5, 0.0625),
+    "gpt-j-6b": (range(3, 9), 25, 0.5, 15000, 0.75, 0.5, 0.0625),
+    "gpt-neox-20b": (range(6, 11), 20, 0.5, 6000, 0.8, 0.5, 0.0625),
+    "llama-3-8b": (range(4, 9), 25, 0.1, 15000, 0.75, 0.5, 0.0625),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_are_as_published(name: str) -> None:
+    """The published files' values, and none of our own terms, once the paper's procedure is asked for."""
+    layers, steps, rate, weight, clamp, decay, kl = PUBLISHED[name]
+    published = MemitSettings(
+        layers=tuple(layers),
+        steps=steps,
+        learning_rate=rate,
+        moment_weight=float(weight),
+        clamp=clamp,
+        weight_decay=decay,
+        kl_factor=kl,
+        end_weight=0.0,
+        contexts="prefixes",
+        word_dropout=0.0,
+        keys="mean",
+        refine_steps=0,
+        history=False,
+        hold=1.0,
+        precision="float32",
+    )
+    assert PRESETS[name].as_reference() == published
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gptj"])
