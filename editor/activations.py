@@ -8,7 +8,7 @@ leaving.
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import DynamicCache
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 
 class _StopForwardError(Exception):
-    """Ends a forward early; never leaves this module."""
+    """Ends a forward early, with the states it had come to; never leaves this module."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
 
 
 @contextmanager
@@ -63,9 +67,13 @@ def _keep_input(module: nn.Module, into: dict[int, Tensor], layer: int) -> Remov
 
 def _keep_output(module: nn.Module, into: dict[int, Tensor], layer: int) -> RemovableHandle:
     def hook(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        into[layer] = output[0] if isinstance(output, tuple) else output
+        into[layer] = _state_of(output)
 
     return module.register_forward_hook(hook)
+
+
+def _state_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
 
 
 @contextmanager
@@ -117,34 +125,6 @@ def _skip_below(lm: LanguageModel, start: int, states: Tensor) -> Iterator[None]
             block.__dict__.pop("forward", None)
 
 
-@overload
-def run(
-    lm: LanguageModel,
-    ids: Int[Tensor, "batch tokens"],
-    mask: Int[Tensor, "batch all_tokens"],
-    positions: Int[Tensor, "batch tokens"],
-    *,
-    start: int = 0,
-    states: Float[Tensor, "batch tokens d"] | None = None,
-    stop_after: None = None,
-    cache: DynamicCache | None = None,
-) -> Float[Tensor, "batch tokens d"]: ...
-
-
-@overload
-def run(
-    lm: LanguageModel,
-    ids: Int[Tensor, "batch tokens"],
-    mask: Int[Tensor, "batch all_tokens"],
-    positions: Int[Tensor, "batch tokens"],
-    *,
-    start: int = 0,
-    states: Float[Tensor, "batch tokens d"] | None = None,
-    stop_after: int,
-    cache: DynamicCache | None = None,
-) -> None: ...
-
-
 def run(
     lm: LanguageModel,
     ids: Int[Tensor, "batch tokens"],
@@ -155,7 +135,7 @@ def run(
     states: Float[Tensor, "batch tokens d"] | None = None,
     stop_after: int | None = None,
     cache: DynamicCache | None = None,
-) -> Float[Tensor, "batch tokens d"] | None:
+) -> Float[Tensor, "batch tokens d"]:
     """Run blocks `start` to `stop_after` (both included) of the model.
 
     Args:
@@ -169,7 +149,7 @@ def run(
         cache: keys and values of earlier tokens; grows in place.
 
     Returns:
-        States after the final norm, or None when stopped before.
+        States after the final norm, or after `stop_after`.
     """
     with ExitStack() as stack:
         if start > 0:
@@ -186,15 +166,15 @@ def run(
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
-        except _StopForwardError:
-            return None
+        except _StopForwardError as stopped:
+            return stopped.states
     hidden: Tensor = output.last_hidden_state
     return hidden
 
 
 def _stop_at(module: nn.Module) -> RemovableHandle:
-    def hook(*_args: object) -> None:
-        raise _StopForwardError
+    def hook(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        raise _StopForwardError(_state_of(output))
 
     return module.register_forward_hook(hook)
 

@@ -175,6 +175,4 @@ def _states_after(lm: LanguageModel, layer: int, ids: Tensor, mask: Tensor, posi
     """Return the states after a block; before the first block there is nothing to hand over."""
     if layer < 0:
         return torch.zeros(*ids.shape, 0, device=lm.device)
-    with activations.record(lm, states=[layer]) as (_, states):
-        activations.run(lm, ids, mask, positions, stop_after=layer)
-    return states[layer]
+    return activations.run(lm, ids, mask, positions, stop_after=layer)

@@ -184,9 +184,9 @@ class _Run:
         self, lm: LanguageModel, layer: int, last: int, cache: DynamicCache | None
     ) -> tuple[Tensor, Tensor]:
         """Run to the last block; returns keys at `layer` and states at `last` of all tokens."""
-        wanted = sorted({last, *([layer - 1] if layer > self.start else [])})
-        with activations.record(lm, keys=[layer], states=wanted) as (keys, states):
-            activations.run(
+        below = [layer - 1] if layer > self.start else []
+        with activations.record(lm, keys=[layer], states=below) as (keys, states):
+            reached = activations.run(
                 lm,
                 self.ids,
                 self._mask,
@@ -196,10 +196,10 @@ class _Run:
                 stop_after=last,
                 cache=cache,
             )
-        if layer > self.start:
+        if below:
             # Blocks below `layer` are final: the next measurement starts here.
             self._input, self.start = states[layer - 1], layer
-        return keys[layer], states[last]
+        return keys[layer], reached
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,13 +36,12 @@ def test_partial_run_equals_whole_forward(name: str) -> None:
     with torch.no_grad():
         whole = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
         with activations.record(lm, states=[1]) as (_, states):
-            assert activations.run(lm, ids, mask, positions, stop_after=1) is None
+            assert torch.equal(activations.run(lm, ids, mask, positions, stop_after=1), states[1])
         early, late = states[1][:, :4], states[1][:, 4:]
         activations.run(lm, ids[:, :4], mask[:, :4], positions[:, :4], start=2, states=early, cache=cache)
         stored = {layer: (cache.layers[layer].keys, cache.layers[layer].values) for layer in (2, 3)}
         cache = activations.cache_of(lm, stored, batch=3, length=4)
         hidden = activations.run(lm, ids[:, 4:], mask, positions[:, 4:], start=2, states=late, cache=cache)
-        assert hidden is not None
         real = mask[:, 4:].bool()
         torch.testing.assert_close(
             logits_of(lm.model, hidden[real]), whole[:, 4:][real], rtol=1e-4, atol=1e-4
