@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,7 @@ class Pulled:
     """What was fetched of the changed items.
 
     Attributes:
-        seen: what the probe found.
+        seen: what the probe found, each item at the revision at which its statements were read.
         statements: all statements of the changed items for the synced relations.
         labels: of the changed items, of every item among the values, and of every object that the model holds
             or that waits: an object's label lives on its own item, whose edits no tracked subject's revision
@@ -130,4 +130,19 @@ def pull(
     labels = feed.labels({*seen.changed, *values, *objects})
     cursor_to = cursors.advance(seen.cursor, seen.lag, feed.lag(), seen.at, max_lag_hours=max_lag_hours)
     skipped = tuple(str(one) for one in getattr(feed, "skipped", ()))
-    return Pulled(seen, tuple(statements), labels, cursor_to, skipped)
+    read = {one: feed.revisions[one] for one in seen.changed if one in feed.revisions}
+    probes = tuple(_as_read(one, read.get(one.subject)) for one in seen.probes)
+    return Pulled(replace(seen, probes=probes), tuple(statements), labels, cursor_to, skipped)
+
+
+def _as_read(probe: Probe, revision: int | None) -> Probe:
+    """Return the version that an item counts as read at: that of its statements, not the one that was probed.
+
+    They differ where another replica answered, or where documents are ahead of their index. The next probe
+    finds the item changed then and reads it again, until both agree. When a newer version was made is not
+    known: a prank in it must not pass for what has stood since the older one.
+    """
+    if revision is None or probe.revision is None or revision == probe.revision:
+        return probe
+    dated = probe.modified_at if revision < probe.revision else None
+    return replace(probe, revision=revision, modified_at=dated)

@@ -51,6 +51,7 @@ class DocumentFeed:
                 self._take(one)
             else:
                 self.problems.append(one)
+        self.revisions = {entity: one.revision for entity, one in self._documents.items() if one.revision}
         self._until = until
         self._relations = relations or {}
         self._properties = properties or Properties()

@@ -59,6 +59,7 @@ class EntityDataFeed:
         self.index = index
         self.transport = Transport(endpoint, clock=clock, bans=bans)
         self.skipped: list[Skipped] = []
+        self.revisions: dict[str, int] = {}
         self._relations = relations or {}
         self._reader = DocumentReader(endpoint.namespaces, endpoint.properties)
 
@@ -104,6 +105,7 @@ class EntityDataFeed:
         for one in documents:
             if one.target is None and not one.missing:
                 self.skipped.extend(one.skipped)
+                self.revisions |= {one.entity: one.revision} if one.revision else {}
                 found += [row for row in one.statements if row.property in wanted]
         found.sort(key=lambda row: (id_order(row.property), id_order(row.subject), row.id))
         return without_excluded(found, self._relations, self.index.instances)

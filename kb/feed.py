@@ -41,7 +41,14 @@ _EASY = 4  # an answer in less than this part of the deadline invites a wider wi
 
 
 class ChangeFeed(Protocol):
-    """A source of statements. All implementations give identical rows for identical content."""
+    """A source of statements. All implementations give identical rows for identical content.
+
+    Attributes:
+        revisions: by item, the revision at which its statements were read, where the source says so; 0 where
+            it did not know the item. It need not be the one that was probed.
+    """
+
+    revisions: dict[str, int]
 
     def lag(self) -> datetime:
         """The moment up to which the source has followed Wikidata."""
@@ -89,6 +96,7 @@ class SparqlFeed:
         self.endpoint = endpoint
         self.transport = Transport(endpoint, clock=clock, bans=bans)
         self.skipped: list[Skipped] = []
+        self.revisions: dict[str, int] = {}
         self._relations = relations or {}
 
     def lag(self) -> datetime:
@@ -243,6 +251,7 @@ class SparqlFeed:
         reader = StatementReader(self.endpoint)
         found = reader.read(rows)
         self.skipped.extend(reader.skipped)
+        self.revisions |= dict.fromkeys(batch, 0) | reader.revisions
         return found
 
     def _windows(

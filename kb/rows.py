@@ -120,26 +120,33 @@ class _Parts:
 
 
 class StatementReader:
-    """Collects long rows (one a triple) and gives whole statements."""
+    """Collects long rows (one a triple) and gives whole statements.
+
+    Attributes:
+        skipped: what could not be read.
+        revisions: of each item of which the rows have it, the newest where they have several.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._names = endpoint.namespaces
         self._properties = endpoint.properties
         self.skipped: list[Skipped] = []
+        self.revisions: dict[str, int] = {}
 
     def read(self, rows: Iterable[Row]) -> list[Statement]:
         """Turn rows into statements, in order of property, subject and id.
 
         What cannot be read (no rank, no value, an id of another shape) is left out and listed in ``skipped``.
         """
-        versions: dict[str, int] = {}
         parts: dict[str, _Parts] = {}
         for row in rows:
             item = entity_of(row["item"], self._names.wd) if "item" in row else None
             if item is None:
                 continue
             if "statement" not in row:
-                versions[item] = max(_whole(row.get("object")) or 0, versions.get(item, 0))
+                revision = _whole(row.get("object"))
+                if revision:
+                    self.revisions[item] = max(revision, self.revisions.get(item, 0))
                 continue
             one = parts.setdefault(row["statement"].text, _Parts(item, row["claim"].text))
             predicate = row["predicate"].text
@@ -150,14 +157,14 @@ class StatementReader:
                     parts_of[part] = row["object"]
             else:
                 one.objects[predicate].add(row["object"])
-        found = list(self._statements(parts, versions))
+        found = list(self._statements(parts))
         return sorted(found, key=lambda one: (id_order(one.property), id_order(one.subject), one.id))
 
-    def _statements(self, parts: dict[str, _Parts], versions: dict[str, int]) -> Iterator[Statement]:
+    def _statements(self, parts: dict[str, _Parts]) -> Iterator[Statement]:
         for iri in sorted(parts):
             one = parts[iri]
             try:
-                yield self._statement(iri, one, versions.get(one.item, 0))
+                yield self._statement(iri, one, self.revisions.get(one.item, 0))
             except BadTermError as error:
                 self.skipped.append(Skipped(iri, one.item, "unreadable"))
                 _LOG.debug("Statement %s of %s was left out: %s", iri, one.item, error)

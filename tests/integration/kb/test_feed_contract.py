@@ -83,6 +83,8 @@ def test_statements(feed):
     heads = [one for one in found if one.property == "P6" and one.subject == "Q100"]
     assert [one.reference_count for one in heads] == [NAMED[number % 8] for number in range(1, 9)]
     assert len(feed.skipped) == 2
+    # the version is known of an item without statements too
+    assert [feed.revisions.get(one, 0) for one in IDS] == [1000, 1000, 1000, 1000, 0]
 
 
 def test_probes(feed):
