@@ -44,7 +44,7 @@ class Relation:
         hold_hours: how long a new value must stand before it is edited in.
         edit_templates: prompts to train on, each with one ``{subject}``; the object follows after one space.
         heldback_templates: prompts to test with.
-        classes: classes the subject must belong to; empty for any.
+        classes: classes of which subjects are discovered; empty for any.
         not_values: classes the object must not belong to.
         vacant_text: what to say of an empty office, or empty.
         former_text: likewise, with one ``{object}`` for who or what it was.
