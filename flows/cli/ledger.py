@@ -77,6 +77,7 @@ def sql(
     from storage.errors import QueryRefusedError
 
     values = dict(_named(one) for one in given or ())
+    refused = False
     with opened_model(settings) as (ws, _):
         for text in [query] if query else _typed():
             try:
@@ -85,6 +86,9 @@ def sql(
                 if query:
                     raise
                 say(error)
+                refused = True
+    if refused and not sys.stdin.isatty():
+        raise typer.Exit(2)  # a person saw it, a script asks how it ended
 
 
 def _named(given: str) -> tuple[str, str | float]:

@@ -34,7 +34,8 @@ def test_a_value_without_a_name_is_refused(nights, given):
 
 
 def test_a_refused_query_does_not_end_the_shell(nights):
+    """The next query is answered; where a script asks, the end says that one was refused."""
     done = sql(nights, typed="DELETE FROM edit\nSELECT 1 AS one\n")
-    assert done.exit_code == 0
+    assert done.exit_code == 2
     assert "Error: The query was refused" in done.stderr
     assert json.loads(done.stdout) == [{"one": 1}]
