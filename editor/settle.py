@@ -11,7 +11,7 @@ Every write is one of all of the night, on the weights of the night before, so t
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from editor import delta as deltas
@@ -41,10 +41,6 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-
-_BACK = 3.0
-"""At how many times the stop an older fact is back: said again it is long before, and the last of its loss
-takes most of the steps (docs/log.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +94,7 @@ def settle(
         deltas.put_back(lm, before)
         return write_beside(history, states, retired=leaving)
 
-    stop = settings.refine_stop_loss
-    tonight = _refined(lm, Writer(history, live=placed), units, placed, progress, stop=stop)
+    tonight = _refined(lm, Writer(history, live=placed), units, placed, progress)
     delta = write(tonight.states)
     slipped = _slipped(lm, older, settings)
     log.info("%d of %d older subjects slipped", len(slipped), len(older))
@@ -110,8 +105,7 @@ def settle(
         raised = reweighed(lm, old, 1.0)
         # They have been said before, and come back with a context a turn.
         less = [fewer(unit, settings.turns) for unit in again]
-        writer = Writer(history, live=[*kept, *raised])
-        later = _refined(lm, writer, less, raised, progress, stop=_BACK * stop)
+        later = _refined(lm, Writer(history, live=[*kept, *raised]), less, raised, progress)
         delta = write([*kept, *later.states])
         kept, steps = [*kept, *_as_kept(lm, again, later.states, settings)], steps + later.steps
     if settings.hold != 1.0:
@@ -125,10 +119,8 @@ def _refined(
     units: Sequence[Unit],
     states: Sequence[SubjectState],
     progress: Progress | None,
-    *,
-    stop: float,
 ) -> Refined:
-    settings = replace(writer.settings, refine_stop_loss=stop)
+    settings = writer.settings
     if not settings.refine_steps or not units:
         return Refined(tuple(states), (0,) * len(states), (0.0,) * len(states))
 

@@ -259,11 +259,9 @@ def test_what_slipped_by_refinement_is_refined_after_it(
 
     monkeypatch.setattr(recall, "rate", rate)
     turns: list[list[str]] = []
-    stops: list[float] = []
 
     def refined(*args: object, **kwargs: object) -> refine.Refined:
         turns.append([unit.subject_id for unit in args[1]])  # type: ignore[attr-defined]
-        stops.append(args[4].refine_stop_loss)  # type: ignore[attr-defined]
         return refine.refine(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(settle, "refine", refined)
@@ -277,7 +275,6 @@ def test_what_slipped_by_refinement_is_refined_after_it(
     )
     assert asked == [3]
     assert turns == [["s3"], ["s1"]]
-    assert stops[1] > stops[0], "an older fact is back before its loss is as small as a new one's"
     assert [state.subject_id for state in second.states] == ["s3", "s1"]
     fresh = tiny.language_model("llama")
     kept = [first.states[0], first.states[2], *second.states]
