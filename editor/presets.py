@@ -65,8 +65,9 @@ class MemitSettings:
         stop_loss: a subject is finished when its loss is below.
         stop_said: it is finished too once all its target tokens were the likeliest at so many evaluations
             (ENCORE, arXiv 2502.01636, counts two); 0 is the paper.
-        turns: in how many parts the contexts are taken, one part a step (stochastic gradient over contexts);
-            1 is the paper, and what "lbfgs" needs.
+        turns: in how many parts a search takes the contexts, one part a step (stochastic gradient over
+            contexts); 1 is the paper, and what "lbfgs" needs. Refinement takes them one by one, unless this
+            is 1.
         contexts: "templates" optimises over the given templates; "prefixes" is the paper: random texts
             before them.
         prefix_count: how many random prefixes.
