@@ -92,21 +92,11 @@ def in_turns(units: Sequence[Unit], turns: int) -> list[list[Unit]]:
     return [[_in_turn(unit, turn, turns) for unit in units] for turn in range(turns)]
 
 
-def fewer(unit: Unit, count: int) -> Unit:
-    """Return the unit with so many contexts of each fact, the first among them; with all for a count of 1."""
-    kept = [row for own in _by_fact(unit) for row in own[:: -(-len(own) // count) if count > 1 else 1]]
-    return replace(unit, rows=tuple(kept))
-
-
 def _in_turn(unit: Unit, turn: int, turns: int) -> Unit:
-    return replace(unit, rows=tuple(row for own in _by_fact(unit) for row in own[turn % len(own) :: turns]))
-
-
-def _by_fact(unit: Unit) -> list[list[Row]]:
-    found: dict[int, list[Row]] = {}
+    by_fact: dict[int, list[Row]] = {}
     for row in unit.rows:
-        found.setdefault(row.fact, []).append(row)
-    return list(found.values())
+        by_fact.setdefault(row.fact, []).append(row)
+    return replace(unit, rows=tuple(row for own in by_fact.values() for row in own[turn % len(own) :: turns]))
 
 
 def _tail_length(one: Draft) -> int:

@@ -2,7 +2,7 @@
 
 The main path (`edit`): tokenise; find target states; layer by layer measure keys, spread what is left of the
 residual over the layers that remain, solve, write (`_place`); refine the values that were written, beside
-those of older facts that have slipped, and write everything as it is kept, as one change (`editor.settle`).
+those of older facts that had slipped, and write everything as it is kept, as one change (`editor.settle`).
 Weights are put back bit for bit when anything fails on the way.
 
 Differs from the paper:
@@ -36,9 +36,9 @@ from editor.errors import SubjectConflictError
 from editor.keys import Columns, KeyReader
 from editor.presets import PAPER_KL_TEMPLATE
 from editor.requests import plan
-from editor.settle import settle
+from editor.settle import settle, slipped
 from editor.state import SubjectState, depends_on
-from editor.write import History, Writer, check_fit, restored_on_failure
+from editor.write import History, Writer, check_fit, restored_on_failure, reweighed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,8 +120,8 @@ def edit(
         moments: second moments of keys of the unedited model.
         live: states of all live subjects, without those that are edited or retired tonight.
         retired: states that leave: of subjects edited again tonight, and of retracted ones.
-        watched: all live facts of some live subjects: where the weights no longer say one after tonight's
-            write, its subject is refined with tonight's (`MemitSettings.refine_older`).
+        watched: all live facts of some live subjects: where the weights no longer say one, its subject is
+            refined with tonight's (`MemitSettings.refine_older`).
         prefixes: random contexts for ``contexts="prefixes"``; see `editor.sampling.sample_prefixes`.
         search: finds target states; another one may remember what it found on the same weights.
         progress: called with (stage, done, total).
@@ -143,19 +143,27 @@ def edit(
     units = units_of(lm, requests, settings, prefixes)
     older = units_of(lm, watched, settings, prefixes)
     states_of = _matched(older, live)
+    again = slipped(lm, [(unit, states_of[unit.subject_id]) for unit in older], settings)
+    old = [state for _, state in again]
+    leaving = [*retired, *old]
     coming = [unit.requests[0].subject for unit in units]
-    changing = [*coming, *(state.label for state in retired)]
-    history = History(lm, settings, moments, live if settings.history else (), changing=changing)
+    history = History(
+        lm,
+        settings,
+        moments,
+        _others(live, old) if settings.history else (),
+        changing=[*coming, *(state.label for state in leaving)],
+    )
     with restored_on_failure(lm, settings.layers) as before:
-        writer = Writer(history, retired=retired, coming=coming)
+        raised = reweighed(lm, old, 1.0)  # what counts often would not give way
+        writer = Writer(history, live=raised, retired=retired, coming=coming)
         placed = _place(lm, writer, units, settings, search, progress=progress)
         settled = settle(
             lm,
             history,
-            units,
-            [one.state for one in placed],
-            older=[(unit, states_of[unit.subject_id]) for unit in older],
-            retired=retired,
+            [*units, *(unit for unit, _ in again)],
+            [*(one.state for one in placed), *raised],
+            retired=leaving,
             before=before,
             progress=progress,
         )
@@ -164,6 +172,11 @@ def edit(
     )
     _warn_of_weak_writes(reports, settings)
     return EditOutcome(settled.delta, settled.states, reports)
+
+
+def _others(states: Sequence[SubjectState], some: Sequence[SubjectState]) -> list[SubjectState]:
+    without = {state.subject_id for state in some}
+    return [state for state in states if state.subject_id not in without]
 
 
 def _matched(units: Sequence[Unit], live: Sequence[SubjectState]) -> dict[str, SubjectState]:

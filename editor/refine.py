@@ -46,7 +46,7 @@ from editor.batching import tokens_at_once, with_smaller_batches
 from editor.chunks import compacted, require_finite
 from editor.descent import RowAdam
 from editor.drafts import batched, draft, in_turns
-from editor.precision import lowered
+from editor.precision import dtype_of, lowered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -85,12 +85,10 @@ class Refined:
     Attributes:
         states: the states with their new values, in the order given.
         steps: in how many steps each took part; 0 where nothing had to be done.
-        losses: of each, when it was last asked (nats a token).
     """
 
     states: tuple[SubjectState, ...]
     steps: tuple[int, ...]
-    losses: tuple[float, ...]
 
 
 def refine(
@@ -104,9 +102,9 @@ def refine(
 ) -> Refined:
     """Change values until every subject's loss is below the stop, or the steps are used up.
 
-    A subject below the stop rests; when all rest, all are asked again, for what the others moved. Steps in
-    between take one context of each fact, where the settings take contexts in turns. A subject of several
-    facts may take twice as many steps.
+    First all are looked at: a subject below the stop over all of its contexts rests. When all rest, all are
+    looked at again, for what the others moved. Steps in between take one context of each fact, where the
+    settings take contexts in turns. A subject of several facts may take twice as many steps.
 
     Args:
         lm: the model with the states written; its weights are not touched.
@@ -127,21 +125,14 @@ def refine(
     owner = torch.arange(len(states)).repeat_interleave(torch.tensor(counts)).to(lm.device)
     attempt = partial(_descend, lm, units, owner, spans, settings, progress=progress)
     longest = max(unit.longest for unit in units)
-    found = with_smaller_batches(longest, tokens_at_once(lm, settings), attempt)
+    found, steps = with_smaller_batches(longest, tokens_at_once(lm, settings), attempt)
     give_back_freed_memory()  # blocks of what comes next are of other sizes
-    changes = {layer: torch.split(U, counts) for layer, U in found.changes.items()}
+    changes = {layer: torch.split(U, counts) for layer, U in found.items()}
     refined = [
         _moved(state, {layer: own[number] for layer, own in changes.items()})
         for number, state in enumerate(states)
     ]
-    return Refined(tuple(refined), tuple(found.steps.tolist()), tuple(found.losses.tolist()))
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    changes: dict[int, Float[Tensor, "n d"]]
-    steps: Int[Tensor, " units"]
-    losses: Float[Tensor, " units"]
+    return Refined(tuple(refined), tuple(steps.tolist()))
 
 
 def _descend(
@@ -153,7 +144,8 @@ def _descend(
     *,
     batch_tokens: int,
     progress: Progress | None,
-) -> _Found:
+) -> tuple[dict[int, Float[Tensor, "n d"]], Int[Tensor, " units"]]:
+    """Return U by layer, and how many steps each subject took."""
     layers = settings.layers
     # A layer's share of a target state's step, as the residual is spread (eq. 20 of the paper), at twice the
     # pace: these steps run more blocks. Four times the pace costs perplexity and saves no step (docs/log.md).
@@ -163,21 +155,22 @@ def _descend(
     owners = owner.repeat(len(layers))
     gradient = torch.zeros_like(descent.point)
     with plain_attention(lm), lowered(lm, settings.precision):
+        P = {layer: span.to(dtype_of(lm)) for layer, span in spans.items()}  # as what Δ is added to
         asked = _Asked(lm, units, settings, batch_tokens)
         steps, active, whole = torch.zeros_like(asked.limit), asked.limit > 0, True
         for step in itertools.count():
             U = torch.split(descent.point, len(owner))
-            changes = {layer: rows.T @ spans[layer] for layer, rows in zip(layers, U, strict=True)}  # Δ = U P
+            changes = {
+                layer: own.T.to(P[layer].dtype) @ P[layer] for layer, own in zip(layers, U, strict=True)
+            }
             gradient.zero_()
             for by_layer in asked.evaluate(step, changes, active, whole=whole):
                 for own, layer in zip(torch.split(gradient, len(owner)), layers, strict=True):
-                    own.addmm_(spans[layer], by_layer[layer].T)  # ∂L/∂Δ Pᵀ
+                    own.add_(P[layer] @ by_layer[layer].T)  # ∂L/∂Δ Pᵀ
             loss, spent = asked.loss, steps >= asked.limit
             finished = active & ((loss < settings.refine_stop_loss) | spent)
             descent.step(loss[owners], gradient, active[owners], finished[owners])
             active = active & ~finished
-            if not asked.keeps(active):
-                give_back_freed_memory()  # of the step
             if progress is not None:
                 progress(int((~active).sum()), len(units))
             steps += active.long()
@@ -188,7 +181,7 @@ def _descend(
             if whole and (looked or not active.any()):
                 break
     values = torch.split(descent.value, len(owner))
-    return _Found(dict(zip(layers, values, strict=True)), steps, loss)
+    return dict(zip(layers, values, strict=True)), steps
 
 
 class _Asked:
@@ -214,20 +207,16 @@ class _Asked:
             _Turn(draft(lm, part, batch_tokens, start=settings.layers[0]))
             for part in in_turns(self._units, contexts if settings.turns > 1 else 1)
         ]
-        self._losses = torch.zeros(len(self._turns), len(units), device=lm.device)
+        self._losses = torch.full((len(self._turns), len(units)), torch.inf, device=lm.device)
         self._rows = torch.tensor([float(len(unit.rows)) for unit in self._units], device=lm.device)
+        self._most_kept = _KEPT_CONTEXTS * settings.subjects_at_once(lm.device)
         several = torch.tensor([len(unit.fact_ids) > 1 for unit in units], device=lm.device)
         self.limit: Int[Tensor, " units"] = settings.refine_steps * torch.where(several, _SEVERAL, 1)
 
     @property
     def loss(self) -> Float[Tensor, " units"]:
-        """The mean over all contexts, each when it was last asked for."""
+        """The mean over all contexts, each when it was last asked for; infinite until all were."""
         return self._losses.mean(dim=0)
-
-    def keeps(self, active: Bool[Tensor, " units"]) -> bool:
-        """Return whether so few contexts are asked for that what stands before subjects can be kept."""
-        most = _KEPT_CONTEXTS * self._settings.subjects_at_once(self._lm.device)
-        return float(self._rows[active].sum()) <= most
 
     def evaluate(
         self, step: int, changes: Mapping[int, Tensor], active: Bool[Tensor, " units"], *, whole: bool
@@ -238,12 +227,15 @@ class _Asked:
             step: counts on from one call to the next.
             changes: Δ by layer.
             active: who is asked.
-            whole: for all contexts.
+            whole: for all contexts, until it is clear that a subject does not rest.
 
         Raises:
             NonFiniteError: a loss is not finite.
         """
-        serving = None if whole or len(self._turns) >= _SERVES or not self.keeps(active) else step
+        few = float(self._rows[active].sum()) <= self._most_kept
+        serving = step if few and not whole and len(self._turns) < _SERVES else None
+        if not few:
+            give_back_freed_memory()  # of the step before
         for number in range(len(self._turns)) if whole else [step % len(self._turns)]:
             chunks = self._turns[number].chunks(
                 self._lm,
@@ -256,6 +248,11 @@ class _Asked:
             require_finite(losses, active, self._units)
             self._losses[number] = torch.where(active, losses, self._losses[number])
             yield by_layer
+            # No loss is negative: what these contexts have alone may keep the mean above the stop.
+            least = self._losses[: number + 1].sum(dim=0) / len(self._turns)
+            active = active & (least < self._settings.refine_stop_loss)
+            if not active.any():
+                return
 
 
 @dataclass(slots=True)

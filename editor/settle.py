@@ -1,9 +1,10 @@
-"""From states as they were placed to states as they are kept: refine, ask older facts, exchange, write.
+"""From states as they were placed to states as they are kept: refine, exchange, write.
 
-What was placed is refined on the weights that it was written to (`editor.refine`). Then older facts are
-asked, once, since refinement moves them more than the write does: those that slipped are refined beside it.
-At the end each state is exchanged for one at the keys that it has on the written weights, counted `hold`
-times from then on (`editor.write.reweighed`).
+Before a night writes anything, older facts are asked (`slipped`): those that the weights no longer say are
+refined beside tonight's, on the weights with tonight's placed, in one descent (`editor.refine`), so that
+neither is won at the other's expense. What slips tonight is asked the night after. At the end each state is
+exchanged for one at the keys that it has on the written weights, counted `hold` times from then on
+(`editor.write.reweighed`).
 
 Every write is one of all of the night, on the weights of the night before, so that the night is one change.
 """
@@ -18,7 +19,6 @@ from editor import delta as deltas
 from editor import recall
 from editor.allocator import give_back_freed_memory
 from editor.batching import tokens_at_once
-from editor.drafts import fewer
 from editor.keys import Columns, KeyReader
 from editor.precision import lowered
 from editor.refine import Refined, refine
@@ -49,7 +49,7 @@ class Settled:
 
     Attributes:
         delta: its change, as added to the model.
-        states: one a unit, in their order, then one an older subject that had slipped.
+        states: one a unit, in their order.
         steps: in how many steps each was refined.
     """
 
@@ -58,26 +58,48 @@ class Settled:
     steps: tuple[int, ...]
 
 
+def slipped(
+    lm: LanguageModel, older: Sequence[tuple[Unit, SubjectState]], settings: MemitSettings
+) -> list[tuple[Unit, SubjectState]]:
+    """Return those of which greedy decoding gets a fact's first prompt wrong, the unlikeliest first.
+
+    Args:
+        lm: the model as the nights before left it.
+        older: live subjects with their states.
+        settings: `refine_older`, how many to return at most, and the precision.
+    """
+    if not settings.refine_steps or not settings.refine_older:
+        return []
+    firsts = [(number, row) for number, (unit, _) in enumerate(older) for row in _first_rows(unit)]
+    with lowered(lm, settings.precision):
+        rated = recall.rate(lm, [(row.ids, row.first, row.labels) for _, row in firsts])
+    worst: dict[int, float] = {}
+    for (number, row), rating in zip(firsts, rated, strict=True):
+        if not rating.exact or (row.end is not None and not rating.ended):
+            worst[number] = min(rating.probability, worst.get(number, 1.0))
+    log.info("%d of %d older subjects slipped", len(worst), len(older))
+    chosen = sorted(worst, key=worst.__getitem__)[: settings.refine_older]
+    return [older[number] for number in chosen]
+
+
 def settle(
     lm: LanguageModel,
     history: History,
     units: Sequence[Unit],
     placed: Sequence[SubjectState],
     *,
-    older: Sequence[tuple[Unit, SubjectState]],
     retired: Sequence[SubjectState],
     before: Mapping[int, Float[Tensor, "d d_k"]],
     progress: Progress | None = None,
 ) -> Settled:
-    """Refine what was placed and what slips by it, and write it as it is kept.
+    """Refine what was placed, and write it as it is kept.
 
     Args:
         lm: the model with the placed states written.
         history: what stood when they were.
-        units: tokenised subjects.
+        units: tokenised subjects: tonight's, then older ones that slipped.
         placed: the state of each.
-        older: live subjects that are asked whether they slipped, with their states.
-        retired: states that leave.
+        retired: states that leave; of older ones that slipped, those that `history` does not count.
         before: the edited weights of the night before.
         progress: called with (stage, done, total).
 
@@ -88,29 +110,17 @@ def settle(
         NonFiniteError: a loss or a change is not finite.
         OutOfMemoryError: memory ran out at the smallest batch.
     """
-    settings, leaving = history.settings, list(retired)
 
     def write(states: Sequence[SubjectState]) -> Delta:
         deltas.put_back(lm, before)
-        return write_beside(history, states, retired=leaving)
+        return write_beside(history, states, retired=retired)
 
-    tonight = _refined(lm, Writer(history, live=placed), units, placed, progress)
-    delta = write(tonight.states)
-    slipped = _slipped(lm, older, settings)
-    log.info("%d of %d older subjects slipped", len(slipped), len(older))
-    kept, steps = _as_kept(lm, units, tonight.states, settings), tonight.steps
-    if slipped:
-        again, old = [unit for unit, _ in slipped], [state for _, state in slipped]
-        history, leaving = history.without(old), leaving + old
-        raised = reweighed(lm, old, 1.0)
-        # They have been said before, and come back with a context a turn.
-        less = [fewer(unit, settings.turns) for unit in again]
-        later = _refined(lm, Writer(history, live=[*kept, *raised]), less, raised, progress)
-        delta = write([*kept, *later.states])
-        kept, steps = [*kept, *_as_kept(lm, again, later.states, settings)], steps + later.steps
-    if settings.hold != 1.0:
-        delta = write(kept)
-    return Settled(delta, tuple(kept), steps)
+    refined = _refined(lm, Writer(history, live=placed), units, placed, progress)
+    delta = write(refined.states)
+    if history.settings.hold == 1.0:
+        return Settled(delta, refined.states, refined.steps)
+    kept = _as_kept(lm, units, refined.states, history.settings)
+    return Settled(write(kept), tuple(kept), refined.steps)
 
 
 def _refined(
@@ -122,7 +132,7 @@ def _refined(
 ) -> Refined:
     settings = writer.settings
     if not settings.refine_steps or not units:
-        return Refined(tuple(states), (0,) * len(states), (0.0,) * len(states))
+        return Refined(tuple(states), (0,) * len(states))
 
     def report(done: int, total: int) -> None:
         if progress is not None:
@@ -141,8 +151,8 @@ def _as_kept(
     Keys were measured before the layers below had their last change. A state that was made from other
     contexts than its unit has today keeps its own.
     """
-    if not units or settings.hold == 1.0:
-        return list(states)
+    if not units:
+        return []
     columns = Columns.of(units, lm.device, mean=settings.keys == "mean")
     reader = KeyReader(lm, columns.texts, settings.layers, batch_tokens=8 * tokens_at_once(lm, settings))
     same = [
@@ -156,23 +166,6 @@ def _as_kept(
             for now, state, unchanged in zip(read, states, same, strict=True)
         ]
     return reweighed(lm, states, settings.hold, set_at=settings.moment_weight, keys=keys)
-
-
-def _slipped(
-    lm: LanguageModel, older: Sequence[tuple[Unit, SubjectState]], settings: MemitSettings
-) -> list[tuple[Unit, SubjectState]]:
-    """Return those of which greedy decoding gets a fact's first prompt wrong, the unlikeliest first."""
-    if not settings.refine_steps or not settings.refine_older:
-        return []
-    firsts = [(number, row) for number, (unit, _) in enumerate(older) for row in _first_rows(unit)]
-    with lowered(lm, settings.precision):
-        rated = recall.rate(lm, [(row.ids, row.first, row.labels) for _, row in firsts])
-    worst: dict[int, float] = {}
-    for (number, row), rating in zip(firsts, rated, strict=True):
-        if not rating.exact or (row.end is not None and not rating.ended):
-            worst[number] = min(rating.probability, worst.get(number, 1.0))
-    chosen = sorted(worst, key=worst.__getitem__)[: settings.refine_older]
-    return [older[number] for number in chosen]
 
 
 def _first_rows(unit: Unit) -> list[Row]:

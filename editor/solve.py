@@ -55,14 +55,6 @@ class Standing:
     def __init__(self, M: Float[Tensor, "d_k d_k"]) -> None:
         self._lower = factor(M)
 
-    def without(self, keys: Float[Tensor, "d_k n"]) -> Standing:
-        """Return M - Σ k kᵀ, factored.
-
-        Args:
-            keys: of edits that M counts.
-        """
-        return Standing(self._lower @ self._lower.T - keys @ keys.T)
-
     def beside(self, *keys: Float[Tensor, "d_k n"]) -> Float[Tensor, "d_k d_k"]:
         """Return the lower Cholesky factor of M + Σ J Jᵀ over some sets of keys."""
         A = self._lower @ self._lower.T

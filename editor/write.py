@@ -124,17 +124,6 @@ class History:
         """The guards that stand aside all night, or may change: those on subjects that are or were edited."""
         return self.guards.on(self.labels | self._changing)
 
-    def without(self, states: Sequence[SubjectState]) -> History:
-        """Return a history without some live states, whose subjects then change."""
-        left_out = {state.subject_id for state in states}
-        rest = [state for state in self._live if state.subject_id not in left_out]
-        gone = [state for state in self._live if state.subject_id in left_out]
-        found = History(self.lm, self.settings, self.moments, rest, changing=self._changing | _labels(states))
-        for layer in self.settings.layers:
-            keys, _ = self.stack(gone, layer)
-            found._standing[layer] = self.at(layer).without(keys)
-        return found
-
     def at(self, layer: int) -> solve.Standing:
         """Return the part of one layer's solve that stands all night."""
         if layer not in self._standing:

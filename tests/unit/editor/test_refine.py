@@ -126,24 +126,35 @@ def test_the_span_is_how_the_matrix_follows_the_values(
 
 @pytest.mark.parametrize("turns", [1, 3])
 def test_nothing_is_done_where_all_is_said(
-    lm: LanguageModel, moments: Moments, settings: MemitSettings, turns: int
+    lm: LanguageModel,
+    moments: Moments,
+    settings: MemitSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    turns: int,
 ) -> None:
     """Below the stop nobody moves: one look at all contexts, no step."""
     lax = replace(settings, refine_stop_loss=100.0, turns=turns)
     plain = memit.edit(tiny.language_model("llama"), requests_of(2), settings=lax, moments=moments)
+    ran = rows_run(monkeypatch, refine)
     outcome = memit.edit(lm, requests_of(2), settings=replace(lax, refine_steps=5), moments=moments)
     assert [report.refined for report in outcome.reports] == [0, 0]
     assert outcome.delta.digest == plain.delta.digest
+    assert sum(ran) == 2 * len(requests_of(2)[0].prompts)
 
 
-def test_a_step_asks_one_turn_and_a_look_asks_all(
+def test_a_step_asks_one_turn_and_a_look_until_it_is_clear(
     lm: LanguageModel, moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first evaluation runs every context, since it says who rests; those after it a third."""
-    ran = rows_run(monkeypatch, refine)
+    """The first look asks who rests: whose first context alone keeps the mean above the stop does not."""
     chosen = replace(settings, steps=WEAK, refine_steps=4, turns=3)
-    memit.edit(lm, requests_of(2), settings=chosen, moments=moments)
-    assert ran == [2, 2, 2, *[2] * 4]
+    first = float(losses_of(lm, chosen, 2).min())
+    for stop, look in ((0.0, [2]), (first / 4, [2]), (0.9 * first, [2, 2, 2])):
+        ran = rows_run(monkeypatch, refine)
+        fresh = tiny.language_model("llama")
+        chosen = replace(chosen, refine_stop_loss=stop)
+        memit.edit(fresh, requests_of(2), settings=chosen, moments=moments)
+        assert ran[: len(look) + 1] == [*look, 2]
+        monkeypatch.undo()
 
 
 def test_a_subject_of_several_facts_may_take_twice_the_steps(
@@ -157,7 +168,7 @@ def test_a_subject_of_several_facts_may_take_twice_the_steps(
     chosen = replace(settings, steps=WEAK, refine_steps=steps, refine_stop_loss=0.0, turns=turns)
     outcome = memit.edit(lm, [*several, *alone], settings=chosen, moments=moments)
     assert [report.refined for report in outcome.reports] == [2 * steps, steps]
-    assert ran == [*[3] * turns, *[3] * steps, *[2] * steps]
+    assert ran == [3, *[3] * steps, *[2] * steps]
 
 
 def test_what_stands_before_the_subject_serves_for_some_steps(
@@ -242,19 +253,21 @@ def test_older_facts_that_slipped_are_refined_with_tonights(
         )
 
 
-def test_what_slipped_by_refinement_is_refined_after_it(
+def test_what_had_slipped_is_refined_with_tonights(
     lm: LanguageModel, moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Older facts are asked when tonight's are refined; who slipped is refined alone; all is one write."""
+    """Older facts are asked before anything is written; who slipped joins the descent; all is one write."""
     first = memit.edit(lm, requests_of(3), settings=replace(settings, steps=WEAK), moments=moments)
     said, lost = (
         recall.Likelihood(p, exact=p > 0.4, tokens=1, matched=1, rank=1, ended=True) for p in (0.9, 0.1)
     )
     looks = iter([[said, lost, said]])
+    before = lm.layers.matrix(lm.model, LAYERS[0]).clone()
     asked: list[int] = []
 
     def rate(_lm: LanguageModel, rows: list[object]) -> list[recall.Likelihood]:
         asked.append(len(rows))
+        assert torch.equal(lm.layers.matrix(lm.model, LAYERS[0]), before)
         return next(looks)
 
     monkeypatch.setattr(recall, "rate", rate)
@@ -274,7 +287,7 @@ def test_what_slipped_by_refinement_is_refined_after_it(
         watched=requests_of(3),
     )
     assert asked == [3]
-    assert turns == [["s3"], ["s1"]]
+    assert turns == [["s3", "s1"]]
     assert [state.subject_id for state in second.states] == ["s3", "s1"]
     fresh = tiny.language_model("llama")
     kept = [first.states[0], first.states[2], *second.states]

@@ -82,21 +82,6 @@ def test_standing_keys_serve_as_live_or_as_held(coming: int) -> None:
         torch.testing.assert_close(whole, wanted, rtol=1e-10, atol=1e-10)
 
 
-def test_what_stands_may_be_taken_out() -> None:
-    """Keys that leave what stands leave no trace in a solve."""
-    C, _, K, _ = problem(9)
-    nothing = torch.zeros(D_K, 0, dtype=torch.float64)
-    fewer = solve.Standing(solve.normal_matrix(C, 2.0, K)).without(K[:, 5:].double())
-    never = solve.Standing(solve.normal_matrix(C, 2.0, K[:, :5]))
-    wanted = torch.eye(D_K, dtype=torch.float64)
-    for found, expected in zip(
-        fewer.solve(wanted[:, :2], wanted, held=nothing),
-        never.solve(wanted[:, :2], wanted, held=nothing),
-        strict=True,
-    ):
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-
-
 def test_normal_equations_and_optimality() -> None:
     """(W' - W) A = (V - W K) Kᵀ, and no small step away from W' lowers the objective."""
     C, W, K, V = problem(5)
