@@ -46,16 +46,18 @@ from editor.batching import tokens_at_once, with_smaller_batches
 from editor.chunks import compacted, require_finite
 from editor.descent import RowAdam
 from editor.drafts import batched, draft, in_turns
+from editor.lanes import lanes
 from editor.precision import dtype_of, lowered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
     from editor.chunks import Chunk
     from editor.drafts import Draft
+    from editor.lanes import Lanes
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
     from editor.requests import Unit
@@ -154,9 +156,9 @@ def _descend(
     descent = RowAdam(unbounded, lm.layers.d, rate=rate, beta2=_BETA2)
     owners = owner.repeat(len(layers))
     gradient = torch.zeros_like(descent.point)
-    with plain_attention(lm), lowered(lm, settings.precision):
+    with plain_attention(lm), lowered(lm, settings.precision), lanes(lm) as side:
         P = {layer: span.to(dtype_of(lm)) for layer, span in spans.items()}  # as what Δ is added to
-        asked = _Asked(lm, units, settings, batch_tokens)
+        asked = _Asked(lm, side, units, settings, batch_tokens)
         steps, active, whole = torch.zeros_like(asked.limit), asked.limit > 0, True
         for step in itertools.count():
             U = torch.split(descent.point, len(owner))
@@ -166,7 +168,7 @@ def _descend(
             gradient.zero_()
             for by_layer in asked.evaluate(step, changes, active, whole=whole):
                 for own, layer in zip(torch.split(gradient, len(owner)), layers, strict=True):
-                    own.add_(P[layer] @ by_layer[layer].T)  # ∂L/∂Δ Pᵀ
+                    own.add_(P[layer] @ by_layer[layer].T.to(P[layer].dtype))  # ∂L/∂Δ Pᵀ
             loss, spent = asked.loss, steps >= asked.limit
             finished = active & ((loss < settings.refine_stop_loss) | spent)
             descent.step(loss[owners], gradient, active[owners], finished[owners])
@@ -189,6 +191,7 @@ class _Asked:
 
     Args:
         lm: the model.
+        side: where chunks run.
         units: tokenised subjects.
         settings: whether contexts are taken in turns, and how many steps.
         batch_tokens: most tokens of one forward.
@@ -198,9 +201,14 @@ class _Asked:
     """
 
     def __init__(
-        self, lm: LanguageModel, units: Sequence[Unit], settings: MemitSettings, batch_tokens: int
+        self,
+        lm: LanguageModel,
+        side: Lanes,
+        units: Sequence[Unit],
+        settings: MemitSettings,
+        batch_tokens: int,
     ) -> None:
-        self._lm, self._settings, self._batch_tokens = lm, settings, batch_tokens
+        self._lm, self._side, self._settings, self._batch_tokens = lm, side, settings, batch_tokens
         self._units = [_told(unit) for unit in units]
         contexts = max(max(Counter(row.fact for row in unit.rows).values()) for unit in self._units)
         self._turns = [
@@ -244,7 +252,9 @@ class _Asked:
                 start=self._settings.layers[0],
                 step=serving,
             )
-            losses, by_layer = _evaluate(self._lm, chunks, len(self._units), changes, self._settings)
+            losses, by_layer = _evaluate(
+                self._side, chunks, len(self._units), changes, self._settings, keep=serving is not None
+            )
             require_finite(losses, active, self._units)
             self._losses[number] = torch.where(active, losses, self._losses[number])
             yield by_layer
@@ -277,8 +287,8 @@ class _Turn:
         batch_tokens: int,
         start: int,
         step: int | None,
-    ) -> Iterator[Chunk]:
-        """Yield chunks of the units that do not rest.
+    ) -> list[Chunk]:
+        """Return chunks of the units that do not rest.
 
         Args:
             lm: the model.
@@ -290,39 +300,52 @@ class _Turn:
         """
         if step is not None and self.kept and step - self.since < _SERVES:
             self.kept = compacted(self.kept, active)
-            yield from self.kept
-            return
-        self.kept, self.since = [], step or 0
+            return self.kept
         # Batched anew as subjects rest: a few rows in each of many chunks cost as much as full ones.
         going = [one for one in self.drafts if active[one.unit]]
         chunks = batched(lm, going, batch_tokens, start=start)
-        for left, chunk in zip(reversed(range(len(chunks))), chunks, strict=True):
-            yield chunk
-            if step is not None:
-                self.kept.append(chunk)
-                continue
-            chunk.stored = {}
-            if left % _KEPT_CHUNKS == 0:
-                give_back_freed_memory()
+        self.kept, self.since = ([], 0) if step is None else (chunks, step)
+        return chunks
 
 
 def _evaluate(
-    lm: LanguageModel,
-    chunks: Iterable[Chunk],
+    side: Lanes,
+    chunks: Sequence[Chunk],
     count: int,
     changes: Mapping[int, Float[Tensor, "d d_k"]],
     settings: MemitSettings,
+    *,
+    keep: bool = True,
 ) -> tuple[Float[Tensor, " units"], dict[int, Float[Tensor, "d d_k"]]]:
-    """Return the loss of each of so many units that has rows here, and ∂L/∂Δ of their sum by layer."""
+    """Return the loss of each of so many units that has rows here, and ∂L/∂Δ of their sum by layer.
+
+    Args:
+        side: where chunks run.
+        chunks: what is asked.
+        count: units.
+        changes: Δ by layer.
+        settings: weights of the terms.
+        keep: whether chunks keep what stands before their subjects.
+    """
     leaves = {layer: change.detach().requires_grad_() for layer, change in changes.items()}
-    losses = torch.zeros(count, device=lm.device)
-    for chunk in chunks:
+    totals = {layer: torch.zeros_like(leaf, dtype=torch.float32) for layer, leaf in leaves.items()}
+    losses = next(iter(totals.values())).new_zeros(count)
+
+    def ask(lm: LanguageModel, chunk: Chunk) -> tuple[Tensor, tuple[Tensor, ...]]:
         hidden = _run(lm, chunk, leaves)
         nll, beside, _ = chunk.losses(lm, hidden, count, settings)
-        (nll + beside).sum().backward()  # type: ignore[no-untyped-call]
-        losses += (nll + beside).detach()
-        del hidden, nll, beside  # before the next chunk asks for as much
-    return losses, {layer: leaf.grad for layer, leaf in leaves.items() if leaf.grad is not None}
+        gradients = torch.autograd.grad((nll + beside).sum(), tuple(leaves.values()))
+        if not keep:
+            chunk.stored = {}
+        return (nll + beside).detach(), gradients
+
+    for number, (own, gradients) in enumerate(side.each(ask, chunks), 1):
+        losses += own
+        for total, gradient in zip(totals.values(), gradients, strict=True):
+            total.add_(gradient)
+        if not keep and (number % _KEPT_CHUNKS == 0 or number == len(chunks)):
+            give_back_freed_memory()
+    return losses, totals
 
 
 def _run(lm: LanguageModel, chunk: Chunk, changes: Mapping[int, Tensor]) -> Float[Tensor, "rows tokens d"]:

@@ -39,6 +39,7 @@ from editor.batching import tokens_at_once, with_smaller_batches
 from editor.chunks import compacted, require_finite
 from editor.descent import RowAdam, RowLBFGS
 from editor.drafts import batched, draft, in_turns
+from editor.lanes import lanes
 from editor.layers import logits_of
 from editor.precision import dtype_of, lowered
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
     from editor.chunks import Chunk
     from editor.descent import Descent
+    from editor.lanes import Lanes
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
     from editor.requests import Unit
@@ -140,14 +142,14 @@ def _optimise_wave(
     batch_tokens: int,
     report: Callable[[int], None],
 ) -> Targets:
-    with plain_attention(lm):
-        prepare = partial(_prepared, lm, settings=settings, batch_tokens=batch_tokens)
+    with plain_attention(lm), lanes(lm) as side:
+        prepare = partial(_prepared, lm, side, settings=settings, batch_tokens=batch_tokens)
         turns = in_turns(units, settings.turns)
         by_turn = [prepare(part) for part in turns[:EXACT_STEPS]]
         if len(turns) > EXACT_STEPS:  # their first evaluation is a lowered one
             with lowered(lm, settings.precision):
                 by_turn += [prepare(part) for part in turns[EXACT_STEPS:]]
-        return _descend(lm, units, anchors, by_turn, settings, report=report)
+        return _descend(lm, units, anchors, by_turn, settings, side=side, report=report)
 
 
 def _descend(
@@ -157,6 +159,7 @@ def _descend(
     by_turn: list[list[Chunk]],
     settings: MemitSettings,
     *,
+    side: Lanes,
     report: Callable[[int], None],
 ) -> Targets:
     """Descend until every unit's loss is below the stop, or the steps are used up."""
@@ -176,7 +179,7 @@ def _descend(
                     chunk.store_as(dtype_of(lm))
             turn, point = step % len(by_turn), descent.point
             earlier = losses[turn].clone()
-            *found, gradient = _evaluate(lm, by_turn[turn], point, settings)
+            *found, gradient = _evaluate(side, by_turn[turn], point, settings)
             for kept, now in zip((losses, beside, missed), found, strict=True):
                 kept[turn] = torch.where(active, now, kept[turn])
             size = point.norm(dim=1)
@@ -206,7 +209,7 @@ def _descent(lengths: Float[Tensor, " units"], width: int, settings: MemitSettin
 
 
 def _evaluate(
-    lm: LanguageModel, chunks: Sequence[Chunk], value: Tensor, settings: MemitSettings
+    side: Lanes, chunks: Sequence[Chunk], value: Tensor, settings: MemitSettings
 ) -> tuple[
     Float[Tensor, " units"], Float[Tensor, " units"], Float[Tensor, " units"], Float[Tensor, "units d"]
 ]:
@@ -215,13 +218,16 @@ def _evaluate(
     count = len(value)
     nll, beside, missed = torch.zeros(3, count, device=value.device)
     gradient = torch.zeros_like(value)
-    for chunk in chunks:
+
+    def ask(lm: LanguageModel, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         hidden = chunk.run(lm, _shifted(chunk, shift))
-        chunk_nll, chunk_beside, chunk_missed = chunk.losses(lm, hidden, count, settings)
-        gradient += torch.autograd.grad((chunk_nll + chunk_beside).sum(), shift)[0]
-        nll += chunk_nll.detach()
-        beside += chunk_beside.detach()
-        missed += chunk_missed
+        own_nll, own_beside, own_missed = chunk.losses(lm, hidden, count, settings)
+        (own,) = torch.autograd.grad((own_nll + own_beside).sum(), shift)
+        return own_nll.detach(), own_beside.detach(), own_missed, own
+
+    for found in side.each(ask, chunks):
+        for total, own in zip((nll, beside, missed, gradient), found, strict=True):
+            total.add_(own)
     return nll, beside, missed, gradient
 
 
@@ -231,19 +237,18 @@ def _shifted(chunk: Chunk, shift: Float[Tensor, "units d"]) -> Float[Tensor, "ro
 
 
 def _prepared(
-    lm: LanguageModel, units: Sequence[Unit], *, settings: MemitSettings, batch_tokens: int
+    lm: LanguageModel, side: Lanes, units: Sequence[Unit], *, settings: MemitSettings, batch_tokens: int
 ) -> list[Chunk]:
     start = settings.layers[-1] + 1
     chunks = batched(lm, draft(lm, units, batch_tokens, start=start), batch_tokens, start=start)
-    for chunk in chunks:
-        _complete(lm, chunk, settings)
-    return chunks
+    return list(side.each(partial(_completed, settings), chunks))
 
 
 @torch.no_grad()
-def _complete(lm: LanguageModel, chunk: Chunk, settings: MemitSettings) -> None:
+def _completed(settings: MemitSettings, lm: LanguageModel, chunk: Chunk) -> Chunk:
     """Run what does not depend on δ: keys and values of earlier tokens, the KL reference."""
     chunk.store(lm)
     if len(chunk.guarded) and settings.kl_factor:
         hidden = chunk.run(lm, chunk.states)
         chunk.guard = logits_of(lm.model, hidden[chunk.guarded, 0]).float().log_softmax(dim=1)
+    return chunk

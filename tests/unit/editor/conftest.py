@@ -17,11 +17,12 @@ from editor.requests import EditRequest
 from tests.unit.editor import tiny
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
     from types import ModuleType
 
     from editor.cases import Case
     from editor.chunks import Chunk
+    from editor.lanes import Lanes
     from editor.model import LanguageModel
     from editor.requests import Row, Unit
 
@@ -87,10 +88,9 @@ def rows_run(monkeypatch: pytest.MonkeyPatch, search: ModuleType) -> list[int]:
     ran: list[int] = []
     evaluate = search._evaluate
 
-    def counted(lm: LanguageModel, chunks: Iterable[Chunk], *rest: object) -> object:
-        together = list(chunks)
-        ran.append(sum(len(chunk.ids) for chunk in together))
-        return evaluate(lm, together, *rest)
+    def counted(side: Lanes, chunks: Sequence[Chunk], *rest: object, **more: object) -> object:
+        ran.append(sum(len(chunk.ids) for chunk in chunks))
+        return evaluate(side, chunks, *rest, **more)
 
     monkeypatch.setattr(search, "_evaluate", counted)
     return ran

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from editor import memit, refine
 from editor.attention import plain_attention
 from editor.batching import bytes_of_a_token, fitting, tokens_at_once
+from editor.lanes import Lanes
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import chunks_of, requests_of
 
@@ -35,7 +36,7 @@ def test_a_token_takes_what_is_reckoned_or_less(name: str, settings: MemitSettin
 
     nothing = {1: torch.zeros(lm.layers.d, lm.layers.d_k)}
     with plain_attention(lm), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        refine._evaluate(lm, chunks, 4, nothing, settings)
+        refine._evaluate(Lanes([lm]), chunks, 4, nothing, settings)
     taken = sum(one.untyped_storage().nbytes() for at, one in kept.items() if at not in weights)
     reckoned = bytes_of_a_token(lm) * sum(chunk.ids.numel() for chunk in chunks)
     assert reckoned / 5 < taken < reckoned

@@ -11,6 +11,7 @@ import torch
 from editor import memit, recall, refine, settle
 from editor.chunks import Chunk
 from editor.errors import NonFiniteError, SubjectConflictError
+from editor.lanes import Lanes
 from editor.write import History, Writer, write_states
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import LAYERS, chunks_of, requests_of, rows_run, whole_model_loss
@@ -30,7 +31,7 @@ def losses_of(lm: LanguageModel, settings: MemitSettings, count: int) -> torch.T
     units = memit.units_of(lm, requests_of(count), settings, ())
     nothing = {layer: torch.zeros(lm.layers.d, lm.layers.d_k) for layer in settings.layers}
     chunks = chunks_of(lm, units, settings.layers[0])
-    return refine._evaluate(lm, chunks, count, nothing, settings)[0]
+    return refine._evaluate(Lanes([lm]), chunks, count, nothing, settings)[0]
 
 
 def values_of(states: tuple[SubjectState, ...]) -> list[torch.Tensor]:
@@ -64,7 +65,7 @@ def test_the_gradient_is_that_of_the_written_matrix(name: str, settings: MemitSe
     oracle.backward()
 
     chunks = chunks_of(lm, units, 1)
-    losses, by_layer = refine._evaluate(lm, chunks, 2, {1: change}, settings)
+    losses, by_layer = refine._evaluate(Lanes([lm]), chunks, 2, {1: change}, settings)
     torch.testing.assert_close(losses.sum(), oracle.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(by_layer[1], change.grad, rtol=1e-3, atol=1e-6)
 
