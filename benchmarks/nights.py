@@ -14,90 +14,31 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import night_data, night_plots
 from benchmarks.clock import Clock
+from benchmarks.night_bench import Bench, asked_of, distinct, recall_of, started, timed, wear
 from benchmarks.night_log import Log, Row
 from editor import datasets, methods, metrics, recall
 from editor import rebuild as rebuilds
-from editor.allocator import give_back_freed_memory, spare_memory
-from editor.method import Resources
+from editor.allocator import spare_memory
 from editor.model import LanguageModel, default_gguf, from_gguf
-from editor.moments import Moments
-from editor.presets import preset_for
 from editor.sampling import sample_prefixes
-from flows import checking, neighbours
 from flows.editing import with_rivals
-from kb.relations import Relations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from torch import Tensor
-
-    from editor.cases import Case
     from editor.method import Method
-    from editor.presets import MemitSettings
     from editor.requests import EditRequest
 
 COHORT_PROBES = ("efficacy", "paraphrase", "clean")
 EDGE = 5
 """Nights at either end that are compared."""
-
-
-@dataclass
-class Bench:
-    """The model, and all that is asked of it.
-
-    Attributes:
-        source: folder of the model.
-        out: where everything is kept.
-        data: folder of development data.
-        tokens: for the second moments at most; None: as many as they need.
-        settings: how to edit; None takes the model's preset.
-    """
-
-    source: str
-    out: Path
-    data: Path
-    tokens: int | None = None
-    settings: MemitSettings | None = None
-    fluency: tuple[str, ...] = field(default_factory=checking.fluency_texts)
-
-    def base(self) -> LanguageModel:
-        """Load the unedited model."""
-        return LanguageModel.load(self.source)
-
-    @cached_property
-    def moments(self) -> Moments:
-        """Second moments from the development passages, with the product's guards; computed once."""
-        path = self.out / "moments.safetensors"
-        if path.exists():
-            return Moments.load(path)
-        lm = self.base()
-        corpus = self.data / "wikipedia_passages_dev.txt"
-        texts = corpus.read_text(encoding="utf-8").splitlines() if corpus.exists() else None
-        found = Moments.compute(
-            lm,
-            texts,
-            self.how(lm).layers,
-            tokens=self.tokens,
-            guards=neighbours.guarded(Relations.load()),
-        )
-        found.save(path)
-        return found
-
-    def how(self, lm: LanguageModel) -> MemitSettings:
-        """How to edit."""
-        return self.settings or preset_for(lm)
-
-    def method(self, name: str, lm: LanguageModel) -> Method:
-        """Make a method for a model."""
-        return methods.make(name, lm, Resources(settings=self.how(lm), moments=lambda: self.moments))
 
 
 def batches(bench: Bench, name: str, *, count: int = 10, size: int = 50) -> Log:
@@ -109,27 +50,27 @@ def batches(bench: Bench, name: str, *, count: int = 10, size: int = 50) -> Log:
         count: batches.
         size: records a batch.
     """
-    cases = _distinct(datasets.load(bench.data / "counterfact_dev.json").cases)[: count * size]
+    cases = distinct(datasets.load(bench.data / "counterfact_dev.json").cases)[: count * size]
     parts = [cases[start : start + size] for start in range(0, len(cases), size)]
     log = Log(bench.out, f"batches-{name}", {"count": count, "size": size, "model": bench.source})
-    lm, method, originals = _started(bench, name, log)
+    lm, method, originals = started(bench, name, log)
     for number in range(len(log.rows), len(parts)):
-        seconds = _timed(partial(method.apply, [case.request for case in parts[number]]))
+        seconds = timed(partial(method.apply, [case.request for case in parts[number]]))
         taught = parts[: number + 1]
         cohorts = {"first": taught[0], "middle": taught[len(taught) // 2], "latest": taught[-1]}
         row = {
             "batch": number + 1,
             "edits": sum(len(part) for part in taught),
             "s_per_edit": seconds / len(parts[number]),
-            **_wear(bench, lm, method, originals),
-            **{label: _asked(lm, method, part, COHORT_PROBES) for label, part in cohorts.items()},
+            **wear(bench, lm, method, originals),
+            **{label: asked_of(lm, method, part, COHORT_PROBES) for label, part in cohorts.items()},
         }
         log.add(row, method)
         print(
             json.dumps({key: row[key] for key in ("batch", "s_per_edit", "perplexity", "norm")}), flush=True
         )
     if log.end is None:
-        log.finish({"all": _asked(lm, method, cases, metrics.PROBES), **_wear(bench, lm, method, originals)})
+        log.finish({"all": asked_of(lm, method, cases, metrics.PROBES), **wear(bench, lm, method, originals)})
     return log
 
 
@@ -143,7 +84,7 @@ def rebuilt(bench: Bench, name: str = "memit", *, factors: Sequence[float] = (1.
     """
     path = bench.out / f"batches-{name}.json"
     taught = Log(bench.out, path.stem, json.loads(path.read_text(encoding="utf-8"))["setup"])
-    cases = _distinct(datasets.load(bench.data / "counterfact_dev.json").cases)[: taught.rows[-1]["edits"]]
+    cases = distinct(datasets.load(bench.data / "counterfact_dev.json").cases)[: taught.rows[-1]["edits"]]
     spent = sum(row["s_per_edit"] for row in taught.rows) * taught.setup["size"]
     log = Log(bench.out, f"rebuild-{name}", {"factors": list(factors), "batches": taught.setup})
     for factor in factors[len(log.rows) :]:
@@ -171,9 +112,9 @@ def rebuilt(bench: Bench, name: str = "memit", *, factors: Sequence[float] = (1.
             "refined": len(made.refined),
             "seconds": seconds,
             "share_of_edits": seconds / spent,
-            **_wear(bench, base, method, originals),
-            "first": _asked(base, method, cases[: taught.setup["size"]], COHORT_PROBES),
-            "all": _asked(base, method, cases, metrics.PROBES),
+            **wear(bench, base, method, originals),
+            "first": asked_of(base, method, cases[: taught.setup["size"]], COHORT_PROBES),
+            "all": asked_of(base, method, cases, metrics.PROBES),
         }
         log.keep(row)
         print(json.dumps(row), flush=True)
@@ -205,21 +146,21 @@ def many_nights(
     parts = night_data.nights(stream, size)[:until]
     setup = {"count": count, "size": size, "every": every, "model": bench.source}
     log = Log(bench.out, f"nights-{name}", setup)
-    lm, method, originals = _started(bench, name, log)
+    lm, method, originals = started(bench, name, log)
     for number in range(len(log.rows), len(parts)):
         tonight = [fact for fact, _ in parts[number]]
-        seconds = _timed(partial(method.apply, tonight))
+        seconds = timed(partial(method.apply, tonight))
         row = {
             "night": number + 1,
             "edits": len(tonight),
             "seconds": seconds,
             "s_per_edit": seconds / len(tonight),
-            **_recall(lm, tonight),
-            **_wear(bench, lm, method, originals),
+            **recall_of(lm, tonight),
+            **wear(bench, lm, method, originals),
         }
         if every and (number + 1) % every == 0 and isinstance(method, methods.Memit):
             row["rebuilt"] = _all_asked(lm, method, parts[: number + 1])
-            row["rebuilt"] |= _wear(bench, lm, method, originals)
+            row["rebuilt"] |= wear(bench, lm, method, originals)
         log.add(row, method)
         print(json.dumps(row), flush=True)
     if log.end is None and len(log.rows) == len(parts):
@@ -231,7 +172,7 @@ def _all_asked(
     lm: LanguageModel, method: methods.Memit, parts: Sequence[Sequence[tuple[EditRequest, bool]]]
 ) -> Row:
     live = list({fact.fact_id: fact for part in parts for fact, _ in part}.values())
-    before = _recall(lm, live)
+    before = recall_of(lm, live)
     start = Clock()
     made = method.rebuild()
     seconds = start.since().cpu_s
@@ -240,7 +181,7 @@ def _all_asked(
         "live": len(live),
         "refined": len(made.refined),
         "before": before,
-        "after": _recall(lm, live),
+        "after": recall_of(lm, live),
     }
 
 
@@ -258,22 +199,22 @@ def _after_nights(
     replaced = [fact for _, fact, late in taught.values() if late]
     end: Row = {
         "live": len(live),
-        "all": _recall(lm, live),
-        "oldest": _recall(lm, oldest),
-        "newest": _recall(lm, newest),
-        "superseded_preferred": 1.0 - _recall(lm, replaced)["success"],
+        "all": recall_of(lm, live),
+        "oldest": recall_of(lm, oldest),
+        "newest": recall_of(lm, newest),
+        "superseded_preferred": 1.0 - recall_of(lm, replaced)["success"],
     }
     stored = method.live if isinstance(method, methods.Memit) else []
     if stored:
         base = bench.base()
-        seconds = _timed(
+        seconds = timed(
             lambda: rebuilds.rebuild(base, live, stored, settings=bench.how(base), moments=bench.moments)
         )
         spent = sum(row["seconds"] for row in log.rows)
         end["rebuild"] = {
             "seconds": seconds,
             "share_of_edits": seconds / spent,
-            "all": _recall(base, live),
+            "all": recall_of(base, live),
             "perplexity": recall.perplexity(base, bench.fluency),
         }
     return end
@@ -302,64 +243,11 @@ def many_facts(bench: Bench, name: str = "memit", *, subjects: int = 50, facts: 
         lm = bench.base()
         method = bench.method(name, lm)
         originals = method.changed()
-        seconds = _timed(partial(method.apply, [unit(one) for one in asked]))
-        row = {"unit": label, "s_per_edit": seconds / len(asked), **_recall(lm, asked)}
-        log.add({**row, **_wear(bench, lm, method, originals)}, method)
+        seconds = timed(partial(method.apply, [unit(one) for one in asked]))
+        row = {"unit": label, "s_per_edit": seconds / len(asked), **recall_of(lm, asked)}
+        log.add({**row, **wear(bench, lm, method, originals)}, method)
         print(json.dumps(row), flush=True)
     return log
-
-
-def _started(bench: Bench, name: str, log: Log) -> tuple[LanguageModel, Method, dict[str, Tensor]]:
-    lm = bench.base()
-    method = bench.method(name, lm)
-    originals = method.changed()
-    log.resume(method)
-    return lm, method, originals
-
-
-def _distinct(cases: Sequence[Case]) -> list[Case]:
-    """The first record of each subject: a second one would replace the first."""
-    found: dict[str, Case] = {}
-    for case in cases:
-        found.setdefault(case.request.subject.casefold(), case)
-    return list(found.values())
-
-
-def _timed(work: Callable[[], object]) -> float:
-    """CPU seconds of this process over all its threads: they hold on a shared machine."""
-    start = Clock()
-    work()
-    seconds = start.since().cpu_s
-    give_back_freed_memory()
-    return seconds
-
-
-def _asked(lm: LanguageModel, method: Method, cases: Sequence[Case], probes: Sequence[str]) -> Row:
-    answers = metrics.ask(lm, cases, shown=method.shown, probes=probes, greedy=False)
-    found = metrics.summary(answers)
-    names = [name for probe in probes for name in (probe, f"{probe}_exact")]
-    return {name: found[name] for name in names if found[name] is not None}
-
-
-def _recall(lm: LanguageModel, facts: Sequence[EditRequest]) -> Row:
-    results = recall.check(lm, facts, greedy=False)
-    held = [one for result in results for one in result.heldback]
-    return {
-        "success": _share([result.success for result in results]),
-        "exact": _share([result.exact for result in results]),
-        "heldback": _share([one.success for one in held]),
-        "heldback_exact": _share([one.exact for one in held]),
-    }
-
-
-def _share(values: Sequence[bool]) -> float:
-    return sum(values) / len(values) if values else float("nan")
-
-
-def _wear(bench: Bench, lm: LanguageModel, method: Method, originals: dict[str, Tensor]) -> Row:
-    now = method.changed()
-    norms = [float((now[name] - weight).norm() / weight.norm()) for name, weight in originals.items()]
-    return {"perplexity": recall.perplexity(lm, bench.fluency), "norm": max(norms, default=0.0)}
 
 
 def _wanted(argv: Sequence[str] | None) -> argparse.Namespace:
