@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+_LEAST_SHARE = 64
+"""Tokens below which two forwards side by side take as long as one of both."""
+
 
 @dataclass(frozen=True, slots=True)
 class Draft:
@@ -72,7 +75,9 @@ def draft(lm: LanguageModel, units: Sequence[Unit], batch_tokens: int, *, start:
     return made
 
 
-def batched(lm: LanguageModel, drafts: Sequence[Draft], batch_tokens: int, *, start: int) -> list[Chunk]:
+def batched(
+    lm: LanguageModel, drafts: Sequence[Draft], batch_tokens: int, *, start: int, lanes: int = 1
+) -> list[Chunk]:
     """Put rows of like length together, those of guards apart.
 
     Args:
@@ -80,8 +85,10 @@ def batched(lm: LanguageModel, drafts: Sequence[Draft], batch_tokens: int, *, st
         drafts: the rows.
         batch_tokens: most tokens of one forward in the search.
         start: the first block that the search reaches.
+        lanes: how many chunks run side by side: few rows are shared out among them.
     """
     told = sorted((one for one in drafts if one.row.fact >= 0), key=lambda one: one.tail)
+    batch_tokens = _shared_out(told, batch_tokens, lanes)
     guards = sorted((one for one in drafts if one.row.fact < 0), key=lambda one: len(one.row.ids))
     groups = [*_groups(told, batch_tokens, _tail_length), *_groups(guards, batch_tokens, _tail_length)]
     return [_chunk(lm, group, start) for group in groups]
@@ -97,6 +104,16 @@ def _in_turn(unit: Unit, turn: int, turns: int) -> Unit:
     for row in unit.rows:
         by_fact.setdefault(row.fact, []).append(row)
     return replace(unit, rows=tuple(row for own in by_fact.values() for row in own[turn % len(own) :: turns]))
+
+
+def _shared_out(drafts: Sequence[Draft], batch_tokens: int, lanes: int) -> int:
+    """Return the most tokens of a chunk: no more than give every lane one, where all fit into one each."""
+    share = max(_LEAST_SHARE, sum(map(_tail_length, drafts)) // lanes)
+    while lanes > 1 and share < batch_tokens:
+        if len(_groups(drafts, share, _tail_length)) <= lanes:
+            return share
+        share += share // 16
+    return batch_tokens
 
 
 def _tail_length(one: Draft) -> int:

@@ -6,8 +6,8 @@ edit, two chunks at a time to half (benchmarks/RESULTS.md, "Editor"). Blocks are
 by what shadows their forward (`editor.activations`), so a lane has modules of its own; their weights are the
 model's own, not copies.
 
-What comes out does not depend on how many lanes there are: every chunk runs as it would alone, and results
-come in the order of the chunks.
+A chunk gives in a lane what it gives to one thread alone, to the bit, and results come in the order of the
+chunks.
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ class Lanes:
     Args:
         models: a model a lane, around the same weights.
         pool: a thread a lane; None runs in the caller's.
+
+    Attributes:
+        count: how many items run at a time.
     """
 
     def __init__(self, models: list[LanguageModel], pool: ThreadPoolExecutor | None = None) -> None:
         self._free: SimpleQueue[LanguageModel] = SimpleQueue()
         for model in models:
             self._free.put(model)
-        self._count, self._pool = len(models), pool
+        self.count, self._pool = len(models), pool
 
     def each(self, work: Callable[[LanguageModel, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yield the result of every item, in their order, while the next ones run.
@@ -64,7 +67,7 @@ class Lanes:
         running: deque[Future[Result]] = deque()
         for item in items:
             running.append(self._pool.submit(self._run, work, item))
-            if len(running) > self._count:
+            if len(running) > self.count:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()

@@ -250,6 +250,7 @@ class _Asked:
                 active,
                 batch_tokens=self._batch_tokens,
                 start=self._settings.layers[0],
+                lanes=self._side.count,
                 step=serving,
             )
             losses, by_layer = _evaluate(
@@ -286,6 +287,7 @@ class _Turn:
         *,
         batch_tokens: int,
         start: int,
+        lanes: int,
         step: int | None,
     ) -> list[Chunk]:
         """Return chunks of the units that do not rest.
@@ -295,6 +297,7 @@ class _Turn:
             active: those units.
             batch_tokens: most tokens of one forward.
             start: the first edited block.
+            lanes: how many chunks run side by side.
             step: of those that they may serve for, while what stands before their subjects stays in memory;
                 None lets them serve once.
         """
@@ -303,7 +306,7 @@ class _Turn:
             return self.kept
         # Batched anew as subjects rest: a few rows in each of many chunks cost as much as full ones.
         going = [one for one in self.drafts if active[one.unit]]
-        chunks = batched(lm, going, batch_tokens, start=start)
+        chunks = batched(lm, going, batch_tokens, start=start, lanes=lanes)
         self.kept, self.since = ([], 0) if step is None else (chunks, step)
         return chunks
 

@@ -240,7 +240,8 @@ def _prepared(
     lm: LanguageModel, side: Lanes, units: Sequence[Unit], *, settings: MemitSettings, batch_tokens: int
 ) -> list[Chunk]:
     start = settings.layers[-1] + 1
-    chunks = batched(lm, draft(lm, units, batch_tokens, start=start), batch_tokens, start=start)
+    drafts = draft(lm, units, batch_tokens, start=start)
+    chunks = batched(lm, drafts, batch_tokens, start=start, lanes=side.count)
     return list(side.each(partial(_completed, settings), chunks))
 
 

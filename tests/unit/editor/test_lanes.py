@@ -117,3 +117,18 @@ def test_what_fails_in_a_lane_fails_the_edit(
         memit.edit(lm, requests_of(2), settings=settings, moments=moments)
     assert torch.equal(lm.layers.matrix(lm.model, LAYERS[0]), before)
     assert torch.get_num_threads() == 2
+
+
+def test_few_rows_are_shared_out_among_lanes(lm: LanguageModel, settings: MemitSettings) -> None:
+    """A chunk a lane, alike in size; where rows fill all lanes anyway, chunks are as large as allowed."""
+    units = memit.units_of(lm, requests_of(8), settings, ())
+    drafts = draft(lm, units, 256, start=LAYERS[0])
+    for lanes_, most, chunks in ((1, 256, 1), (2, 256, 2), (64, 256, None), (2, 32, None)):
+        found = batched(lm, drafts, most, start=LAYERS[0], lanes=lanes_)
+        sizes = [one.ids.numel() for one in found]
+        assert sum(len(one.ids) for one in found) == len(drafts)
+        if chunks is not None:
+            assert len(sizes) == chunks
+            assert min(sizes) > 0.6 * max(sizes)
+    plain = [one.ids.shape for one in batched(lm, drafts, 32, start=LAYERS[0])]
+    assert [one.ids.shape for one in found] == plain
