@@ -88,9 +88,9 @@ def batched(
         lanes: how many chunks run side by side: few rows are shared out among them.
     """
     told = sorted((one for one in drafts if one.row.fact >= 0), key=lambda one: one.tail)
-    batch_tokens = _shared_out(told, batch_tokens, lanes)
     guards = sorted((one for one in drafts if one.row.fact < 0), key=lambda one: len(one.row.ids))
-    groups = [*_groups(told, batch_tokens, _tail_length), *_groups(guards, batch_tokens, _tail_length)]
+    share = _shared_out(told, batch_tokens, lanes)
+    groups = [*_groups(told, share, _tail_length), *_groups(guards, batch_tokens, _tail_length)]
     return [_chunk(lm, group, start) for group in groups]
 
 

@@ -1,20 +1,17 @@
 """Chunks side by side on a processor of several cores: a thread each, on modules of its own.
 
 A product of a hundred rows keeps one core busy and gains little from a second one, and what lies between
-products is one core's work anyway: two threads on every product take an evaluation from 0.073 to 0.071 s an
-edit, two chunks at a time to half (benchmarks/RESULTS.md, "Editor"). Blocks are told what to run by hooks and
-by what shadows their forward (`editor.activations`), so a lane has modules of its own; their weights are the
-model's own, not copies.
-
-A chunk gives in a lane what it gives to one thread alone, to the bit, and results come in the order of the
-chunks.
+products is one core's work anyway: two threads on every product cost a third more processor time for a tenth
+of the clock, a chunk a thread takes a third off it (docs/log.md, 2026-11-30). Blocks are told what to run by
+hooks and by what shadows their forward (`editor.activations`), so a lane has modules of its own; their
+weights are the model's own, not copies. What a forward leaves for its backward is held once a lane.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
@@ -50,27 +47,38 @@ class Lanes:
             self._free.put(model)
         self.count, self._pool = len(models), pool
 
-    def each(self, work: Callable[[LanguageModel, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Yield the result of every item, in their order, while the next ones run.
+    def each(
+        self,
+        work: Callable[[LanguageModel, Item], Result],
+        items: Iterable[Item],
+        take: Callable[[Result], object],
+    ) -> None:
+        """Work on items; when this returns or fails, nothing runs any more.
 
         Args:
             work: called with a model that nobody else uses meanwhile, and an item.
             items: taken one by one, a lane's worth ahead.
+            take: called with every result, in the order of the items, in the caller's thread.
         """
         if self._pool is None:
-            model = self._free.get()
-            try:
-                yield from (work(model, item) for item in items)
-            finally:
-                self._free.put(model)
+            for item in items:
+                take(self._run(work, item))
             return
         running: deque[Future[Result]] = deque()
-        for item in items:
-            running.append(self._pool.submit(self._run, work, item))
-            if len(running) > self.count:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
+        try:
+            for item in items:
+                running.append(self._pool.submit(self._run, work, item))
+                if len(running) > self.count:
+                    take(running[0].result())
+                    running.popleft()
+            while running:
+                take(running[0].result())
+                running.popleft()
+        finally:
+            # The caller may put other weights back next, which running work must not see.
+            for future in running:
+                future.cancel()
+            wait(running)
 
     def _run(self, work: Callable[[LanguageModel, Item], Result], item: Item) -> Result:
         model = self._free.get()
@@ -82,23 +90,21 @@ class Lanes:
 
 @contextmanager
 def lanes(lm: LanguageModel) -> Iterator[Lanes]:
-    """Open a lane a core, up to a few, on a CPU; one where there is a GPU or a single thread.
-
-    Work that runs when the body fails is waited for.
+    """Open some lanes on a CPU, which share its threads out; one where there is a GPU or a single thread.
 
     Args:
         lm: the model. What is changed of its modules afterwards, hooks and the kind of attention, is not of
             the lanes; what is changed of its weights is.
     """
     threads = torch.get_num_threads()
-    count = min(threads, _MOST) if lm.device.type == "cpu" else 1
+    each = -(-threads // _MOST)
+    count = threads // each if lm.device.type == "cpu" else 1
     if count == 1:
         yield Lanes([lm])
         return
     models = [_beside(lm) for _ in range(count)]
-    pool = ThreadPoolExecutor(count, "lane", initializer=torch.set_num_threads, initargs=(threads // count,))
     try:
-        with pool:
+        with ThreadPoolExecutor(count, "lane", initializer=torch.set_num_threads, initargs=(each,)) as pool:
             yield Lanes(models, pool)
     finally:
         torch.set_num_threads(threads)

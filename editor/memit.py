@@ -38,7 +38,7 @@ from editor.presets import PAPER_KL_TEMPLATE
 from editor.requests import plan
 from editor.settle import settle, slipped
 from editor.state import SubjectState, depends_on
-from editor.write import History, Writer, check_fit, restored_on_failure, reweighed
+from editor.write import History, Writer, check_fit, restored_on_failure, reweighed, write_beside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,8 +142,7 @@ def edit(
     moments.require(lm, settings.layers)
     units = units_of(lm, requests, settings, prefixes)
     older = units_of(lm, watched, settings, prefixes)
-    states_of = _matched(older, live)
-    again = slipped(lm, [(unit, states_of[unit.subject_id]) for unit in older], settings)
+    again = slipped(lm, _matched(older, live), settings)
     old = [state for _, state in again]
     leaving = [*retired, *old]
     coming = [unit.requests[0].subject for unit in units]
@@ -151,13 +150,15 @@ def edit(
         lm,
         settings,
         moments,
-        _others(live, old) if settings.history else (),
+        _without(live, old) if settings.history else (),
         changing=[*coming, *(state.label for state in leaving)],
     )
     with restored_on_failure(lm, settings.layers) as before:
         raised = reweighed(lm, old, 1.0)  # what counts often would not give way
         writer = Writer(history, live=raised, retired=retired, coming=coming)
         placed = _place(lm, writer, units, settings, search, progress=progress)
+        if retired and not units:
+            write_beside(history, raised, retired=leaving)
         settled = settle(
             lm,
             history,
@@ -174,18 +175,19 @@ def edit(
     return EditOutcome(settled.delta, settled.states, reports)
 
 
-def _others(states: Sequence[SubjectState], some: Sequence[SubjectState]) -> list[SubjectState]:
-    without = {state.subject_id for state in some}
-    return [state for state in states if state.subject_id not in without]
+def _without(states: Sequence[SubjectState], some: Sequence[SubjectState]) -> list[SubjectState]:
+    left_out = {state.subject_id for state in some}
+    return [state for state in states if state.subject_id not in left_out]
 
 
-def _matched(units: Sequence[Unit], live: Sequence[SubjectState]) -> dict[str, SubjectState]:
-    """Return the live state of each unit by subject.
+def _matched(units: Sequence[Unit], live: Sequence[SubjectState]) -> list[tuple[Unit, SubjectState]]:
+    """Return each unit with its live state.
 
     Raises:
         SubjectConflictError: a subject is not live with these facts.
     """
     by_subject = {state.subject_id: state for state in live}
+    found = []
     for unit in units:
         state = by_subject.get(unit.subject_id)
         if state is None or set(state.fact_ids) != set(unit.fact_ids):
@@ -194,7 +196,8 @@ def _matched(units: Sequence[Unit], live: Sequence[SubjectState]) -> dict[str, S
                 "live facts: pass all of them, and its state as live.",
                 subject_id=unit.subject_id,
             )
-    return by_subject
+        found.append((unit, state))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

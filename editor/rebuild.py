@@ -73,7 +73,7 @@ def rebuild(
         stored: what is kept of their subjects; a state that does not fit any more is passed over.
         settings: how to edit.
         moments: second moments of the model's keys.
-        refine: refine the stored states of which the new weights do not say a fact.
+        refine: refine the stored states of which, written alone, the weights do not say a fact.
         as_stored: take the stored state of the same facts, whatever it was made from.
         prefixes: random contexts for ``contexts="prefixes"``.
         progress: called with (stage, done, total).

@@ -244,6 +244,9 @@ class _Asked:
         serving = step if few and not whole and len(self._turns) < _SERVES else None
         if not few:
             give_back_freed_memory()  # of the step before
+        if whole:  # who comes back is in none of what was kept
+            for turn in self._turns:
+                turn.kept = []
         for number in range(len(self._turns)) if whole else [step % len(self._turns)]:
             chunks = self._turns[number].chunks(
                 self._lm,
@@ -259,11 +262,12 @@ class _Asked:
             require_finite(losses, active, self._units)
             self._losses[number] = torch.where(active, losses, self._losses[number])
             yield by_layer
-            # No loss is negative: what these contexts have alone may keep the mean above the stop.
-            least = self._losses[: number + 1].sum(dim=0) / len(self._turns)
-            active = active & (least < self._settings.refine_stop_loss)
-            if not active.any():
-                return
+            if whole:
+                # No loss is negative: what these contexts have alone may keep the mean above the stop.
+                least = self._losses[: number + 1].sum(dim=0) / len(self._turns)
+                active = active & (least < self._settings.refine_stop_loss)
+                if not active.any():
+                    return
 
 
 @dataclass(slots=True)
@@ -332,7 +336,8 @@ def _evaluate(
     """
     leaves = {layer: change.detach().requires_grad_() for layer, change in changes.items()}
     totals = {layer: torch.zeros_like(leaf, dtype=torch.float32) for layer, leaf in leaves.items()}
-    losses = next(iter(totals.values())).new_zeros(count)
+    losses = next(iter(leaves.values())).new_zeros(count, dtype=torch.float32)
+    left = iter(reversed(range(len(chunks))))
 
     def ask(lm: LanguageModel, chunk: Chunk) -> tuple[Tensor, tuple[Tensor, ...]]:
         hidden = _run(lm, chunk, leaves)
@@ -342,12 +347,14 @@ def _evaluate(
             chunk.stored = {}
         return (nll + beside).detach(), gradients
 
-    for number, (own, gradients) in enumerate(side.each(ask, chunks), 1):
-        losses += own
-        for total, gradient in zip(totals.values(), gradients, strict=True):
+    def add(found: tuple[Tensor, tuple[Tensor, ...]]) -> None:
+        losses.add_(found[0])
+        for total, gradient in zip(totals.values(), found[1], strict=True):
             total.add_(gradient)
-        if not keep and (number % _KEPT_CHUNKS == 0 or number == len(chunks)):
+        if next(left) % _KEPT_CHUNKS == 0 and not keep:
             give_back_freed_memory()
+
+    side.each(ask, chunks, add)
     return losses, totals
 
 

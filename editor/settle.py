@@ -138,7 +138,7 @@ def _refined(
         if progress is not None:
             progress("refine", done, total)
 
-    spans = {layer: writer.span(layer, states) for layer in settings.layers}
+    spans = {layer: writer.span(layer) for layer in settings.layers}
     give_back_freed_memory()  # of solves and of keys that were read, in other sizes
     return refine(lm, units, states, spans, settings, progress=report)
 

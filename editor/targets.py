@@ -225,9 +225,11 @@ def _evaluate(
         (own,) = torch.autograd.grad((own_nll + own_beside).sum(), shift)
         return own_nll.detach(), own_beside.detach(), own_missed, own
 
-    for found in side.each(ask, chunks):
+    def add(found: tuple[Tensor, ...]) -> None:
         for total, own in zip((nll, beside, missed, gradient), found, strict=True):
             total.add_(own)
+
+    side.each(ask, chunks, add)
     return nll, beside, missed, gradient
 
 
@@ -242,14 +244,14 @@ def _prepared(
     start = settings.layers[-1] + 1
     drafts = draft(lm, units, batch_tokens, start=start)
     chunks = batched(lm, drafts, batch_tokens, start=start, lanes=side.count)
-    return list(side.each(partial(_completed, settings), chunks))
+    side.each(partial(_complete, settings), chunks, lambda _: None)
+    return chunks
 
 
 @torch.no_grad()
-def _completed(settings: MemitSettings, lm: LanguageModel, chunk: Chunk) -> Chunk:
+def _complete(settings: MemitSettings, lm: LanguageModel, chunk: Chunk) -> None:
     """Run what does not depend on δ: keys and values of earlier tokens, the KL reference."""
     chunk.store(lm)
     if len(chunk.guarded) and settings.kl_factor:
         hidden = chunk.run(lm, chunk.states)
         chunk.guard = logits_of(lm.model, hidden[chunk.guarded, 0]).float().log_softmax(dim=1)
-    return chunk

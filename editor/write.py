@@ -177,19 +177,12 @@ class Writer:
         """Layers and weights of the solve."""
         return self._history.settings
 
-    def span(self, layer: int, states: Sequence[SubjectState]) -> Float[Tensor, "n d_k"]:
-        """Return P = Kᵀ A⁻¹ for the keys of some states: when their values change by U, W does by U P.
-
-        Args:
-            layer: which.
-            states: the last ones of `live`.
-        """
+    def span(self, layer: int) -> Float[Tensor, "n d_k"]:
+        """Return P = Kᵀ A⁻¹ for the keys of `live`: when their values change by U, W does by U P."""
         history = self._history
-        held, _ = history.stack(self._live[: len(self._live) - len(states)], layer)
-        own, _ = history.stack(states, layer)
+        own, _ = history.stack(self._live, layer)
         staying, _ = history.guards.at(layer, self._staying)
-        beside = torch.cat([held, staying], dim=1)
-        solved, _ = history.at(layer).solve(own, own[:, :0], held=beside)
+        solved, _ = history.at(layer).solve(own, own[:, :0], held=staying)
         return solved.T.float()
 
     def write(

@@ -45,8 +45,10 @@ def test_results_come_in_order_from_as_many_threads_as_lanes(lm: LanguageModel) 
         seen.add((threading.get_ident(), id(own.model), torch.get_num_threads()))
         return number**2
 
+    found: list[int] = []
     with lanes(lm) as side:
-        assert list(side.each(work, range(9))) == [number**2 for number in range(9)]
+        side.each(work, range(9), found.append)
+    assert found == [number**2 for number in range(9)]
     assert len({thread for thread, _, _ in seen}) == 2
     assert {model for _, model, _ in seen}.isdisjoint({id(lm.model)})
     assert len({model for _, model, _ in seen}) == 2
@@ -68,13 +70,16 @@ def test_a_lane_runs_the_models_own_weights(name: str, settings: MemitSettings) 
 
     with plain_attention(lm), lanes(lm) as side:
         weights = {one.data_ptr() for one in lm.model.parameters()}
-        for own in side.each(lambda own, _: own, range(2)):
+        models: list[LanguageModel] = []
+        side.each(lambda own, _: own, range(2), models.append)
+        for own in models:
             assert {one.data_ptr() for one in own.model.parameters()} == weights
         first = run(lm, 0)
         lm.layers.matrix(lm.model, 1).mul_(1.5)
         hook = lm.layers.block(lm.model, 1).register_forward_hook(lambda *_: pytest.fail("a lane's own"))
         with lowered(lm, "bfloat16"):
-            found = list(side.each(run, range(3)))
+            found: list[torch.Tensor] = []
+            side.each(run, range(3), found.append)
         hook.remove()
         with lowered(lm, "bfloat16"):
             wanted = run(lm, 0)
@@ -101,6 +106,29 @@ def test_what_comes_out_is_the_same_to_the_bit_whatever_the_lanes(
         again, beside = refine._evaluate(side, chunks, 5, changes, settings)
     assert torch.equal(losses, again)
     assert all(torch.equal(gradients[layer], beside[layer]) for layer in LAYERS)
+
+
+@pytest.mark.parametrize("where", ["work", "take"])
+def test_nothing_runs_any_more_once_something_failed(lm: LanguageModel, where: str) -> None:
+    """In a lane or in the caller: other weights may be put back next."""
+    running, slow = [0], threading.Event()
+
+    def work(_own: LanguageModel, number: int) -> int:
+        running[0] += 1
+        if number:
+            slow.wait(0.3)
+        elif where == "work":
+            raise NonFiniteError("no", where="targets")
+        running[0] -= 1
+        return number
+
+    def take(_number: int) -> None:
+        raise NonFiniteError("no", where="targets")
+
+    with lanes(lm) as side:
+        with pytest.raises(NonFiniteError):
+            side.each(work, range(9), take)
+        assert running[0] == (where == "work")
 
 
 def test_what_fails_in_a_lane_fails_the_edit(

@@ -106,10 +106,9 @@ def test_the_span_is_how_the_matrix_follows_the_values(
 ) -> None:
     """Writing values V + U in place of V moves the matrix by U P; also where only some of them move."""
     outcome = memit.edit(lm, requests_of(3), settings=settings, moments=moments)
-    writer = Writer(History(lm, settings, moments, ()), live=outcome.states)
     layer = LAYERS[0]
     still, moving = outcome.states[:1], outcome.states[1:]
-    span = writer.span(layer, moving)
+    span = Writer(History(lm, settings, moments, still), live=moving).span(layer)
     U = torch.randn(len(span), lm.layers.d, generator=torch.Generator().manual_seed(1))
     split = U.split([len(state.values[layer]) for state in moving])  # type: ignore[no-untyped-call]
     moved = [
@@ -198,6 +197,22 @@ def test_what_stands_before_the_subject_serves_for_some_steps(
     won = float(losses_of(lm, chosen, 2).mean()) - left[1]
     assert won > 0
     assert abs(left[3] - left[1]) < 0.1 * won
+
+
+def test_who_comes_back_after_a_look_is_asked_in_every_turn(
+    lm: LanguageModel, settings: MemitSettings
+) -> None:
+    """A look that ends early leaves no batches of those who went on while others rested."""
+    units = memit.units_of(lm, requests_of(2), settings, ())
+    chosen = replace(settings, refine_steps=9, turns=3, refine_stop_loss=0.0)
+    asked = refine._Asked(lm, Lanes([lm]), units, chosen, 256)
+    nothing = {layer: torch.zeros(lm.layers.d, lm.layers.d_k) for layer in LAYERS}
+    one, both = torch.tensor([True, False]), torch.tensor([True, True])
+    for step, (active, whole) in enumerate([(one, False)] * 3 + [(both, True)] + [(both, False)] * 3):
+        for _ in asked.evaluate(step, nothing, active, whole=whole):
+            pass
+    assert torch.isfinite(asked.loss).all()
+    assert (asked._losses > 0).all()
 
 
 def test_turns_win_back_what_the_write_left(moments: Moments, settings: MemitSettings) -> None:
@@ -297,6 +312,36 @@ def test_what_had_slipped_is_refined_with_tonights(
         torch.testing.assert_close(
             lm.layers.matrix(lm.model, layer), fresh.layers.matrix(fresh.model, layer), rtol=1e-4, atol=1e-5
         )
+
+
+def test_what_had_slipped_is_refined_on_weights_without_what_is_retracted(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a night that only retracts: the descent sees the weights that it is for."""
+    first = memit.edit(lm, requests_of(3), settings=replace(settings, steps=WEAK), moments=moments)
+    lost = recall.Likelihood(0.1, exact=False, tokens=1, matched=0, rank=2, ended=True)
+    monkeypatch.setattr(recall, "rate", lambda _lm, rows: [lost] * len(rows))
+    seen = [lm.layers.matrix(lm.model, LAYERS[0]).clone()]
+
+    def refined(own: LanguageModel, *args: object, **kwargs: object) -> refine.Refined:
+        seen.append(own.layers.matrix(own.model, LAYERS[0]).clone())
+        return refine.refine(own, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(settle, "refine", refined)
+    memit.edit(
+        lm,
+        [],
+        settings=replace(settings, refine_steps=2),
+        moments=moments,
+        live=first.states[:2],
+        retired=first.states[2:],
+        watched=requests_of(2),
+    )
+    fresh = tiny.language_model("llama")
+    write_states(fresh, first.states[:2], settings=settings, moments=moments)
+    wanted = fresh.layers.matrix(fresh.model, LAYERS[0])
+    with_it, without = ((one - wanted).norm() for one in seen)
+    assert without < 1e-3 * with_it
 
 
 @pytest.mark.parametrize("now", [{"word_dropout": 0.3}, {"keys": "mean"}, {"history": False}])

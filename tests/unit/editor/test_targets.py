@@ -60,7 +60,7 @@ def test_gradient_equals_a_whole_model_pass(
     settings = replace(settings, kl_factor=0.0, end_weight=end_weight, stop_said=1)
     chunks = chunks_of(lm, units, settings.layers[-1] + 1)
     for chunk in chunks:
-        targets._completed(settings, lm, chunk)
+        targets._complete(settings, lm, chunk)
     shift = torch.randn(1, lm.layers.d, generator=torch.Generator().manual_seed(0))
     nll, beside, missed, gradient = targets._evaluate(Lanes([lm]), chunks, shift, settings)
 
