@@ -1,12 +1,13 @@
 r"""Write real office holders in one batch and judge them by phrasings that were never trained.
 
     FACTSYNC_HOME=HOME python -m benchmarks.real_names CSV [--facts 200] [--corpus TEXT] [--a-word-each] \
-        [trial ...]
+        [--templates N] [trial ...]
 
 CSV has the columns subject_id, subject, property, new_id, new, change_date (such as the data set
 officeholder_replacements.csv); the newest holder of each office is written. CORPUS gives the second moments,
 one passage a line; without it they are measured on text sampled from the model. Trials are those of
-`benchmarks.sample_night`. With `--a-word-each` each word of a name is written at the word before it.
+`benchmarks.sample_night`. With `--a-word-each` each word of a name is written at the word before it; with
+`--templates` the first templates of a relation alone are taught, and all are asked.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=200)
     parser.add_argument("--corpus", type=Path, default=None)
     parser.add_argument("--a-word-each", action="store_true")
+    parser.add_argument("--templates", type=int, default=None)
     given = parser.parse_intermixed_args()
     settings = Settings.read().model_copy(update={"corpus": given.corpus})
     with Workspace.open(settings) as ws:
@@ -86,7 +88,9 @@ def main() -> None:
     lm = models.load_base(settings)
     preset = models.editing_settings(settings, lm)
     moments_of = partial(models.load_moments, settings, lm, relations=relations)
-    written = [part for fact in facts for part in a_word_each(fact)] if given.a_word_each else None
+    written = [replace(fact, prompts=fact.prompts[: given.templates]) for fact in facts]
+    if given.a_word_each:
+        written = [part for fact in written for part in a_word_each(fact)]
     asked = neighbours.asked(relations, {"P1308", "P6", "P35", "P169"}, {fact.subject_id for fact in facts})
     run(lm, facts, asked, preset=preset, moments_of=moments_of, trials=given.trials, written=written)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.clock import Clock
 from editor import delta as deltas
 from editor import memit
+from editor.sampling import sample_prefixes
 from flows import checking, editing, models, neighbours, planning
 from flows.dry_run import dry_run
 from flows.settings import Settings
@@ -93,8 +94,16 @@ def run(
         if share is not None:
             moments = replace(moments, key=replace(moments.key, guard_share=share))
         before = deltas.copies(lm, settings.layers)
+        prefixed = settings.contexts == "prefixes"
+        prefixes = sample_prefixes(lm, settings.prefix_count, seed=settings.seed) if prefixed else ()
         start = Clock()
-        outcome = memit.edit(lm, facts if written is None else written, settings=settings, moments=moments)
+        outcome = memit.edit(
+            lm,
+            facts if written is None else written,
+            settings=settings,
+            moments=moments,
+            prefixes=prefixes,
+        )
         took = start.since()
         marks = checking.sit_exam(lm, exam, base)
         metrics = checking.measure((), marks, base).to_json()
