@@ -27,7 +27,6 @@ from editor import datasets, methods, metrics, recall
 from editor import rebuild as rebuilds
 from editor.allocator import spare_memory
 from editor.model import LanguageModel, default_gguf, from_gguf
-from editor.sampling import sample_prefixes
 from flows.editing import with_rivals
 
 if TYPE_CHECKING:
@@ -93,8 +92,7 @@ def rebuilt(bench: Bench, name: str = "memit", *, factors: Sequence[float] = (1.
         originals = method.changed()
         how = bench.how(base)
         settings = replace(how, moment_weight=factor * how.moment_weight)
-        prefixes = sample_prefixes(base, how.prefix_count, seed=how.seed)
-        facts, stored = methods.kept_in(taught.state)
+        facts, stored, prefixes = methods.kept_in(taught.state)
         start = Clock()
         made = rebuilds.rebuild(
             base,

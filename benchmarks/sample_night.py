@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.clock import Clock
 from editor import delta as deltas
 from editor import memit
-from editor.sampling import sample_prefixes
+from editor.sampling import PAPER_TOP_K, sample_prefixes
 from flows import checking, editing, models, neighbours, planning
 from flows.dry_run import dry_run
 from flows.settings import Settings
@@ -95,7 +95,11 @@ def run(
             moments = replace(moments, key=replace(moments.key, guard_share=share))
         before = deltas.copies(lm, settings.layers)
         prefixed = settings.contexts == "prefixes"
-        prefixes = sample_prefixes(lm, settings.prefix_count, seed=settings.seed) if prefixed else ()
+        prefixes = (
+            sample_prefixes(lm, settings.prefix_count, seed=settings.seed, top_k=PAPER_TOP_K)
+            if prefixed
+            else ()
+        )
         start = Clock()
         outcome = memit.edit(
             lm,

@@ -31,7 +31,7 @@ from editor.keys import Columns, KeyReader
 from editor.method import WeightMethod
 from editor.presets import PAPER_RATE, PAPER_STEPS
 from editor.requests import plan
-from editor.sampling import sample_prefixes
+from editor.sampling import PAPER_TOP_K, sample_prefixes
 from editor.spread import spread
 
 if TYPE_CHECKING:
@@ -131,7 +131,9 @@ class AlphaEdit(WeightMethod):
     def prepare(self, *, progress: Progress | None = None) -> None:  # noqa: ARG002 - the interface
         """Sample contexts; find the null space of each layer."""
         if self._prefixes is None:
-            self._prefixes = sample_prefixes(self.lm, self.settings.prefix_count, seed=self.settings.seed)
+            self._prefixes = sample_prefixes(
+                self.lm, self.settings.prefix_count, seed=self.settings.seed, top_k=PAPER_TOP_K
+            )
             moments = self.resources.moments()
             for layer in self.settings.layers:
                 P = null_space(moments.layer(layer, self.lm.device))

@@ -24,7 +24,7 @@ from editor.presets import PAPER_RATE, PAPER_STEPS
 from editor.requests import EditRequest
 from editor.retrieval import Retrieval
 from editor.rome import Rome
-from editor.sampling import sample_prefixes
+from editor.sampling import PAPER_TOP_K, sample_prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,7 +41,13 @@ if TYPE_CHECKING:
 
 
 class Memit(WeightMethod):
-    """MEMIT as the product runs it: live edits in the solve, guards, refinement (`editor.memit`)."""
+    """MEMIT as the product runs it: live edits in the solve, guards, refinement (`editor.memit`).
+
+    Attributes:
+        top_k: of how many likeliest tokens random prefixes are drawn; None takes all.
+    """
+
+    top_k: int | None = None
 
     def __init__(self, lm: LanguageModel, resources: Resources) -> None:
         super().__init__(lm, resources)
@@ -65,7 +71,8 @@ class Memit(WeightMethod):
         """Measure second moments; sample contexts."""
         if self._prefixes is None:
             self.moments()
-            self._prefixes = sample_prefixes(self.lm, self.settings().prefix_count, seed=self.settings().seed)
+            how = self.settings()
+            self._prefixes = sample_prefixes(self.lm, how.prefix_count, seed=how.seed, top_k=self.top_k)
 
     def teach(self, requests: Sequence[EditRequest], progress: Progress | None) -> None:
         """Write one batch beside all that is live; a subject that is taught again is replaced."""
@@ -127,23 +134,29 @@ class Memit(WeightMethod):
         self._live, self._facts = {}, {}
 
     def state(self) -> bytes:
-        """Return the live facts, a line of JSON, and after it their states."""
-        facts = json.dumps([asdict(fact) for fact in self._facts.values()], ensure_ascii=False)
-        return facts.encode() + b"\n" + states.to_bytes(self.live)
+        """Return prefixes and live facts, a line of JSON, and after it their states."""
+        facts = [asdict(fact) for fact in self._facts.values()]
+        line = json.dumps({"prefixes": self._prefixes, "facts": facts}, ensure_ascii=False)
+        return line.encode() + b"\n" + states.to_bytes(self.live)
 
     def resume(self, weights: dict[str, Tensor], state: bytes) -> None:
-        """Go on from weights, live facts and their states."""
+        """Go on from weights, prefixes, live facts and their states."""
         self.prepare()
         super().resume(weights, state)
-        facts, live = kept_in(state)
+        facts, live, self._prefixes = kept_in(state)
         self._facts = {fact.fact_id: fact for fact in facts}
         self._live = {one.subject_id: one for one in live}
 
 
-def kept_in(state: bytes) -> tuple[list[EditRequest], list[SubjectState]]:
-    """Return the facts and states that `Memit.state` wrote."""
-    facts, blob = state.split(b"\n", 1)
-    return [_fact(kept) for kept in json.loads(facts)], list(states.from_bytes(blob))
+def kept_in(state: bytes) -> tuple[list[EditRequest], list[SubjectState], tuple[str, ...]]:
+    """Return the facts, states and prefixes that `Memit.state` wrote."""
+    line, blob = state.split(b"\n", 1)
+    kept = json.loads(line)
+    return (
+        [_fact(fact) for fact in kept["facts"]],
+        list(states.from_bytes(blob)),
+        tuple(kept["prefixes"] or ()),
+    )
 
 
 def _fact(kept: dict[str, Any]) -> EditRequest:
@@ -162,6 +175,7 @@ class MemitReference(Memit):
     """
 
     remembers = False
+    top_k = PAPER_TOP_K
 
     def settings(self) -> MemitSettings:
         """Return the paper's procedure with its step count and rate, on this model's layers and weight."""

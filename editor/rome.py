@@ -28,7 +28,7 @@ import torch
 
 from editor import solve
 from editor.method import WeightMethod
-from editor.sampling import sample_prefixes
+from editor.sampling import PAPER_TOP_K, sample_prefixes
 from editor.spread import spread
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ class Rome(WeightMethod):
 
     def _prepared(self) -> tuple[Tensor, tuple[str, ...]]:
         if self._ready is None:
-            prefixes = sample_prefixes(self.lm, self.settings.prefix_count, seed=self.settings.seed)
+            prefixes = sample_prefixes(
+                self.lm, self.settings.prefix_count, seed=self.settings.seed, top_k=PAPER_TOP_K
+            )
             C = self.resources.moments().layer(self.settings.layers[0], self.lm.device)
             self._ready = solve.factor(C.double()), prefixes
         return self._ready

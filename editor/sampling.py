@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from editor.model import LanguageModel
     from editor.progress import Progress
 
+PAPER_TOP_K = 5
+"""Of how many likeliest tokens kmeng01/memit, EasyEdit's ROME and AlphaEdit draw their random contexts."""
 _ROWS = 128
 _LENGTH = 120
 _KEPT_STEPS = 8
@@ -140,7 +142,9 @@ def _choose(logits: Float[Tensor, "rows vocab"], generator: torch.Generator | No
     return torch.searchsorted(shares, below, right=True).squeeze(1)
 
 
-def sample_prefixes(lm: LanguageModel, count: int, *, seed: int = 0, length: int = 10) -> tuple[str, ...]:
+def sample_prefixes(
+    lm: LanguageModel, count: int, *, seed: int = 0, length: int = 10, top_k: int | None = None
+) -> tuple[str, ...]:
     """Sample the paper's random contexts: short texts to put before a template.
 
     Args:
@@ -148,6 +152,7 @@ def sample_prefixes(lm: LanguageModel, count: int, *, seed: int = 0, length: int
         count: how many.
         seed: equal seeds give equal prefixes on one machine; keep the texts, not the seed.
         length: tokens of each.
+        top_k: of how many likeliest tokens each is drawn (`PAPER_TOP_K`); None takes all.
 
     Returns:
         Prefixes, each ending in a full stop.
@@ -155,7 +160,7 @@ def sample_prefixes(lm: LanguageModel, count: int, *, seed: int = 0, length: int
     generator = torch.Generator(device=lm.device).manual_seed(seed)
     starts = [list(lm.tokenizer(word)["input_ids"]) for word in ("The", "Therefore", "Because", "I", "You")]
     chosen = [starts[i % len(starts)] for i in range(count)]
-    rows = continue_texts(lm, chosen, length, generator=generator) if chosen else []
+    rows = continue_texts(lm, chosen, length, generator=generator, top_k=top_k) if chosen else []
     texts = [lm.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
     # A brace would read as a second place for the subject.
     return tuple(" ".join(text.replace("{", " ").replace("}", " ").split()) + "." for text in texts)

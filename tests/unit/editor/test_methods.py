@@ -127,18 +127,18 @@ def test_nothing_is_taught_by_none(lm: LanguageModel, resources: Resources) -> N
 def test_prefixes_are_drawn_by_the_seed_of_the_settings(
     name: str, resources: Resources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The seed that a checkpoint's settings carry is the one that counts."""
-    drawn: list[int] = []
+    """The seed that a checkpoint's settings carry is the one that counts; the published draw as published."""
+    drawn: list[tuple[int, int | None]] = []
 
-    def sample(*_: object, seed: int) -> tuple[str, ...]:
-        drawn.append(seed)
+    def sample(*_: object, seed: int, top_k: int | None) -> tuple[str, ...]:
+        drawn.append((seed, top_k))
         return ("It was said that",)
 
     for module in (methods, alphaedit, rome):
         monkeypatch.setattr(module, "sample_prefixes", sample)
     resources = replace(resources, settings=replace(resources.settings, seed=3), seed=8)
     methods.make(name, tiny.language_model("llama"), resources).prepare()
-    assert drawn == [3]
+    assert drawn == [(3, None if name == "memit" else 5)]
 
 
 def test_rome_meets_its_constraint_and_disturbs_least() -> None:
