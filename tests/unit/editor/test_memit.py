@@ -224,15 +224,6 @@ def test_a_fact_that_is_said_before_is_not_taken_for_unwritten(
     assert "moment weight" not in caplog.text
 
 
-def test_the_papers_procedure(lm: LanguageModel, moments: Moments, settings: MemitSettings) -> None:
-    """Reference mode keeps one averaged key a subject and no history."""
-    reference = replace(settings.as_reference(), steps=5)
-    outcome = memit.edit(
-        lm, requests_of(2), settings=reference, moments=moments, prefixes=("The city.", "You see.")
-    )
-    assert [tuple(s.keys[1].shape) for s in outcome.states] == [(1, lm.layers.d_k)] * 2
-
-
 def test_the_papers_procedure_has_a_weight_of_its_own(settings: MemitSettings) -> None:
     """λ that counts on refinement leaves too much unsaid where nothing is refined."""
     assert replace(settings, unrefined_weight=7.0).as_reference().moment_weight == 7.0
@@ -311,9 +302,31 @@ def test_unfit_moments_are_refused(
 def test_a_model_with_nan_is_refused(lm: LanguageModel, moments: Moments, settings: MemitSettings) -> None:
     """A loss that is not finite names its subjects."""
     lm.layers.block(lm.model, 3).mlp.up_proj.weight[0, 0] = torch.nan
+    before = delta.copies(lm, LAYERS)
     with pytest.raises(NonFiniteError) as caught:
         memit.edit(lm, requests_of(2), settings=settings, moments=moments)
     assert caught.value.subjects == ["s0", "s1"]
+    assert all(torch.equal(lm.layers.matrix(lm.model, layer), weight) for layer, weight in before.items())
+
+
+@pytest.mark.parametrize("stage", ["targets", "refine"])
+def test_weights_are_bit_identical_after_a_failure_in_bfloat16(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings, stage: str
+) -> None:
+    """An interrupt while blocks run in bfloat16 leaves every parameter as it was, in its own precision."""
+    before = {name: weight.clone() for name, weight in lm.model.named_parameters()}
+    lowered: list[bool] = []
+
+    def interrupt(now: str, *_: int) -> None:
+        lowered.append(any(weight.dtype == torch.bfloat16 for weight in lm.model.parameters()))
+        if now == stage and lowered[-1]:
+            raise KeyboardInterrupt
+
+    how = replace(settings, precision="bfloat16", refine_steps=4, refine_stop_loss=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        memit.edit(lm, requests_of(2), settings=how, moments=moments, progress=interrupt)
+    assert lowered[-1]
+    assert all(torch.equal(weight, before[name]) for name, weight in lm.model.named_parameters())
 
 
 def test_a_subject_cannot_be_live_and_edited(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from benchmarks.reference_sequential import target_shift
-from editor import targets
+from editor import activations, memit, targets
 from editor.keys import KeyReader
+from editor.moments import Moments
 from editor.presets import PRESETS, MemitSettings
 from editor.requests import plan
 from tests.unit.editor import tiny
-from tests.unit.editor.conftest import requests_of
+from tests.unit.editor.conftest import LAYERS, requests_of
+
+if TYPE_CHECKING:
+    from editor.model import LanguageModel
+    from editor.requests import Unit
 
 # hparams/MEMIT/*.json of kmeng01/memit (GPT-2 XL, GPT-J), xpq-tech/PMET (NeoX) and jianghoucheng/AlphaEdit
 # (Llama 3): layers, v_num_grad_steps, v_lr, mom2_update_weight, clamp_norm_factor, v_weight_decay, kl_factor.
@@ -62,3 +68,41 @@ def test_same_objective_same_state(name: str, settings: MemitSettings) -> None:
         expected, steps, _ = target_shift(lm, unit, settings)
         assert int(found.steps[number]) == steps
         assert torch.nn.functional.cosine_similarity(found.shifts[number], expected, dim=0) > 0.999
+
+
+def test_same_states_same_weights(settings: MemitSettings) -> None:
+    """Algorithm 1, plainly: averaged keys, spread residual, Δ = R Kᵀ (λC + K Kᵀ)⁻¹, block by block."""
+    lm, plain = tiny.language_model("llama"), tiny.language_model("llama")
+    facts = [replace(fact, prompts=fact.prompts[:1]) for fact in requests_of(4)]
+    prefixes = ("The city.", "You see.", "It rained.")
+    moments = Moments.compute(lm, None, LAYERS, tokens=600, seed=1)
+    settings = replace(settings.as_reference(), steps=5)
+    shifts = torch.randn(len(facts), lm.layers.d, generator=torch.Generator().manual_seed(0))
+
+    def search(*_: object, **__: object) -> targets.Targets:
+        return targets.Targets(shifts, torch.zeros(len(facts)), torch.full((len(facts),), 5))
+
+    outcome = memit.edit(lm, facts, settings=settings, moments=moments, prefixes=prefixes, search=search)
+    assert [tuple(state.keys[LAYERS[0]].shape) for state in outcome.states] == [(1, lm.layers.d_k)] * 4
+
+    units = plan(plain, facts, prefixes=prefixes, kl_template="{} is a")
+    z = torch.stack([_at_last(plain, unit, LAYERS[0])[1] for unit in units]) + shifts
+    for number, layer in enumerate(LAYERS):
+        found = [_at_last(plain, unit, layer) for unit in units]
+        K = torch.stack([key for key, _ in found]).double()
+        R = (z - torch.stack([state for _, state in found])).double() / (len(LAYERS) - number)
+        A = settings.moment_weight * moments.layer(layer).double() + K.T @ K
+        W = plain.layers.matrix(plain.model, layer)
+        W += (R.T @ K @ torch.linalg.inv(A)).float()
+        torch.testing.assert_close(lm.layers.matrix(lm.model, layer), W, rtol=1e-4, atol=1e-5)
+
+
+def _at_last(lm: LanguageModel, unit: Unit, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return k, half bare and half the mean behind prefixes, and the bare h of the last block."""
+    keys, states = [], []
+    for row in (row for row in unit.rows if row.labels):
+        with torch.no_grad(), activations.record(lm, keys=[layer], states=[LAYERS[-1]]) as (k, h):
+            lm.model(input_ids=torch.tensor([row.ids]))
+        keys.append(k[layer][0, row.lookup])
+        states.append(h[LAYERS[-1]][0, row.lookup])
+    return 0.5 * keys[0] + 0.5 * torch.stack(keys[1:]).mean(dim=0), states[0]
