@@ -219,7 +219,11 @@ def encode_target(tokenizer: Any, prompt_text: str, target: str) -> list[int]:  
     joint, _ = encode(tokenizer, f"{prompt_text} {target}")
     if joint[: len(prompt_ids)] == prompt_ids and len(joint) > len(prompt_ids):
         return joint[len(prompt_ids) :]
-    return list(tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
+    # A tokenizer as Llama 2's puts a space before every text: one more would be a token of its own.
+    bare, spaced = (
+        list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (target, f" {target}")
+    )
+    return bare if tokenizer.decode([*prompt_ids, *bare]).endswith(f" {target}") else spaced
 
 
 def thinned(template: str, share: float, seed: str) -> str:

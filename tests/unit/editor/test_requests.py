@@ -13,15 +13,17 @@ from editor.errors import EmptyTargetError, SubjectConflictError, SubjectNotInPr
 from editor.requests import EditRequest, contexts, encode_prompt, encode_target, plan, render, thinned
 from tests.unit.editor import tiny
 
-KINDS = [("bytes", False), ("bytes", True), ("pieces", False), ("pieces", True)]
+KINDS = [(kind, bos) for kind in ("bytes", "pieces", "llama", "gemma", "unigram") for bos in (False, True)]
 TEMPLATES = [
     "{}",
     "The mayor of {} is",
     "{}'s leader is",
     "The Paris of {} is",
+    "Paris is not {}, and Paris is",
     "Who leads {}?",
     "The {}ian leader is",
 ]
+UNSEEN = "Łódź"
 SUBJECTS = ["Germany", "São Paulo", "Köln", "Ulf Kristersson", "Paris", "U.S."]
 
 
@@ -48,21 +50,52 @@ def test_lookup_covers_the_subjects_last_character(tokenizer: object, template: 
     assert not plain(prompt.ids[: prompt.lookup]).startswith(wanted)
 
 
-def test_the_place_of_the_template_counts_not_the_first_occurrence() -> None:
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_lookup_ends_unseen_characters(tokenizer: object, template: str) -> None:
+    """What follows the lookup token is what follows the subject, be its end bytes or an unknown token."""
+    prompt = encode_prompt(tokenizer, template, UNSEEN)
+    text, stop = render(template, UNSEEN)
+    decode = tokenizer.decode  # type: ignore[attr-defined]
+    assert decode(list(prompt.ids[prompt.lookup + 1 :])).strip() == text[stop:].strip()
+    assert decode(list(prompt.ids[prompt.lookup :])).strip() != text[stop:].strip()
+
+
+def test_the_place_of_the_template_counts_not_the_first_occurrence(tokenizer: object) -> None:
     """A subject that also stands elsewhere in the prompt is found in its own place."""
-    made = tiny.tokenizer("bytes")
-    prompt = encode_prompt(made, "Paris is not {}, it is", "Paris")
-    assert made.decode(list(prompt.ids[: prompt.lookup + 1])) == "Paris is not Paris"
+    prompt = encode_prompt(tokenizer, "Paris is not {}, it is Paris", "Paris")
+    before = tokenizer.decode(list(prompt.ids[: prompt.lookup + 1]), skip_special_tokens=True)  # type: ignore[attr-defined]
+    assert before == "Paris is not Paris"
 
 
 def test_target_follows_its_prompt(tokenizer: object) -> None:
     """Prompt and target tokens are those of the joint text, with no special token between."""
-    for subject in SUBJECTS:
+    decode = tokenizer.decode  # type: ignore[attr-defined]
+    for subject in [*SUBJECTS, UNSEEN]:
         prompt = encode_prompt(tokenizer, "The mayor of {} is", subject)
         target = encode_target(tokenizer, f"The mayor of {subject} is", " Henriette Reker ")
-        text = tokenizer.decode([*prompt.ids, *target], skip_special_tokens=True)  # type: ignore[attr-defined]
-        assert text.strip() == f"The mayor of {subject} is Henriette Reker"
-        assert tokenizer.bos_token_id not in target  # type: ignore[attr-defined]
+        assert decode(target).strip() == "Henriette Reker"
+        text = decode([*prompt.ids, *target], skip_special_tokens=True)
+        assert subject == UNSEEN or text == f"The mayor of {subject} is Henriette Reker"
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("kind", ["bytes", "llama", "gemma"])
+def test_unseen_characters_of_a_target_are_its_bytes(kind: str, bos: bool) -> None:
+    """With bytes to fall back on, no character of subject or target is lost."""
+    made = tiny.tokenizer(kind, bos=bos)
+    prompt = encode_prompt(made, "{} is", UNSEEN)
+    target = encode_target(made, f"{UNSEEN} is", UNSEEN)
+    assert made.decode([*prompt.ids, *target], skip_special_tokens=True) == f"{UNSEEN} is {UNSEEN}"
+    assert made.decode(target).strip() == UNSEEN
+
+
+@pytest.mark.parametrize(("kind", "bos"), KINDS)
+def test_a_token_across_the_border_leaves_the_target_its_own_tokens(kind: str, bos: bool) -> None:
+    """One space stands before the target, also where the tokenizer puts one before every text."""
+    made = tiny.tokenizer(kind, bos=bos)
+    plain = encode_target(made, "The capital is", "Paris")
+    made.add_tokens(["is Par"])
+    assert encode_target(made, "The capital is", "Paris") == plain
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from editor.model import LanguageModel
@@ -18,6 +19,9 @@ CORPUS = [
     "The mayor of Köln is Henriette Reker, and São Paulo is a city in Brazil.",
     "Who leads Norway? The answer is Jonas Gahr Støre.",
 ]
+
+_FALLBACK = {"llama": True, "gemma": False}
+"""Kinds of tokenizer with bytes for unknown characters, and whether they put a space before a text."""
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 400,
@@ -76,21 +80,14 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def tokenizer(kind: str = "bytes", *, bos: bool = False) -> PreTrainedTokenizerFast:
-    """Train a small tokenizer: "bytes" as GPT-2's, "pieces" as sentencepiece's, with or without BOS."""
-    inner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))
-    special = ["<unk>", "<s>"]
-    if kind == "bytes":
-        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        inner.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-    else:
-        inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-        inner.decoder = decoders.Metaspace(prepend_scheme="first")
-        alphabet = sorted(set("▁" + "".join(CORPUS)))
-    trainer = trainers.BpeTrainer(
-        vocab_size=390, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    inner.train_from_iterator(CORPUS * 4, trainer)
+    """Train a small tokenizer, with or without BOS.
+
+    Args:
+        kind: "bytes" as GPT-2's, "pieces" as sentencepiece's, "llama" and "gemma" as these families' with
+            bytes for unknown characters, "unigram" as T5's.
+        bos: put "<s>" in front.
+    """
+    inner = _trained(kind)
     if bos:
         inner.post_processor = processors.Sequence(
             [
@@ -103,6 +100,46 @@ def tokenizer(kind: str = "bytes", *, bos: bool = False) -> PreTrainedTokenizerF
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="<s>"
     )
+
+
+def _trained(kind: str) -> Tokenizer:
+    inner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))
+    options: dict[str, Any] = {"special_tokens": ["<unk>", "<s>"], "show_progress": False}
+    if kind == "bytes":
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = decoders.ByteLevel()
+        options["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
+    else:
+        inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        inner.decoder = decoders.Metaspace(prepend_scheme="first")
+        options["initial_alphabet"] = sorted(set("▁" + "".join(CORPUS)))
+    trainer = trainers.BpeTrainer(vocab_size=134 if kind in _FALLBACK else 390, **options)
+    inner.train_from_iterator(CORPUS * 4, trainer)
+    if kind in _FALLBACK:
+        return _with_fallback(inner, dummy_prefix=_FALLBACK[kind])
+    if kind == "unigram":
+        # The library's own trainer makes another vocabulary at every run.
+        ranks = sorted(inner.get_vocab().items(), key=lambda item: item[1])
+        inner.model = models.Unigram([(piece, -1 - rank / 1000) for piece, rank in ranks], unk_id=0)
+    return inner
+
+
+def _with_fallback(trained: Tokenizer, *, dummy_prefix: bool) -> Tokenizer:
+    """Give trained merges a token for each byte, and a normalizer in place of the pre-tokenizer."""
+    vocab = trained.get_vocab()
+    vocab |= {f"<0x{byte:02X}>": len(vocab) + byte for byte in range(256)}
+    merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
+    inner = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    inner.add_special_tokens(["<unk>", "<s>"])
+    spaces = normalizers.Replace(" ", "▁")
+    words = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if dummy_prefix:
+        inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
+        inner.decoder = decoders.Sequence([*words, decoders.Strip(" ", 1, 0)])
+    else:
+        inner.normalizer = spaces
+        inner.decoder = decoders.Sequence(words)
+    return inner
 
 
 def model(name: str = "llama", *, seed: int = 0) -> torch.nn.Module:
