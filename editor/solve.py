@@ -34,6 +34,8 @@ import torch
 from editor.errors import NonFiniteError, SingularMomentsError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from jaxtyping import Float
     from torch import Tensor
 
@@ -46,21 +48,23 @@ class Standing:
 
     Args:
         M: see `normal_matrix`.
+        known: what an error is to tell of this solve, such as its layer and λ.
 
     Raises:
         SingularMomentsError: M is not positive definite.
         NonFiniteError: an entry is not finite.
     """
 
-    def __init__(self, M: Float[Tensor, "d_k d_k"]) -> None:
-        self._lower = factor(M)
+    def __init__(self, M: Float[Tensor, "d_k d_k"], **known: object) -> None:
+        self.known = known
+        self._lower = factor(M, **known)
 
     def beside(self, *keys: Float[Tensor, "d_k n"]) -> Float[Tensor, "d_k d_k"]:
         """Return the lower Cholesky factor of M + Σ J Jᵀ over some sets of keys."""
         A = self._lower @ self._lower.T
         for J in keys:
             A.addmm_(J, J.T)
-        return factor(A)
+        return factor(A, **self.known)
 
     def solve(
         self,
@@ -76,7 +80,8 @@ class Standing:
             solved = torch.cholesky_solve(torch.cat([K, others], dim=1), self.beside(J))
             return solved[:, :n], solved[:, n:]
         MJ = torch.cholesky_solve(J, lower)
-        small = factor(torch.eye(J.shape[1], dtype=J.dtype, device=J.device) + J.T @ MJ)
+        one = torch.eye(J.shape[1], dtype=J.dtype, device=J.device)
+        small = factor(one + J.T @ MJ, **self.known)
         # A⁻¹J = M⁻¹J (I + JᵀM⁻¹J)⁻¹, and A⁻¹B = M⁻¹B - A⁻¹J JᵀM⁻¹B.
         AJ = torch.cholesky_solve(MJ.T, small).T
         MB = torch.cholesky_solve(others, lower)
@@ -122,7 +127,7 @@ def low_rank_update(
     left = torch.cat([asked.coming_residuals.double(), -asked.leaving_residuals.double()], dim=1)
     right = torch.cat([AK, AL], dim=1).T
     if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
-        raise NonFiniteError("The weight change is not finite: nothing was written.", where="solve")
+        raise _not_finite("The weight change is", "solve", standing.known)
     return left, right
 
 
@@ -136,7 +141,7 @@ def dense_update(standing: Standing, asked: Exchange) -> Float[Tensor, "d d_k"]:
     right_hand = asked.coming_residuals.double() @ K.T - asked.leaving_residuals.double() @ L.T
     change = torch.cholesky_solve(right_hand.T, A).T
     if not torch.isfinite(change).all():
-        raise NonFiniteError("The weight change is not finite: nothing was written.", where="solve")
+        raise _not_finite("The weight change is", "solve", standing.known)
     return change
 
 
@@ -149,24 +154,35 @@ def normal_matrix(
     return A
 
 
-def factor(A: Float[Tensor, "d_k d_k"]) -> Float[Tensor, "d_k d_k"]:
+def factor(A: Float[Tensor, "d_k d_k"], **known: object) -> Float[Tensor, "d_k d_k"]:
     """Return the lower Cholesky factor of the normal matrix.
+
+    Args:
+        A: the matrix.
+        known: what an error is to tell of it.
 
     Raises:
         NonFiniteError: an entry is not finite.
         SingularMomentsError: not positive definite.
     """
     if not torch.isfinite(A).all():
-        raise NonFiniteError(
-            "The second moments or keys are not finite: nothing was written.", where="moments"
-        )
+        raise _not_finite("The second moments or keys are", "moments", known)
     lower: Tensor
     lower, info = torch.linalg.cholesky_ex(A)
     if int(info) != 0:
+        known = {"minor": int(info), **known}
         raise SingularMomentsError(
-            f"λC + Σ k kᵀ is not positive definite (leading minor {int(info)}): the second moments "
-            "come from too few "
+            f"λC + Σ k kᵀ is not positive definite{_told(known)}: the second moments come from too few "
             "tokens, or λ is not positive; compute them from at least twice as many tokens as a key is wide.",
-            minor=int(info),
+            **known,
         )
     return lower
+
+
+def _not_finite(what: str, where: str, known: Mapping[str, object]) -> NonFiniteError:
+    return NonFiniteError(f"{what} not finite{_told(known)}: nothing was written.", where=where, **known)
+
+
+def _told(known: Mapping[str, object]) -> str:
+    inside = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in known.items())
+    return f" ({inside})" if inside else ""

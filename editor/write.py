@@ -130,8 +130,11 @@ class History:
             keys, _ = self.stack(self._live, layer)
             guards, _ = self.guards.at(layer, self.guards.but(self.unsettled))
             C = self.moments.layer(layer, self.lm.device)
+            weight = self.settings.moment_weight
             self._standing[layer] = solve.Standing(
-                solve.normal_matrix(C, self.settings.moment_weight, torch.cat([keys, guards], dim=1))
+                solve.normal_matrix(C, weight, torch.cat([keys, guards], dim=1)),
+                layer=layer,
+                moment_weight=weight,
             )
         return self._standing[layer]
 

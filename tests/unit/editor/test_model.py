@@ -86,9 +86,11 @@ def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
 
 def test_quantised_weights_are_refused(folder: Path) -> None:
     """Quantised weights cannot take an additive change."""
-    change_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
-    with pytest.raises(QuantisedModelError):
+    quantisation = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    change_config(folder, quantization_config=quantisation)
+    with pytest.raises(QuantisedModelError, match="use the full-precision model") as caught:
         LanguageModel.load(folder)
+    assert caught.value.data == {"source": str(folder), "quantisation": quantisation}
 
 
 def test_offloaded_weights_are_refused(tmp_path: Path) -> None:

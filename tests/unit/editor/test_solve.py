@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 
 from editor import solve
 from editor.errors import NonFiniteError, SingularMomentsError
+from editor.moments import Moments
+from editor.write import History
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from editor.model import LanguageModel
+    from editor.presets import MemitSettings
 
 D, D_K = 7, 12
 
@@ -173,13 +183,40 @@ def test_singular_moments_are_named() -> None:
     """Moments from fewer tokens than a key is wide are refused with the way out."""
     _, W, K, V = problem(2)
     thin = K[:, :1] @ K[:, :1].T
-    with pytest.raises(SingularMomentsError, match="too few tokens"):
+    with pytest.raises(SingularMomentsError, match="too few tokens") as caught:
         night(thin, W, (K, V), torch.zeros(D_K, 0))
+    assert caught.value.data == {"minor": 2}
+
+
+def test_a_night_names_the_layer_and_weight_of_singular_moments(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings
+) -> None:
+    """They are in the error and in its message."""
+    empty = Moments(moments.key, {layer: torch.zeros_like(C) for layer, C in moments.matrices.items()})
+    history = History(lm, settings, empty, ())
+    with pytest.raises(SingularMomentsError, match=r"\(minor 1, layer 2, moment weight 0\.05\)") as caught:
+        history.at(2)
+    assert caught.value.data == {"minor": 1, "layer": 2, "moment_weight": 0.05}
 
 
 def test_non_finite_keys_are_named() -> None:
     """A NaN never reaches a weight."""
     C, W, K, V = problem(2)
     K[0, 0] = torch.nan
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(NonFiniteError) as caught:
         night(C, W, (K, V), torch.zeros(D_K, 0))
+    assert caught.value.data == {"where": "moments"}
+
+
+@pytest.mark.parametrize("update", [solve.low_rank_update, solve.dense_update])
+@pytest.mark.parametrize(("spoilt", "where"), [("keys", "moments"), ("residuals", "solve")])
+def test_what_is_not_finite_names_its_layer(update: Callable[..., object], spoilt: str, where: str) -> None:
+    """Keys and values that are not finite: the error says of which layer."""
+    C, W, K, V = problem(2)
+    R = V - W @ K
+    {"keys": K, "residuals": R}[spoilt][0, 0] = torch.nan
+    standing = solve.Standing(solve.normal_matrix(C, 2.0, K[:, :0]), layer=3, moment_weight=2.0)
+    asked = solve.Exchange(K, R, K[:, :0], R[:, :0], K[:, :0])
+    with pytest.raises(NonFiniteError, match=r"finite \(layer 3, moment weight 2\.0\): nothing") as caught:
+        update(standing, asked)
+    assert caught.value.data == {"where": where, "layer": 3, "moment_weight": 2.0}
