@@ -4,6 +4,8 @@ import json
 import sys
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from editor.model import LanguageModel
 from editor.moments import Moments
@@ -41,6 +43,10 @@ def test_what_it_finds_is_what_nights_edit_by(quick, prefect_server, monkeypatch
         assert models.load_moments(quick, lm, found, ws.relations).key in [each.key for each in kept]
         assert len(list(quick.moments_dir.glob("*"))) == len(kept)
     assert quick.memit_file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    with get_client(sync_client=True) as client:
+        key = ArtifactFilterKey(any_=["calibration"])
+        (shown,) = client.read_artifacts(artifact_filter=ArtifactFilter(key=key))
+    assert "data:image/png;base64" in shown.data
 
 
 def test_settings_of_another_model_are_refused(settings):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from editor.model import LanguageModel
 from editor.moments import Moments
@@ -43,6 +44,42 @@ def test_an_interrupted_pass_goes_on_and_leaves_one_file(
         made = load_moments(settings, lm, memit, relations)
     assert [path.suffix for path in settings.moments_dir.iterdir()] == [".safetensors"]
     assert load_moments(settings, lm, memit, relations).key == made.key
+
+
+def test_second_moments_are_kept_for_all_that_they_were_made_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another model, precision, block, corpus, number of tokens or guard asks another file."""
+    texts = [tmp_path / name for name in ("one.txt", "two.txt")]
+    for number, path in enumerate(texts):
+        path.write_text(f"Oslo is the capital of Norway. {number}\n", encoding="utf-8")
+    model = tiny.model("llama")
+    lm = LanguageModel.wrap(model, tiny.tokenizer(), name="tiny")
+    memit, relations, asked = PRESETS["smollm2-135m"], Relations.load(), set()
+
+    def no_pass(path: Path) -> Moments:
+        asked.add(path.name)
+        return SimpleNamespace(require=lambda *_: None)  # type: ignore[return-value]
+
+    monkeypatch.setattr(Moments, "load", no_pass)
+    monkeypatch.setattr("pathlib.Path.exists", lambda _self: True)
+    settings = Settings(home=tmp_path, model="tiny", moment_tokens=1000)
+    fewer = relations.only(("P6",))
+    lowered = LanguageModel.wrap(tiny.model("llama").to(torch.bfloat16), tiny.tokenizer(), name="tiny")
+    for args in (
+        (settings, lm, memit, relations),
+        (settings, tiny.language_model(seed=1), memit, relations),
+        (settings, lowered, memit, relations),
+        (settings, lm, replace(memit, layers=(4, 5)), relations),
+        (settings.model_copy(update={"moment_tokens": 2000}), lm, memit, relations),
+        (settings.model_copy(update={"corpus": texts[0]}), lm, memit, relations),
+        (settings.model_copy(update={"corpus": texts[1]}), lm, memit, relations),
+        (settings, lm, memit, fewer),
+    ):
+        load_moments(*args)
+    assert len(asked) == 8
+    load_moments(settings, lm, replace(memit, steps=7, moment_weight=1.0), relations)
+    assert len(asked) == 8, "how target states are found and λ do not count"
 
 
 def test_lambda_second_moments_and_guards_are_the_solve_and_how_states_are_found_is_not() -> None:
