@@ -18,7 +18,7 @@ from editor.errors import (
     StateMismatchError,
     SubjectConflictError,
 )
-from editor.model import tensor_digest
+from editor.model import LanguageModel, tensor_digest
 from editor.moments import Moments
 from editor.presets import PRESETS
 from editor.write import write_states
@@ -26,7 +26,6 @@ from tests.unit.editor import tiny
 from tests.unit.editor.conftest import LAYERS, requests_of
 
 if TYPE_CHECKING:
-    from editor.model import LanguageModel
     from editor.presets import MemitSettings
 
 
@@ -195,6 +194,20 @@ def test_states_round_trip(lm: LanguageModel, moments: Moments, settings: MemitS
         assert (a.subject_id, a.fact_ids, a.depends) == (b.subject_id, b.fact_ids, b.depends)
         assert all(torch.equal(a.keys[layer], b.keys[layer]) for layer in LAYERS)
         assert all(torch.equal(a.values[layer], b.values[layer]) for layer in LAYERS)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_results_do_not_depend_on_the_device(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings
+) -> None:
+    """A GPU writes what a CPU writes, but for rounding."""
+    memit.edit(lm, requests_of(3), settings=settings, moments=moments)
+    there = tiny.language_model("llama")
+    there = LanguageModel.wrap(there.model.to("cuda"), there.tokenizer, name=there.name)
+    memit.edit(there, requests_of(3), settings=settings, moments=moments)
+    for layer in LAYERS:
+        written = there.layers.matrix(there.model, layer).cpu()
+        torch.testing.assert_close(lm.layers.matrix(lm.model, layer), written, rtol=1e-2, atol=1e-3)
 
 
 def test_depends_tells_what_a_state_was_made_from(

@@ -250,3 +250,25 @@ def test_a_failure_leaves_the_weights_as_they_were(
     with pytest.raises(NonFiniteError):
         memit.edit(lm, requests_of(2), settings=replace(settings, refine_steps=3), moments=moments)
     assert all(torch.equal(lm.layers.matrix(lm.model, layer), kept) for layer, kept in before.items())
+
+
+def test_memory_is_halved_until_it_fits(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory halves refinement's batch too, and what it finds is the same."""
+    chosen = replace(settings, steps=WEAK, refine_steps=3, batch_tokens=256)
+    roomy = memit.edit(lm, requests_of(2), settings=chosen, moments=moments)
+    asked: list[int] = []
+    real = refine._descend
+
+    def tight(*args: object, batch_tokens: int, **kwargs: object) -> object:
+        asked.append(batch_tokens)
+        if batch_tokens > 100:
+            raise torch.OutOfMemoryError
+        return real(*args, batch_tokens=batch_tokens, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(refine, "_descend", tight)
+    cramped = memit.edit(tiny.language_model("llama"), requests_of(2), settings=chosen, moments=moments)
+    assert asked == [256, 128, 64]
+    for one, other in zip(values_of(roomy.states), values_of(cramped.states), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
