@@ -15,12 +15,27 @@ from tests.unit.editor import tiny
 from tests.unit.editor.conftest import LAYERS, requests_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from editor.model import LanguageModel
     from editor.moments import Moments
     from editor.presets import MemitSettings
+    from editor.state import SubjectState
 
 WEAK = 4
 """Steps after which a target state is far from its target."""
+
+
+def assert_holds(
+    lm: LanguageModel, states: Sequence[SubjectState], settings: MemitSettings, moments: Moments
+) -> None:
+    """The written weights are those of the states, written on the base in one solve."""
+    fresh = tiny.language_model("llama")
+    write_states(fresh, states, settings=settings, moments=moments)
+    for layer in LAYERS:
+        torch.testing.assert_close(
+            lm.layers.matrix(lm.model, layer), fresh.layers.matrix(fresh.model, layer), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_older_facts_that_slipped_are_refined_with_tonights(
@@ -47,12 +62,7 @@ def test_older_facts_that_slipped_are_refined_with_tonights(
     )
     assert [state.subject_id for state in second.states] == ["s3", "s2"]
     assert [report.subject_id for report in second.reports] == ["s3"]
-    fresh = tiny.language_model("llama")
-    write_states(fresh, [*first.states[:2], *second.states], settings=settings, moments=moments)
-    for layer in LAYERS:
-        torch.testing.assert_close(
-            lm.layers.matrix(lm.model, layer), fresh.layers.matrix(fresh.model, layer), rtol=1e-4, atol=1e-5
-        )
+    assert_holds(lm, [*first.states[:2], *second.states], settings, moments)
 
 
 def test_what_had_slipped_is_refined_with_tonights(
@@ -91,13 +101,7 @@ def test_what_had_slipped_is_refined_with_tonights(
     assert asked == [3]
     assert turns == [["s3", "s1"]]
     assert [state.subject_id for state in second.states] == ["s3", "s1"]
-    fresh = tiny.language_model("llama")
-    kept = [first.states[0], first.states[2], *second.states]
-    write_states(fresh, kept, settings=settings, moments=moments)
-    for layer in LAYERS:
-        torch.testing.assert_close(
-            lm.layers.matrix(lm.model, layer), fresh.layers.matrix(fresh.model, layer), rtol=1e-4, atol=1e-5
-        )
+    assert_holds(lm, [first.states[0], first.states[2], *second.states], settings, moments)
 
 
 def test_what_had_slipped_is_refined_on_weights_without_what_is_retracted(
