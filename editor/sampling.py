@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from editor.progress import Progress
 
 PAPER_TOP_K = 5
-"""Of how many likeliest tokens kmeng01/memit, EasyEdit's ROME and AlphaEdit draw their random contexts."""
+"""Of how many likeliest tokens kmeng01/memit, and the code of AlphaEdit, draw their random contexts."""
 _ROWS = 128
 _LENGTH = 120
 _KEPT_STEPS = 8
