@@ -92,7 +92,7 @@ def calibrate(blocks: list[Block] | None = None) -> Calibrated:
         lm,
         _facts(table["facts"], Relations.load(settings.relations_file)),
         [(template, subject) for template, subjects in table["known"].items() for subject in subjects],
-        checking.fluency_texts(),
+        checking.fluency_texts(settings.heldout),
         # Kept under home, where the first night finds them.
         moments_of=lambda memit: models.load_moments(settings, lm, memit, relations, report),
         layers=blocks or None,

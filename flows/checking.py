@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from editor import recall
 from editor.requests import EditRequest, render
 from flows.editing import fact_id, from_held, scope, with_rivals
+from flows.errors import SettingsError
 from flows.gates import Metrics
 from storage.records.checkpoints import CheckRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from editor.model import LanguageModel
     from editor.progress import Progress
@@ -112,10 +114,17 @@ def sample_older(held: Iterable[HeldRow], asked: Iterable[str], size: int, seed:
     return [from_held(row) for row in (*near, *chosen)]
 
 
-def fluency_texts() -> tuple[str, ...]:
-    """The held-out text that ships with the project."""
-    text = (resources.files("flows") / "heldout.txt").read_text(encoding="utf-8")
-    return tuple(line for line in text.splitlines() if line.strip())
+def fluency_texts(path: Path | None = None) -> tuple[str, ...]:
+    """The text that perplexity is asked on, a passage a line: of a file, or what ships with the project.
+
+    Raises:
+        SettingsError: the file has no passage.
+    """
+    text = (path or resources.files("flows") / "heldout.txt").read_text(encoding="utf-8")
+    passages = tuple(line for line in text.splitlines() if len(line.split()) > 1)
+    if not passages:
+        raise SettingsError(f"{path} holds no passage to ask perplexity on: write one a line.")
+    return passages
 
 
 def set_exam(
@@ -124,6 +133,8 @@ def set_exam(
     older: Sequence[EditRequest],
     neighbours: tuple[Neighbour, ...],
     retracted: Sequence[EditRequest] = (),
+    *,
+    heldout: Path | None = None,
 ) -> tuple[Exam, BaseAnswers]:
     """Ask the unedited model first.
 
@@ -132,7 +143,7 @@ def set_exam(
     facts = [*tonight, *older, *retracted]
     firsts = [render(fact.prompts[0], fact.subject)[0] for fact in facts]
     said = dict(zip((fact.fact_id for fact in facts), recall.completions(base, firsts), strict=True))
-    fluency = fluency_texts()
+    fluency = fluency_texts(heldout)
     intruders: dict[str, tuple[str, ...]] = {}
     for fact in tonight:
         prop = scope(fact.fact_id)[1]

@@ -134,9 +134,7 @@ def _bench(settings: Settings, asked: Asked, lm: LanguageModel, data: Dataset, o
             made.append(models.load_moments(settings, lm, memit, relations, report))
         return made[0]
 
-    passages = checking.fluency_texts()
-    if asked.passages is not None:
-        passages = tuple(line for line in asked.passages.read_text(encoding="utf-8").splitlines() if line)
+    passages = checking.fluency_texts(asked.passages or settings.heldout)
     references = References.load(asked.references) if asked.references else None
     resources = Resources(memit, moments, training(asked, data), asked.seed, out / "learnt")
     return _Bench(lm, memit, resources, passages, references, asked.texts, asked.seed)

@@ -78,7 +78,7 @@ def remake(
     asked = neighbours.asked(
         ws.relations, {row.property for row in held}, {row.subject_label for row in held}
     )
-    exam, base = checking.set_exam(lm, facts, (), asked)
+    exam, base = checking.set_exam(lm, facts, (), asked, heldout=ws.settings.heldout)
     originals = deltas.copies(lm, models.edited_layers(lineage, settings))
     models.put_on(lm, ws.files, lineage)
     before = checking.ask_before(lm, exam)

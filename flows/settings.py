@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     corpus: Path | None = Field(
         None, description="text file for the second moments; unset: text from the model"
     )
+    heldout: Path | None = Field(
+        None, description="text file for perplexity, a passage a line; unset: a dozen shipped ones"
+    )
     moment_tokens: int | None = Field(
         None, ge=1_000, description="most tokens for the second moments; unset: as many as they need"
     )
@@ -195,7 +198,7 @@ class Settings(BaseSettings):
         # Settings of another prefix do not inherit the file: the gates read it for themselves.
         found = _read(cls, file, home=root, gates=_read(GateThresholds, file))
         # A worker runs in a folder of its own.
-        for name in ("relations_file", "corpus"):
+        for name in ("relations_file", "corpus", "heldout"):
             path = getattr(found, name)
             if path is not None:
                 setattr(found, name, _file(f"FACTSYNC_{name.upper()}", root / path.expanduser()))

@@ -255,7 +255,9 @@ def _exam(
     taken = {row.subject_label for row in held} | {fact.subject for fact in work.tonight}
     properties = {row.property for row in intent.requests} | {row.property for row in held}
     asked_too = neighbours.asked(ws.relations, properties, taken)
-    return checking.set_exam(base, work.tonight, older, asked_too, work.retracted)
+    return checking.set_exam(
+        base, work.tonight, older, asked_too, work.retracted, heldout=ws.settings.heldout
+    )
 
 
 def _edit_rows(

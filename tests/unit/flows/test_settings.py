@@ -98,7 +98,7 @@ def test_a_misspelt_id_in_a_block_list_is_named(tmp_path, monkeypatch):
         Settings.read(tmp_path)
 
 
-@pytest.mark.parametrize("variable", ["FACTSYNC_RELATIONS_FILE", "FACTSYNC_CORPUS"])
+@pytest.mark.parametrize("variable", ["FACTSYNC_RELATIONS_FILE", "FACTSYNC_CORPUS", "FACTSYNC_HELDOUT"])
 def test_a_relative_path_counts_from_the_home(tmp_path, monkeypatch, variable):
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     for folder in (home, elsewhere):
@@ -120,7 +120,7 @@ def test_a_relative_model_folder_counts_from_the_home(tmp_path, monkeypatch):
     assert Settings.read(tmp_path).model == "EleutherAI/gpt-j-6b"
 
 
-@pytest.mark.parametrize("variable", ["FACTSYNC_RELATIONS_FILE", "FACTSYNC_CORPUS"])
+@pytest.mark.parametrize("variable", ["FACTSYNC_RELATIONS_FILE", "FACTSYNC_CORPUS", "FACTSYNC_HELDOUT"])
 def test_a_file_that_is_not_there_is_named(tmp_path, monkeypatch, variable):
     monkeypatch.setenv(variable, "nowhere.txt")
     with pytest.raises(SettingsError, match=rf"{variable}.*{tmp_path}/nowhere\.txt"):
