@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from editor.requests import EditRequest
 
 
+LAST = 100
+"""How many passages at a corpus' end are read for perplexity: second moments are measured on others."""
+
+
+def passages(path: Path) -> list[str]:
+    """Return the passages of a corpus, one a line."""
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
 @dataclass
 class Bench:
     """The model, and all that is asked of it.
@@ -59,17 +68,21 @@ class Bench:
         if path.exists():
             return Moments.load(path)
         lm = self.base()
-        corpus = self.data / "wikipedia_passages_dev.txt"
-        texts = corpus.read_text(encoding="utf-8").splitlines() if corpus.exists() else None
         found = Moments.compute(
             lm,
-            texts,
+            self.corpus[:-LAST] or None,
             self.how(lm).layers,
             tokens=self.tokens,
             guards=neighbours.guarded(Relations.load()),
         )
         found.save(path)
         return found
+
+    @cached_property
+    def corpus(self) -> list[str]:
+        """The development passages; none where they are missing."""
+        path = self.data / "wikipedia_passages_dev.txt"
+        return passages(path) if path.exists() else []
 
     def how(self, lm: LanguageModel) -> MemitSettings:
         """How to edit."""
@@ -131,7 +144,15 @@ def _share(values: Sequence[bool]) -> float:
 
 
 def wear(bench: Bench, lm: LanguageModel, method: Method, originals: dict[str, Tensor]) -> Row:
-    """Measure perplexity, and how far the edited weights are from the unedited ones at most."""
+    """Measure what the edits cost text, and how far the edited weights are from the unedited ones at most."""
     now = method.changed()
     norms = [float((now[name] - weight).norm() / weight.norm()) for name, weight in originals.items()]
-    return {"perplexity": recall.perplexity(lm, bench.fluency), "norm": max(norms, default=0.0)}
+    return {**fluency(bench, lm), "norm": max(norms, default=0.0)}
+
+
+def fluency(bench: Bench, lm: LanguageModel) -> Row:
+    """Measure perplexity on the product's dozen of held-out texts, and on the corpus' last passages."""
+    found: Row = {"perplexity": recall.perplexity(lm, bench.fluency)}
+    if bench.corpus:
+        found["passages"] = recall.perplexity(lm, bench.corpus[-LAST:])
+    return found

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import night_data, night_plots
 from benchmarks.clock import Clock
-from benchmarks.night_bench import Bench, asked_of, distinct, recall_of, started, timed, wear
+from benchmarks.night_bench import Bench, asked_of, distinct, fluency, recall_of, started, timed, wear
 from benchmarks.night_log import Log, Row
 from editor import datasets, methods, metrics, recall
 from editor import rebuild as rebuilds
@@ -65,9 +65,8 @@ def batches(bench: Bench, name: str, *, count: int = 10, size: int = 50) -> Log:
             **{label: asked_of(lm, method, part, COHORT_PROBES) for label, part in cohorts.items()},
         }
         log.add(row, method)
-        print(
-            json.dumps({key: row[key] for key in ("batch", "s_per_edit", "perplexity", "norm")}), flush=True
-        )
+        told = ("batch", "s_per_edit", "perplexity", "passages", "norm")
+        print(json.dumps({key: row[key] for key in told if key in row}), flush=True)
     if log.end is None:
         log.finish({"all": asked_of(lm, method, cases, metrics.PROBES), **wear(bench, lm, method, originals)})
     return log
@@ -213,7 +212,7 @@ def _after_nights(
             "seconds": seconds,
             "share_of_edits": seconds / spent,
             "all": recall_of(base, live),
-            "perplexity": recall.perplexity(base, bench.fluency),
+            **fluency(bench, base),
         }
     return end
 

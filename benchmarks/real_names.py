@@ -5,7 +5,8 @@ r"""Write real office holders in one batch and judge them by phrasings that were
 
 CSV has the columns subject_id, subject, property, new_id, new, change_date (such as the data set
 officeholder_replacements.csv); the newest holder of each office is written. CORPUS gives the second moments,
-one passage a line; without it they are measured on text sampled from the model. Trials are those of
+one passage a line, and its last passages are read for perplexity; without it they are measured on text
+sampled from the model. Trials are those of
 `benchmarks.sample_night`. With `--a-word-each` each word of a name is written at the word before it; with
 `--templates` the first templates of a relation alone are taught, and all are asked.
 """
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from benchmarks.night_bench import LAST, passages
 from benchmarks.sample_night import run
 from editor.requests import EditRequest
 from flows import editing, models, neighbours
@@ -92,7 +94,17 @@ def main() -> None:
     if given.a_word_each:
         written = [part for fact in written for part in a_word_each(fact)]
     asked = neighbours.asked(relations, {"P1308", "P6", "P35", "P169"}, {fact.subject_id for fact in facts})
-    run(lm, facts, asked, preset=preset, moments_of=moments_of, trials=given.trials, written=written)
+    unread = passages(given.corpus)[-LAST:] if given.corpus else ()
+    run(
+        lm,
+        facts,
+        asked,
+        preset=preset,
+        moments_of=moments_of,
+        trials=given.trials,
+        written=written,
+        passages=unread,
+    )
 
 
 if __name__ == "__main__":

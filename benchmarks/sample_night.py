@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.clock import Clock
 from editor import delta as deltas
-from editor import memit
+from editor import memit, recall
 from editor.sampling import PAPER_TOP_K, sample_prefixes
 from flows import checking, editing, models, neighbours, planning
 from flows.dry_run import dry_run
@@ -74,6 +74,7 @@ def run(
     moments_of: Callable[[MemitSettings], Moments],
     trials: Sequence[str],
     written: Sequence[EditRequest] | None = None,
+    passages: Sequence[str] = (),
 ) -> None:
     """Edit the base model once a trial and print what the exam says, one JSON line each.
 
@@ -85,8 +86,10 @@ def run(
         moments_of: gives second moments for settings.
         trials: see the module.
         written: what is written; None: the facts.
+        passages: further texts whose perplexity is told.
     """
     exam, base = checking.set_exam(lm, facts, [], asked)
+    unedited = recall.perplexity(lm, passages)
     for text, chosen in [(text, trial_of(text)) for text in trials]:
         share = chosen.pop("guard_share", None)
         settings = replace(preset, **chosen)
@@ -124,6 +127,8 @@ def run(
             "all_prompts_exact": round(sum(asked_prompts) / len(asked_prompts), 4),
             **{name: round(float(metrics[name]), 4) for name in _SHOWN if metrics[name] is not None},
         }
+        if passages:
+            row["passages_rise"] = round(recall.perplexity(lm, passages) / unedited - 1, 4)
         print(json.dumps(row), flush=True)
         deltas.put_back(lm, before)
 
