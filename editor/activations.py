@@ -77,19 +77,22 @@ def _state_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 @contextmanager
-def changed(lm: LanguageModel, changes: Mapping[int, Float[Tensor, "d d_k"]], *, rows: int) -> Iterator[None]:
-    """Run the written matrices as W + Δ, and let gradients reach Δ from the first token of each row.
+def changed(
+    lm: LanguageModel, changes: Mapping[int, Float[Tensor, "d d_k"]], *, rows: int | None = None
+) -> Iterator[None]:
+    """Run the written matrices as W + Δ, and let gradients reach Δ.
 
     Args:
         lm: the model.
         changes: Δ by layer.
-        rows: rows of a forward that asks for gradients.
+        rows: rows of a forward whose gradients reach Δ from the first token of each alone; None: from all
+            tokens.
     """
 
     def adding(change: Tensor) -> Callable[..., Tensor]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             own = change.to(args[0].dtype)
-            if not torch.is_grad_enabled():
+            if rows is None or not torch.is_grad_enabled():
                 return output + torch.nn.functional.linear(args[0], own)
             keys = args[0].reshape(rows, -1, change.shape[1])  # OPT hands over (rows tokens, d_k)
             followed = torch.nn.functional.linear(keys[:, 0], own)

@@ -19,12 +19,14 @@ import logging
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+from editor import drift
+from editor.drift import Texts
 from editor.errors import CorruptStateError, MomentsMismatchError
 from editor.guards import Guards, measured
 from editor.precision import resolved
 from editor.sampling import sampled
 from editor.state import digest_of
-from editor.sums import Sums, read, tokenised, write
+from editor.sums import Sums, padded, read, tokenised, unpadded, write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,12 +87,15 @@ class Moments:
         excess: by how much more other text of the kind is changed than the solve reckons with, as a share;
             the largest of the layers. Infinite where tokens are fewer than a key is wide; None where it was
             not measured.
+        texts: some of the text, in pieces, whose states edits are to leave alone (`editor.drift`); None holds
+            nothing.
     """
 
     key: MomentsKey
     matrices: dict[int, Float[Tensor, "d_k d_k"]]
     guards: Guards | None = None
     excess: float | None = None
+    texts: Texts | None = None
 
     @classmethod
     def compute(
@@ -157,7 +162,12 @@ class Moments:
             seen = sums.tokens
             if part is not None:
                 sums.save(part)
-        found = cls(replace(key, tokens=sums.tokens), sums.mean(), excess=sums.excess(lm.device))
+        found = cls(
+            replace(key, tokens=sums.tokens),
+            sums.mean(),
+            excess=sums.excess(lm.device),
+            texts=drift.measured(lm, sums.texts, max(layers)),
+        )
         if guards and guard_share:
             held = digest_of([list(pair) for pair in guards])
             found.key = replace(found.key, guards=held, guard_share=guard_share)
@@ -206,6 +216,8 @@ class Moments:
             path: the file.
         """
         tensors = {f"layer{layer}": matrix for layer, matrix in self.matrices.items()}
+        if self.texts is not None:
+            tensors["texts"], tensors["text_states"] = padded(self.texts.rows), self.texts.states
         if self.guards is not None:
             for layer in self.matrices:
                 tensors[f"guard_keys{layer}"] = self.guards.keys[layer]
@@ -231,7 +243,11 @@ class Moments:
                 guards = Guards(
                     subjects, keys, {layer: tensors[f"guard_values{layer}"] for layer in made.layers}
                 )
-            return cls(made, matrices, guards, excess)
+            texts = None
+            if "texts" in tensors:
+                rows = tuple(unpadded(tensors["texts"]))
+                texts = Texts(rows, max(made.layers), tensors["text_states"])
+            return cls(made, matrices, guards, excess, texts)
         except Exception as error:
             raise CorruptStateError(
                 f"{path} holds no second moments ({error}): delete it to compute them anew."

@@ -28,7 +28,14 @@ _CPU_SUBJECTS, _GPU_SUBJECTS = 64, 256
 PAPER_STEPS, PAPER_RATE = 25, 0.5
 PAPER_KL_TEMPLATE = "{} is a"
 _CHOICES = {"optimiser": Optimiser, "contexts": Contexts, "keys": Keys, "precision": Precision}
-_BOUNDS = {"steps": 0, "refine_steps": 0, "turns": 1, "prefix_count": 0, "max_target_tokens": 1}
+_BOUNDS = {
+    "steps": 0,
+    "refine_steps": 0,
+    "drift_weight": 0,
+    "turns": 1,
+    "prefix_count": 0,
+    "max_target_tokens": 1,
+}
 _OF_THE_WRITE = frozenset(
     {
         "moment_weight",
@@ -37,6 +44,7 @@ _OF_THE_WRITE = frozenset(
         "refine_steps",
         "refine_stop_loss",
         "refine_older",
+        "drift_weight",
         "hold",
         "batch_tokens",
     }
@@ -78,6 +86,7 @@ class MemitSettings:
             where contexts are taken in turns, of all where they are not; 0 is the paper.
         refine_stop_loss: a subject rests while its loss on the written weights is below.
         refine_older: most subjects of older facts, of those that slipped, that are refined.
+        drift_weight: weight, in refinement, of what moves on other text (`editor.drift`); 0 weighs none.
         history: carry the keys of live edits in the solve.
         hold: how often the solve counts a fact from the night after it was written, at the keys that it had
             when all was written; 1 keeps it as it was written.
@@ -110,6 +119,7 @@ class MemitSettings:
     refine_steps: int = 30
     refine_stop_loss: float = 0.1
     refine_older: int = 32
+    drift_weight: float = 4000.0
     history: bool = True
     hold: float = 16.0
     precision: Precision = "auto"

@@ -11,7 +11,10 @@ so the loss of the written model is a function of U, descended by Adam (the term
 its KL, mean over a subject's prompts, summed over subjects):
 
     L(U) = Σ_subjects  -log p(target | prompt; W + U P) / tokens  -  end_weight · log p(the word ends | ...)
-    ∂L/∂U = ∂L/∂Δ Pᵀ,  with  ∂L/∂Δ = Σ_prompts g kᵀ  taken at the subject's last token.
+           + D(U P)
+    ∂L/∂U = ∂L/∂Δ Pᵀ,  with  ∂L/∂Δ = Σ_prompts g kᵀ  taken at the subject's last token,
+
+and D what the change moves on other text (`editor.drift`).
 
 What is kept of an edit are its keys and values, and those are what changes here: all that holds for a write
 (undoing, replacing, rebuilding in one solve) holds for a refined one.
@@ -43,7 +46,7 @@ from editor import activations
 from editor.allocator import give_back_freed_memory
 from editor.attention import plain_attention
 from editor.batching import tokens_at_once, with_smaller_batches
-from editor.chunks import compacted, require_finite
+from editor.chunks import Chunk, compacted, require_finite
 from editor.descent import RowAdam
 from editor.drafts import batched, draft, in_turns
 from editor.lanes import lanes
@@ -55,8 +58,8 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-    from editor.chunks import Chunk
     from editor.drafts import Draft
+    from editor.drift import Drift
     from editor.lanes import Lanes
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
     from editor.state import SubjectState
 
     Progress = Callable[[int, int], None]
+    Term = Callable[[LanguageModel, Mapping[int, Tensor]], tuple[Tensor, ...]]
 
 
 _PACE = 2.0
@@ -100,6 +104,7 @@ def refine(
     spans: Mapping[int, Float[Tensor, "n d_k"]],
     settings: MemitSettings,
     *,
+    drift: Drift,
     progress: Progress | None = None,
 ) -> Refined:
     """Change values until every subject's loss is below the stop, or the steps are used up.
@@ -114,6 +119,7 @@ def refine(
         states: the state of each.
         spans: P by layer, one row a key, in the order of the states.
         settings: `refine_steps`, `refine_stop_loss`, and the rate and precision of target states.
+        drift: what the change moves on other text.
         progress: called with (resting subjects, subjects).
 
     Returns:
@@ -125,7 +131,7 @@ def refine(
     """
     counts = [len(state.keys[settings.layers[0]]) for state in states]
     owner = torch.arange(len(states)).repeat_interleave(torch.tensor(counts)).to(lm.device)
-    attempt = partial(_descend, lm, units, owner, spans, settings, progress=progress)
+    attempt = partial(_descend, lm, units, owner, spans, settings, drift=drift, progress=progress)
     longest = max(unit.longest for unit in units)
     found, steps = with_smaller_batches(longest, tokens_at_once(lm, settings), attempt)
     give_back_freed_memory()  # blocks of what comes next are of other sizes
@@ -144,6 +150,7 @@ def _descend(
     spans: Mapping[int, Tensor],
     settings: MemitSettings,
     *,
+    drift: Drift,
     batch_tokens: int,
     progress: Progress | None,
 ) -> tuple[dict[int, Float[Tensor, "n d"]], Int[Tensor, " units"]]:
@@ -158,7 +165,7 @@ def _descend(
     gradient = torch.zeros_like(descent.point)
     with plain_attention(lm), lowered(lm, settings.precision), lanes(lm) as side:
         P = {layer: span.to(dtype_of(lm)) for layer, span in spans.items()}  # as what Δ is added to
-        asked = _Asked(lm, side, units, settings, batch_tokens)
+        asked = _Asked(lm, side, units, settings, drift=drift, batch_tokens=batch_tokens)
         steps, active, whole = torch.zeros_like(asked.limit), asked.limit > 0, True
         for step in itertools.count():
             U = torch.split(descent.point, len(owner))
@@ -194,6 +201,7 @@ class _Asked:
         side: where chunks run.
         units: tokenised subjects.
         settings: whether contexts are taken in turns, and how many steps.
+        drift: what is asked of other text.
         batch_tokens: most tokens of one forward.
 
     Attributes:
@@ -206,9 +214,12 @@ class _Asked:
         side: Lanes,
         units: Sequence[Unit],
         settings: MemitSettings,
+        *,
+        drift: Drift,
         batch_tokens: int,
     ) -> None:
         self._lm, self._side, self._settings, self._batch_tokens = lm, side, settings, batch_tokens
+        self._drift = drift
         self._units = [_told(unit) for unit in units]
         contexts = max(max(Counter(row.fact for row in unit.rows).values()) for unit in self._units)
         self._turns = [
@@ -247,6 +258,7 @@ class _Asked:
         if whole:  # who comes back is in none of what was kept
             for turn in self._turns:
                 turn.kept = []
+        texts = self._drift.at(step)
         for number in range(len(self._turns)) if whole else [step % len(self._turns)]:
             chunks = self._turns[number].chunks(
                 self._lm,
@@ -257,8 +269,15 @@ class _Asked:
                 step=serving,
             )
             losses, by_layer = _evaluate(
-                self._side, chunks, len(self._units), changes, self._settings, keep=serving is not None
+                self._side,
+                chunks,
+                len(self._units),
+                changes,
+                self._settings,
+                beside=[partial(self._drift.gradients, texts)] if texts else [],
+                keep=serving is not None,
             )
+            texts = []  # once a step
             require_finite(losses, active, self._units)
             self._losses[number] = torch.where(active, losses, self._losses[number])
             yield by_layer
@@ -322,6 +341,7 @@ def _evaluate(
     changes: Mapping[int, Float[Tensor, "d d_k"]],
     settings: MemitSettings,
     *,
+    beside: Sequence[Term] = (),
     keep: bool = True,
 ) -> tuple[Float[Tensor, " units"], dict[int, Float[Tensor, "d d_k"]]]:
     """Return the loss of each of so many units that has rows here, and ∂L/∂Δ of their sum by layer.
@@ -332,14 +352,17 @@ def _evaluate(
         count: units.
         changes: Δ by layer.
         settings: weights of the terms.
+        beside: further terms, which give their gradients alone.
         keep: whether chunks keep what stands before their subjects.
     """
     leaves = {layer: change.detach().requires_grad_() for layer, change in changes.items()}
     totals = {layer: torch.zeros_like(leaf, dtype=torch.float32) for layer, leaf in leaves.items()}
     losses = next(iter(leaves.values())).new_zeros(count, dtype=torch.float32)
-    left = iter(reversed(range(len(chunks))))
+    left = iter(reversed(range(len(chunks) + len(beside))))
 
-    def ask(lm: LanguageModel, chunk: Chunk) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def ask(lm: LanguageModel, chunk: Chunk | Term) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        if not isinstance(chunk, Chunk):
+            return None, chunk(lm, leaves)
         hidden = _run(lm, chunk, leaves)
         nll, beside, _ = chunk.losses(lm, hidden, count, settings)
         gradients = torch.autograd.grad((nll + beside).sum(), tuple(leaves.values()))
@@ -347,14 +370,16 @@ def _evaluate(
             chunk.stored = {}
         return (nll + beside).detach(), gradients
 
-    def add(found: tuple[Tensor, tuple[Tensor, ...]]) -> None:
-        losses.add_(found[0])
+    def add(found: tuple[Tensor | None, tuple[Tensor, ...]]) -> None:
+        if found[0] is not None:
+            losses.add_(found[0])
         for total, gradient in zip(totals.values(), found[1], strict=True):
             total.add_(gradient)
         if next(left) % _KEPT_CHUNKS == 0 and not keep:
             give_back_freed_memory()
 
-    side.each(ask, chunks, add)
+    asked: list[Chunk | Term] = [*beside, *chunks]
+    side.each(ask, asked, add)
     return losses, totals
 
 

@@ -19,6 +19,7 @@ from editor import delta as deltas
 from editor import recall
 from editor.allocator import give_back_freed_memory
 from editor.batching import tokens_at_once
+from editor.drift import Drift
 from editor.keys import Columns, KeyReader
 from editor.precision import lowered
 from editor.refine import Refined, refine
@@ -115,7 +116,8 @@ def settle(
         deltas.put_back(lm, before)
         return write_beside(history, states, retired=retired)
 
-    refined = _refined(lm, Writer(history, live=placed), units, placed, progress)
+    drift = Drift(history.moments.texts, history.settings)
+    refined = _refined(lm, Writer(history, live=placed), units, placed, drift=drift, progress=progress)
     delta = write(refined.states)
     if history.settings.hold == 1.0:
         return Settled(delta, refined.states, refined.steps)
@@ -128,6 +130,8 @@ def _refined(
     writer: Writer,
     units: Sequence[Unit],
     states: Sequence[SubjectState],
+    *,
+    drift: Drift,
     progress: Progress | None,
 ) -> Refined:
     settings = writer.settings
@@ -140,7 +144,7 @@ def _refined(
 
     spans = {layer: writer.span(layer) for layer in settings.layers}
     give_back_freed_memory()  # of solves and of keys that were read, in other sizes
-    return refine(lm, units, states, spans, settings, progress=report)
+    return refine(lm, units, states, spans, settings, drift=drift, progress=report)
 
 
 def _as_kept(

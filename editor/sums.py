@@ -1,5 +1,7 @@
 """Sums of outer products over a stream of text, kept while the pass runs: C and, of every tenth row, F.
 
+Some of the text is kept as it was read: what other text an edit must not move (`editor.drift`).
+
 Rows are counted in the order in which they come, so a pass that goes on from a kept file gives the bits of
 one that was never interrupted.
 """
@@ -11,7 +13,8 @@ import logging
 import math
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +28,7 @@ from editor.errors import NonFiniteError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
     from editor.model import LanguageModel
@@ -38,6 +41,7 @@ _BATCH_TOKENS = 4096
 _WIDE = 8192
 """Keys from this width on are summed in float32: float64 would take twice the memory."""
 _HELD_OUT = 10
+_MOST_TEXTS, _TEXT_TOKENS = 512, 64
 
 
 @dataclass(slots=True)
@@ -49,12 +53,14 @@ class Sums:
         matrices: by layer, C and F, (2, d_k, d_k).
         counts: tokens of C and of F.
         rows: of both.
+        texts: token ids of the first of them, in pieces of up to 64.
     """
 
     key: MomentsKey
     matrices: dict[int, Float[Tensor, "2 d_k d_k"]]
     counts: list[int]
     rows: int = 0
+    texts: list[tuple[int, ...]] = field(default_factory=list)
 
     @classmethod
     def nothing(cls, key: MomentsKey, d_k: int) -> Sums:
@@ -72,7 +78,8 @@ class Sums:
             counts, rows = header.pop("counts"), header.pop("rows")
             if header != json.loads(json.dumps(asdict(key))):
                 return None
-            return cls(key, {layer: tensors[f"layer{layer}"] for layer in key.layers}, counts, rows)
+            matrices = {layer: tensors[f"layer{layer}"] for layer in key.layers}
+            return cls(key, matrices, counts, rows, unpadded(tensors["texts"]))
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the pass can begin anew
             log.warning("%s cannot be read (%s): the second moments are measured from the start", path, error)
             return None
@@ -80,6 +87,7 @@ class Sums:
     def save(self, path: Path) -> None:
         """Write one file, whole or not at all."""
         tensors = {f"layer{layer}": matrices for layer, matrices in self.matrices.items()}
+        tensors["texts"] = padded(self.texts)
         write(path, tensors, {**asdict(self.key), "counts": self.counts, "rows": self.rows})
 
     @property
@@ -101,6 +109,7 @@ class Sums:
                 self.matrices[layer][which] += found
             self.counts[which] += sum(len(row) for row in part)
         self.rows += len(rows)
+        self.texts += islice(_pieces(rows), _MOST_TEXTS - len(self.texts))
         if tell is not None:
             tell("moments", self.tokens, most)
 
@@ -178,6 +187,25 @@ def tokenised(
             break
     if rows:
         yield rows
+
+
+def _pieces(rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
+    for row in rows:
+        for first in range(0, len(row) - 1, _TEXT_TOKENS):
+            yield tuple(row[first : first + _TEXT_TOKENS])
+
+
+def padded(texts: Sequence[Sequence[int]]) -> Int[Tensor, "texts tokens"]:
+    """Return token ids as a tensor to be kept, -1 where a text has ended."""
+    tensor = torch.full((len(texts), max(map(len, texts), default=0)), -1, dtype=torch.int32)
+    for number, text in enumerate(texts):
+        tensor[number, : len(text)] = torch.tensor(text, dtype=torch.int32)
+    return tensor
+
+
+def unpadded(tensor: Int[Tensor, "texts tokens"]) -> list[tuple[int, ...]]:
+    """Return what `padded` was given."""
+    return [tuple(token for token in row if token >= 0) for row in tensor.tolist()]
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, object]) -> None:

@@ -41,7 +41,8 @@ def lm() -> LanguageModel:
 def settings() -> MemitSettings:
     """Settings that write templates without holes firmly into a tiny model, and keep states as written.
 
-    λ is so small that float32 would drown what a larger `hold` leaves of a value.
+    λ is so small that float32 would drown what a larger `hold` leaves of a value. Text of a random model
+    moves as much as its facts do, so it is not weighed.
     """
     return MemitSettings(
         layers=LAYERS,
@@ -51,6 +52,7 @@ def settings() -> MemitSettings:
         stop_loss=0.02,
         word_dropout=0.0,
         refine_steps=0,
+        drift_weight=0.0,
         hold=1.0,
         precision="float32",
     )

@@ -87,6 +87,28 @@ def test_it_stops_when_it_has_read_enough(lm: LanguageModel, monkeypatch: pytest
     assert Moments.compute(lm, None, (1,), tokens=4_000, enough=1.0).key.tokens >= 4_000
 
 
+def test_some_of_the_text_is_kept(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it was read, in pieces that no single token makes, the first of them, and over a file too."""
+    monkeypatch.setattr(sums, "_TEXT_TOKENS", 3)
+    read = [tuple(lm.tokenizer(text)["input_ids"]) for text in TEXTS]
+    pieces = [row[first : first + 3] for row in read for first in range(0, len(row), 3)]
+    wanted = [piece for piece in pieces if len(piece) > 1]
+    assert len(wanted) < len(pieces)
+    moments = Moments.compute(lm, TEXTS, (1,), tokens=10_000, enough=0)
+    assert moments.texts is not None
+    assert list(moments.texts.rows) == wanted
+    assert moments.texts.states.shape == (sum(map(len, wanted)), lm.layers.d)
+    moments.save(tmp_path / "m.safetensors")
+    kept = Moments.load(tmp_path / "m.safetensors").texts
+    assert kept is not None
+    assert (kept.rows, kept.layer) == (moments.texts.rows, moments.texts.layer)
+    assert torch.equal(kept.states, moments.texts.states)
+    monkeypatch.setattr(sums, "_MOST_TEXTS", 5)
+    few = Moments.compute(lm, TEXTS, (1,), tokens=10_000, enough=0).texts
+    assert few is not None
+    assert list(few.rows) == wanted[:5]
+
+
 @pytest.mark.parametrize("texts", [None, 40 * TEXTS], ids=["sampled", "corpus"])
 def test_what_is_interrupted_goes_on(
     lm: LanguageModel, tmp_path: Path, texts: list[str] | None, monkeypatch: pytest.MonkeyPatch
@@ -114,6 +136,9 @@ def test_what_is_interrupted_goes_on(
     assert min(counted) > 0
     assert again.key == whole.key
     assert again.excess == whole.excess
+    assert again.texts is not None
+    assert whole.texts is not None
+    assert again.texts.rows == whole.texts.rows
     assert all(torch.equal(again.layer(layer), whole.layer(layer)) for layer in (1, 2))
 
 

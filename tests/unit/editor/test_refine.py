@@ -10,6 +10,7 @@ import torch
 
 from editor import memit, refine
 from editor.chunks import Chunk
+from editor.drift import Drift
 from editor.errors import NonFiniteError
 from editor.lanes import Lanes
 from editor.write import History, Writer, write_states
@@ -205,7 +206,8 @@ def test_who_comes_back_after_a_look_is_asked_in_every_turn(
     """A look that ends early leaves no batches of those who went on while others rested."""
     units = memit.units_of(lm, requests_of(2), settings, ())
     chosen = replace(settings, refine_steps=9, turns=3, refine_stop_loss=0.0)
-    asked = refine._Asked(lm, Lanes([lm]), units, chosen, 256)
+    drift = Drift(None, chosen)
+    asked = refine._Asked(lm, Lanes([lm]), units, chosen, drift=drift, batch_tokens=256)
     nothing = {layer: torch.zeros(lm.layers.d, lm.layers.d_k) for layer in LAYERS}
     one, both = torch.tensor([True, False]), torch.tensor([True, True])
     for step, (active, whole) in enumerate([(one, False)] * 3 + [(both, True)] + [(both, False)] * 3):
