@@ -7,8 +7,8 @@ that the blocks above see of the edits, are from those of the unedited model:
 
     D(Δ) = drift_weight · mean_t ‖h_t(W + Δ) - h_t‖² / ‖h_t‖²,    followed through every token.
 
-Differs from the paper, which writes once and does not descend on weights. Refined weights cost real text half of
-what they cost it without, for the same words (benchmarks/RESULTS.md, "Other text").
+Differs from the paper, which writes once and does not descend on weights. Refined weights cost real text
+half of what they cost it without, for the same words (benchmarks/RESULTS.md, "Other text").
 
 | symbol | shape | meaning |
 |---|---|---|
