@@ -123,7 +123,8 @@ def memory(lm: LanguageModel, *, edits: int) -> dict[str, object]:
     """Edit, and say how large the process became."""
     settings = preset_for(lm)
     noise = torch.randn(2 * lm.layers.d_k, lm.layers.d_k)
-    known = Moments.compute(lm, ["The committee met again."], settings.layers, tokens=10)
+    # As much text as a home keeps beside them.
+    known = Moments.compute(lm, 600 * [12 * "The committee met again. "], settings.layers, enough=0)
     for layer in settings.layers:  # of full rank, as real ones are
         known.matrices[layer] += noise.T @ noise / len(noise)
     loaded = peak_gib()
