@@ -113,7 +113,8 @@ def test_nights_replace_earlier_facts_and_are_rebuilt(bench):
     assert end["live"] == 4
     assert 0 <= end["superseded_preferred"] <= 1
     assert end["rebuild"]["share_of_edits"] > 0
-    assert end["rebuild"]["perplexity"] == pytest.approx(log.rows[-1]["perplexity"], rel=0.02)
+    # The rebuild after the last night refined what it did not say, so its own figure is the one to meet.
+    assert end["rebuild"]["perplexity"] == pytest.approx(log.rows[-1]["rebuilt"]["perplexity"], rel=0.02)
     shown = night_plots.show(bench.out)
     assert "rebuilt in" in shown
     assert "rebuilt after night 2" in shown
