@@ -6,8 +6,8 @@
 
 `keys` counts floating-point operations, which no other process disturbs. The published code asks the whole
 model, to its logits, for the keys of six contexts and for the state of one, anew at each edited layer.
-`moments` beside one whole pass a layer over the same text. `memory` edits facts of five prompts each in two
-two steps of target states and two of refinement and prints the process's peak.
+`moments` beside one whole pass a layer over the same text. `memory` edits facts of five prompts each in a few
+steps of target states and two of refinement and prints the process's peak.
 """
 
 from __future__ import annotations

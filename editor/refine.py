@@ -274,7 +274,7 @@ class _Asked:
                 len(self._units),
                 changes,
                 self._settings,
-                beside=[partial(self._drift.gradients, texts)] if texts else [],
+                terms=[partial(self._drift.gradients, texts)] if texts else [],
                 keep=serving is not None,
             )
             texts = []  # once a step
@@ -341,7 +341,7 @@ def _evaluate(
     changes: Mapping[int, Float[Tensor, "d d_k"]],
     settings: MemitSettings,
     *,
-    beside: Sequence[Term] = (),
+    terms: Sequence[Term] = (),
     keep: bool = True,
 ) -> tuple[Float[Tensor, " units"], dict[int, Float[Tensor, "d d_k"]]]:
     """Return the loss of each of so many units that has rows here, and ∂L/∂Δ of their sum by layer.
@@ -352,22 +352,22 @@ def _evaluate(
         count: units.
         changes: Δ by layer.
         settings: weights of the terms.
-        beside: further terms, which give their gradients alone.
+        terms: further ones, which give their gradients alone.
         keep: whether chunks keep what stands before their subjects.
     """
     leaves = {layer: change.detach().requires_grad_() for layer, change in changes.items()}
     totals = {layer: torch.zeros_like(leaf, dtype=torch.float32) for layer, leaf in leaves.items()}
     losses = next(iter(leaves.values())).new_zeros(count, dtype=torch.float32)
-    left = iter(reversed(range(len(chunks) + len(beside))))
+    left = iter(reversed(range(len(terms) + len(chunks))))
 
-    def ask(lm: LanguageModel, chunk: Chunk | Term) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-        if not isinstance(chunk, Chunk):
-            return None, chunk(lm, leaves)
-        hidden = _run(lm, chunk, leaves)
-        nll, beside, _ = chunk.losses(lm, hidden, count, settings)
+    def ask(lm: LanguageModel, asked: Chunk | Term) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        if not isinstance(asked, Chunk):
+            return None, asked(lm, leaves)
+        hidden = _run(lm, asked, leaves)
+        nll, beside, _ = asked.losses(lm, hidden, count, settings)
         gradients = torch.autograd.grad((nll + beside).sum(), tuple(leaves.values()))
         if not keep:
-            chunk.stored = {}
+            asked.stored = {}
         return (nll + beside).detach(), gradients
 
     def add(found: tuple[Tensor | None, tuple[Tensor, ...]]) -> None:
@@ -378,8 +378,8 @@ def _evaluate(
         if next(left) % _KEPT_CHUNKS == 0 and not keep:
             give_back_freed_memory()
 
-    asked: list[Chunk | Term] = [*beside, *chunks]
-    side.each(ask, asked, add)
+    everything: list[Chunk | Term] = [*terms, *chunks]
+    side.each(ask, everything, add)
     return losses, totals
 
 

@@ -57,7 +57,7 @@ def test_the_gradient_is_that_of_whole_texts(
     """Batched, padded and begun at the first edited block, it is what one text after another gives."""
     lm = tiny.language_model(name)
     held = drift.measured(lm, ROWS, max(layers))
-    # Bit for bit those of the unedited model, as bfloat16 has them.
+    # What is held are the states of the unedited model, to the rounding of bfloat16.
     single = [states_of(lm, row, {}, max(layers)) for row in ROWS]
     kept = torch.split(held.states, [len(row) for row in ROWS])
     for own, found in zip(single, kept, strict=True):
