@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -12,13 +14,14 @@ from editor.errors import OutOfMemoryError
 from editor.precision import dtype_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
 
 log = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _CPU_TOKENS = 256
@@ -87,6 +90,56 @@ def with_smaller_batches(longest: int, batch_tokens: int, attempt: Callable[...,
                 ) from error
             batch_tokens //= 2
             log.warning("memory ran out: going on with batches of %d tokens", batch_tokens)
+
+
+def groups(
+    items: Iterable[Item], batch_tokens: int, length_of: Callable[[Item], int]
+) -> Iterator[list[Item]]:
+    """Cut items into runs of at most so many tokens, padding counted, and of one item at least."""
+    group: list[Item] = []
+    widest = 0
+    for item in items:
+        length = length_of(item)
+        if group and max(widest, length) * (len(group) + 1) > batch_tokens:
+            yield group
+            group, widest = [], 0
+        group.append(item)
+        widest = max(widest, length)
+    if group:
+        yield group
+
+
+def in_groups(
+    items: Sequence[Item],
+    batch_tokens: int,
+    length_of: Callable[[Item], int],
+    work: Callable[[list[Item]], Result],
+) -> Iterator[tuple[list[Item], Result]]:
+    """Work on runs of items as `groups` cuts them, on shorter ones from where memory runs out.
+
+    Args:
+        items: what is worked on, in this order.
+        batch_tokens: most tokens of a run, to start with.
+        length_of: tokens of an item.
+        work: done again, on half a run, where memory ran out: it must leave nothing behind.
+
+    Yields:
+        Each run, and what came of it.
+
+    Raises:
+        OutOfMemoryError: memory ran out with a single item.
+    """
+
+    def attempt(first: int, *, batch_tokens: int) -> tuple[int, list[Item], Result]:
+        group = next(groups(islice(items, first, None), batch_tokens, length_of))
+        return batch_tokens, group, work(group)
+
+    first = 0
+    while first < len(items):
+        longest = length_of(items[first])
+        batch_tokens, group, found = with_smaller_batches(longest, batch_tokens, partial(attempt, first))
+        yield group, found
+        first += len(group)
 
 
 def _of_memory(error: MemoryError | RuntimeError) -> bool:

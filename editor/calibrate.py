@@ -14,11 +14,11 @@ import torch
 
 from editor import delta as deltas
 from editor import memit, recall, solve, targets
+from editor.digests import digest_of
 from editor.errors import RequestError
 from editor.keys import KeyReader
 from editor.presets import MemitSettings, preset_for
 from editor.requests import plan
-from editor.state import digest_of
 from editor.tracing import Trace, trace
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load, save
 
+from editor.digests import tensor_digest
 from editor.errors import CorruptStateError, NonFiniteError, StateMismatchError
-from editor.model import tensor_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
 from editor import activations
+from editor.batching import groups
 from editor.chunks import Chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from jaxtyping import Float
     from torch import Tensor
 
     from editor.model import LanguageModel
     from editor.requests import Row, Unit
-
-Item = TypeVar("Item")
 
 _LEAST_SHARE = 64
 """Tokens below which two forwards side by side take as long as one of both."""
@@ -63,9 +62,8 @@ def draft(lm: LanguageModel, units: Sequence[Unit], batch_tokens: int, *, start:
         for row in unit.rows
     ]
     made: list[Draft] = []
-    for group in _groups(
-        sorted(flat, key=lambda item: len(item[1].ids)), batch_tokens, lambda item: len(item[1].ids)
-    ):
+    flat.sort(key=lambda item: len(item[1].ids))
+    for group in groups(flat, batch_tokens, lambda item: len(item[1].ids)):
         ids, mask, positions = activations.padded([row.ids for _, row, _ in group], lm.device)
         states = _states_after(lm, start - 1, ids, mask, positions)
         made += [
@@ -90,8 +88,10 @@ def batched(
     told = sorted((one for one in drafts if one.row.fact >= 0), key=lambda one: one.tail)
     guards = sorted((one for one in drafts if one.row.fact < 0), key=lambda one: len(one.row.ids))
     share = _shared_out(told, batch_tokens, lanes)
-    groups = [*_groups(told, share, _tail_length), *_groups(guards, batch_tokens, _tail_length)]
-    return [_chunk(lm, group, start) for group in groups]
+    return [
+        _chunk(lm, group, start)
+        for group in (*groups(told, share, _tail_length), *groups(guards, batch_tokens, _tail_length))
+    ]
 
 
 def in_turns(units: Sequence[Unit], turns: int) -> list[list[Unit]]:
@@ -110,7 +110,7 @@ def _shared_out(drafts: Sequence[Draft], batch_tokens: int, lanes: int) -> int:
     """Return the most tokens of a chunk: no more than give every lane one, where all fit into one each."""
     share = max(_LEAST_SHARE, sum(map(_tail_length, drafts)) // lanes)
     while lanes > 1 and share < batch_tokens:
-        if len(_groups(drafts, share, _tail_length)) <= lanes:
+        if sum(1 for _ in groups(drafts, share, _tail_length)) <= lanes:
             return share
         share += share // 16
     return batch_tokens
@@ -118,20 +118,6 @@ def _shared_out(drafts: Sequence[Draft], batch_tokens: int, lanes: int) -> int:
 
 def _tail_length(one: Draft) -> int:
     return one.tail[0]
-
-
-def _groups(items: Sequence[Item], batch_tokens: int, length_of: Callable[[Item], int]) -> list[list[Item]]:
-    """Cut items into runs of at most so many tokens, padding counted."""
-    groups: list[list[Item]] = []
-    widest = 0
-    for item in items:
-        length = length_of(item)
-        if not groups or max(widest, length) * (len(groups[-1]) + 1) > batch_tokens:
-            groups.append([])
-            widest = 0
-        groups[-1].append(item)
-        widest = max(widest, length)
-    return groups
 
 
 def _chunk(lm: LanguageModel, group: Sequence[Draft], start: int) -> Chunk:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from editor import activations
+from editor.batching import in_groups
 from editor.precision import dtype_of
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 2
 """How many texts a step looks at; sixteen did no better (docs/log.md)."""
-_MEASURED_AT_ONCE = 32
+_MEASURED_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,14 @@ def measured(lm: LanguageModel, rows: Sequence[Sequence[int]], layer: int) -> Te
         rows: token ids of each.
         layer: the last edited block.
     """
-    states = [torch.zeros(0, lm.layers.d, dtype=torch.bfloat16)]
-    for first in range(0, len(rows), _MEASURED_AT_ONCE):
-        ids, mask, positions = activations.padded(rows[first : first + _MEASURED_AT_ONCE], lm.device)
-        found = activations.run(lm, ids, mask, positions, stop_after=layer)
-        states.append(found[mask.bool()].bfloat16().cpu())
-    return Texts(tuple(tuple(row) for row in rows), layer, torch.cat(states))
+
+    def states_of(group: list[Sequence[int]]) -> Tensor:
+        ids, mask, positions = activations.padded(group, lm.device)
+        return activations.run(lm, ids, mask, positions, stop_after=layer)[mask.bool()].bfloat16().cpu()
+
+    states = [found for _, found in in_groups(rows, _MEASURED_TOKENS, len, states_of)]
+    nothing = torch.zeros(0, lm.layers.d, dtype=torch.bfloat16)
+    return Texts(tuple(tuple(row) for row in rows), layer, torch.cat([nothing, *states]))
 
 
 class Drift:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from editor.batching import in_groups
 from editor.errors import DataFormatError
 from editor.requests import encode
 from editor.sampling import continue_texts
@@ -77,16 +78,23 @@ def sample_texts(
     """
     generator = torch.Generator(device=lm.device).manual_seed(seed)
     rows = [encode(lm.tokenizer, prompt)[0][: length - 1] for prompt in prompts]
-    texts = [""] * len(rows)
+
+    def grown(group: list[int]) -> list[list[int]]:
+        before = generator.get_state()
+        try:
+            starts = [rows[i] for i in group]
+            return continue_texts(lm, starts, length, generator=generator, top_k=_TOP_K)
+        except BaseException:
+            generator.set_state(before)
+            raise
+
+    texts: dict[int, str] = {}
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(order), _ROWS):
-        group = order[start : start + _ROWS]
-        grown = continue_texts(lm, [rows[i] for i in group], length, generator=generator, top_k=_TOP_K)
-        for i, row in zip(group, grown, strict=True):
-            texts[i] = lm.tokenizer.decode(row, skip_special_tokens=True)
+    for group, found in in_groups(order, _ROWS * length, lambda _: length, grown):
+        texts.update(zip(group, lm.tokenizer.batch_decode(found, skip_special_tokens=True), strict=True))
         if progress is not None:
-            progress("generation", start + len(group), len(order))
-    return texts
+            progress("generation", len(texts), len(order))
+    return [texts[number] for number in range(len(rows))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ from transformers import DynamicCache
 
 from editor import activations
 from editor.allocator import give_back_freed_memory
-from editor.batching import with_smaller_batches
+from editor.batching import groups, with_smaller_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from jaxtyping import Float
     from torch import Tensor
@@ -62,7 +62,7 @@ class KeyReader:
         ordered = sorted((text, i) for i, text in enumerate(self._texts))
         for head, alike in openings(ordered):
             tails = sorted((text[head:], i) for text, i in alike)
-            for group in _batches(sorted(tails, key=lambda item: len(item[0])), batch_tokens):
+            for group in groups(sorted(tails, key=_tokens), batch_tokens, _tokens):
                 self._batches.append(_Batch(lm, alike[0][0][:head], [tail for tail, _ in group]))
                 self._order += [i for _, i in group]
 
@@ -129,13 +129,8 @@ def _parted(texts: Sequence[Text]) -> tuple[int, list[tuple[int, Sequence[Text]]
     return apart, [part for _, parts in parted for part in parts]
 
 
-def _batches(tails: Sequence[Text], batch_tokens: int) -> Iterator[Sequence[Text]]:
-    """Cut tails, the shortest first, into batches that hold no more than so many tokens when padded."""
-    start = 0
-    for stop in range(1, len(tails) + 1):
-        if stop == len(tails) or (stop - start + 1) * len(tails[stop][0]) > batch_tokens:
-            yield tails[start:stop]
-            start = stop
+def _tokens(text: Text) -> int:
+    return len(text[0])
 
 
 class _Batch:

@@ -41,11 +41,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from editor import delta as deltas
+from editor.digests import digest_of
 from editor.errors import NotTrainedError
 from editor.losses import line, lines, next_token, nll
 from editor.method import WeightMethod
 from editor.requests import encode, render
-from editor.state import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

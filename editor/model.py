@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from editor.digests import file_digest, weights_digest
 from editor.endings import word_ends
 from editor.errors import (
     ModelLoadError,
@@ -151,26 +151,6 @@ class LanguageModel:
         return cls(model, tokenizer, LayerMap.discover(model), weights_digest(model), name)
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Return the SHA-256 over names, dtypes, shapes and bytes of all weights, shared ones once."""
-    digest = hashlib.sha256()
-    seen: set[int] = set()
-    for name, tensor in sorted(model.named_parameters()):
-        if tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def tensor_digest(tensor: torch.Tensor) -> str:
-    """Return the SHA-256 of one tensor's dtype, shape and bytes."""
-    digest = hashlib.sha256(f"{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
-    digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def default_gguf() -> Path:
     """Return the GGUF file of the default model, SmolLM2-135M-Instruct, from its PyPI package.
 
@@ -209,7 +189,7 @@ def from_gguf(path: Path, out: Path) -> Path:
     """
     if not path.is_file():
         raise ModelNotFoundError(f"There is no GGUF file at {path}: name an existing file.", source=str(path))
-    origin = {"file": path.name, "sha256": _file_digest(path)}
+    origin = {"file": path.name, "sha256": file_digest(path)}
     if out.exists():
         _require_same_origin(out, origin)
         return out
@@ -269,11 +249,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _config(name: str) -> Any:  # noqa: ANN401 - a config class per family

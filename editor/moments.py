@@ -20,12 +20,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from editor import drift
+from editor.digests import digest_of
 from editor.drift import Texts
 from editor.errors import CorruptStateError, MomentsMismatchError
 from editor.guards import Guards, measured
 from editor.precision import resolved
 from editor.sampling import sampled
-from editor.state import digest_of
 from editor.sums import Sums, padded, read, tokenised, unpadded, write
 
 if TYPE_CHECKING:

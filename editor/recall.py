@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from editor import activations
+from editor.batching import in_groups
 from editor.layers import logits_of
 from editor.requests import encode, encode_target, render
 from editor.sampling import continue_texts
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 # Logits, not states, fill the memory here: 1024 tokens of short prompts make some 300 rows of a vocabulary.
 _BATCH_TOKENS = 1024
+_GROWN_TOKENS = 2048
 _GREEDY_TOKENS = 12
 
 
@@ -210,18 +212,22 @@ def rate(
     Returns:
         One rating a row, in order.
     """
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    results: list[Likelihood | None] = [None] * len(rows)
-    done = 0
-    while order:
-        width = max(1, _BATCH_TOKENS // len(rows[order[-1]][0]))
-        group, order = order[-width:], order[:-width]
-        for i, rating in zip(group, _rate(lm, [rows[i] for i in group]), strict=True):
-            results[i] = rating
-        done += len(group)
+    lengths = [len(ids) for ids, _, _ in rows]
+    results: dict[int, Likelihood] = {}
+    for group, ratings in in_groups(
+        _longest_first(lengths),
+        _BATCH_TOKENS,
+        lengths.__getitem__,
+        lambda group: _rate(lm, [rows[i] for i in group]),
+    ):
+        results.update(zip(group, ratings, strict=True))
         if progress is not None:
-            progress("recall", done, len(rows))
-    return [result for result in results if result is not None]
+            progress("recall", len(results), len(rows))
+    return [results[number] for number in range(len(rows))]
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
 
 
 def _rate(lm: LanguageModel, rows: Sequence[tuple[Sequence[int], int, Sequence[int]]]) -> list[Likelihood]:
@@ -283,16 +289,18 @@ def completions(lm: LanguageModel, prompts: Sequence[str], *, tokens: int = _GRE
         What the model adds to each prompt, cut at the end of its first line.
     """
     encoded = [encode(lm.tokenizer, prompt)[0] for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
-    texts = [""] * len(prompts)
-    for start in range(0, len(order), 64):
-        group = order[start : start + 64]
+    lengths = [len(ids) + tokens for ids in encoded]
+
+    def grown(group: list[int]) -> list[list[int]]:
         starts = [encoded[i] for i in group]
-        grown = continue_texts(lm, starts, max(len(s) for s in starts) + tokens, generator=None)
-        for i, before, row in zip(group, starts, grown, strict=True):
-            text = lm.tokenizer.decode(row[len(before) :], skip_special_tokens=True)
+        return continue_texts(lm, starts, max(map(len, starts)) + tokens, generator=None)
+
+    texts = {}
+    for group, rows in in_groups(_longest_first(lengths), _GROWN_TOKENS, lengths.__getitem__, grown):
+        for i, row in zip(group, rows, strict=True):
+            text = lm.tokenizer.decode(row[len(encoded[i]) :], skip_special_tokens=True)
             texts[i] = text.strip().split("\n")[0].strip()
-    return texts
+    return [texts[number] for number in range(len(prompts))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,17 +356,20 @@ def perplexity(lm: LanguageModel, texts: Sequence[str], *, length: int = 256) ->
         Perplexity; NaN when no text has two tokens.
     """
     rows = [encode(lm.tokenizer, text)[0][:length] for text in texts]
-    rows = sorted((row for row in rows if len(row) > 1), key=len)
-    total, count = 0.0, 0
-    while rows:
-        width = max(1, _BATCH_TOKENS // len(rows[-1]))
-        group, rows = rows[-width:], rows[:-width]
+    rows = sorted((row for row in rows if len(row) > 1), key=len, reverse=True)
+
+    def surprise(group: list[list[int]]) -> float:
         ids, mask, positions = activations.padded(group, lm.device)
         hidden = activations.run(lm, ids, mask, positions)
         valid = mask[:, 1:].bool()
+        total = 0.0
         for number in range(len(group)):
             logits = logits_of(lm.model, hidden[number, :-1][valid[number]]).float()
             labels = ids[number, 1:][valid[number]]
             total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
-            count += len(labels)
-    return math.exp(total / count) if count else math.nan
+        return total
+
+    total = sum(nats for _, nats in in_groups(rows, _BATCH_TOKENS, len, surprise))
+    count = sum(len(row) - 1 for row in rows)
+    # torch's exp is infinite where math's raises.
+    return float(torch.tensor(total / count, dtype=torch.float64).exp()) if count else math.nan

@@ -15,9 +15,10 @@ from transformers import DynamicCache
 
 from editor import activations
 from editor.allocator import give_back_freed_memory
+from editor.batching import in_groups
+from editor.digests import digest_of
 from editor.layers import logits_of
 from editor.precision import lowered
-from editor.state import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -59,24 +60,26 @@ def sampled(
     Yields:
         Some rows of token ids, each beginning with an everyday opening of a sentence.
     """
-    openings = [lm.tokenizer(line)["input_ids"] for line in _openings()]
+    openings = [lm.tokenizer(line)["input_ids"] for line in everyday_openings()]
     new = _LENGTH - max(map(len, openings))
     totals = accumulate(len(opening) + new for opening in cycle(openings))
     last = next(number for number, total in enumerate(totals, start=1) if total >= tokens)
-    for first in range(start, last, _ROWS):
-        starts = [list(openings[number % len(openings)]) for number in range(first, min(first + _ROWS, last))]
+
+    def grown(numbers: list[int]) -> list[list[int]]:
+        starts = [list(openings[number % len(openings)]) for number in numbers]
         # A seed of their own, so that what was interrupted goes on as it would have gone.
-        own = int(digest_of([seed, first])[:12], 16)
+        own = int(digest_of([seed, numbers[0]])[:12], 16)
         generator = torch.Generator(device=lm.device).manual_seed(own)
 
-        def report(done: int, before: int = first * _LENGTH, width: int = len(starts)) -> None:
+        def report(done: int) -> None:
             if progress is not None:
-                progress("sample", min(tokens, before + done * width), tokens)
+                progress("sample", min(tokens, numbers[0] * _LENGTH + done * len(starts)), tokens)
 
         with lowered(lm, "auto"):
-            rows = continue_texts(
-                lm, starts, new + max(map(len, starts)), generator=generator, progress=report
-            )
+            length = new + max(map(len, starts))
+            return continue_texts(lm, starts, length, generator=generator, progress=report)
+
+    for _, rows in in_groups(range(start, last), _ROWS * _LENGTH, lambda _: _LENGTH, grown):
         yield rows
 
 
@@ -166,6 +169,7 @@ def sample_prefixes(
     return tuple(" ".join(text.replace("{", " ").replace("}", " ").split()) + "." for text in texts)
 
 
-def _openings() -> list[str]:
+def everyday_openings() -> list[str]:
+    """Return how everyday sentences in English begin."""
     text = resources.files("editor").joinpath("openings.txt").read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line.strip()]

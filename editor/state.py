@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import save
 
 from editor.delta import read_metadata, read_safetensors
+from editor.digests import digest_of
 from editor.errors import CorruptStateError
 
 if TYPE_CHECKING:
@@ -131,9 +131,3 @@ def stack(
     keys = torch.cat([torch.zeros(0, d_k), *(state.keys[layer].cpu() for state in states)])
     values = torch.cat([torch.zeros(0, d), *(state.values[layer].cpu() for state in states)])
     return keys.double().T.to(device), values.double().T.to(device)
-
-
-def digest_of(parts: object) -> str:
-    """Return the SHA-256 of plain data in canonical JSON."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from editor import activations
+from editor.batching import in_groups
 from editor.errors import NonFiniteError
 
 if TYPE_CHECKING:
@@ -147,15 +148,15 @@ def _summed(
     sums = {
         layer: torch.zeros(lm.layers.d_k, lm.layers.d_k, dtype=exact, device=lm.device) for layer in layers
     }
-    ordered = sorted(rows, key=len)
-    while ordered:
-        width = max(1, _BATCH_TOKENS // max(1, len(ordered[-1])))
-        group, ordered = ordered[-width:], ordered[:-width]
+
+    def keys_of(group: list[Sequence[int]]) -> dict[int, Tensor]:
         ids, mask, positions = activations.padded(group, lm.device)
         with activations.record(lm, keys=layers) as (keys, _):
             activations.run(lm, ids, mask, positions, stop_after=max(layers))
-        for layer in layers:
-            found = keys[layer].float().reshape(*ids.shape, -1)[mask.bool()]
+        return {layer: own.float().reshape(*ids.shape, -1)[mask.bool()] for layer, own in keys.items()}
+
+    for _, keys in in_groups(sorted(rows, key=len, reverse=True), _BATCH_TOKENS, len, keys_of):
+        for layer, found in keys.items():
             sums[layer] += (found.T @ found).to(exact)
     for layer, matrix in sums.items():
         if not torch.isfinite(matrix).all():

@@ -10,9 +10,10 @@ import torch
 
 from editor import delta, guards, memit, recall, state, targets
 from editor.delta import Delta
+from editor.digests import tensor_digest
 from editor.errors import ModelNotFoundError
 from editor.keys import KeyReader
-from editor.model import LanguageModel, default_gguf, from_gguf, tensor_digest
+from editor.model import LanguageModel, default_gguf, from_gguf
 from editor.moments import Moments
 from editor.presets import PRESETS, preset_for
 from editor.requests import EditRequest, plan

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from editor import delta as deltas
-from editor.model import tensor_digest
+from editor.digests import tensor_digest
 from flows import models, remaking
 from flows.batch import CANDIDATE
 from flows.cli.main import main

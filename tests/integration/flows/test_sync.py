@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from editor.model import tensor_digest
+from editor.digests import tensor_digest
 from flows import models
 from flows.dry_run import dry_run
 from flows.editing import fact_id, read_states

@@ -10,14 +10,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editor import memit, refine
+from editor import activations, memit, recall, refine
 from editor.attention import plain_attention
-from editor.batching import bytes_of_a_token, fitting, tokens_at_once
+from editor.batching import bytes_of_a_token, fitting, groups, in_groups, tokens_at_once
+from editor.errors import OutOfMemoryError
+from editor.generation import sample_texts
 from editor.lanes import Lanes
+from editor.moments import Moments
+from editor.sampling import sampled
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import chunks_of, requests_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
 
@@ -64,3 +70,107 @@ def test_a_gpu_is_asked_for_its_free_memory(settings: MemitSettings) -> None:
     lm = tiny.language_model("llama")
     lm.model.to("cuda")
     assert tokens_at_once(lm, replace(settings, batch_tokens=0)) == 16384
+
+
+LENGTHS = st.lists(st.integers(1, 40), max_size=30)
+
+
+@given(lengths=LENGTHS, batch_tokens=st.integers(1, 100), room=st.integers(40, 100))
+def test_items_come_in_order_in_groups_that_memory_holds(
+    lengths: list[int], batch_tokens: int, room: int
+) -> None:
+    """As many as the batch takes, fewer where they do not fit, and each of them once."""
+
+    def padded(group: list[int]) -> int:
+        return max(group) * len(group)
+
+    def work(group: list[int]) -> int:
+        if padded(group) > room:
+            raise torch.OutOfMemoryError
+        return sum(group)
+
+    found = list(in_groups(lengths, batch_tokens, int, work))
+    assert [length for group, _ in found for length in group] == lengths
+    assert all(done == sum(group) and padded(group) <= room for group, done in found)
+    if room >= batch_tokens:
+        assert [group for group, _ in found] == list(groups(lengths, batch_tokens, int))
+        assert all(len(group) == 1 or padded(group) <= batch_tokens for group, _ in found)
+
+
+def test_one_item_too_many_is_told_with_its_size() -> None:
+    """No batch is smaller than one item; other errors are not taken for want of memory."""
+
+    def work(_: list[int]) -> None:
+        raise MemoryError
+
+    with pytest.raises(OutOfMemoryError) as caught:
+        list(in_groups([5, 3], 64, int, work))
+    assert caught.value.batch_tokens == 4
+    with pytest.raises(ZeroDivisionError):
+        list(in_groups([5], 64, int, lambda group: group[0] // 0))
+
+
+_TEXTS = ("Paris is a city in France.", "Who leads Norway?", "The capital of Germany is Berlin.", "Paris")
+
+
+def _asked(lm: LanguageModel) -> list[float]:
+    return [one.probability for one in recall.likelihoods(lm, [(text, "Olaf") for text in _TEXTS])]
+
+
+def _counted(lm: LanguageModel) -> list[float]:
+    return [float(Moments.compute(lm, [*_TEXTS] * 3, (1,)).matrices[1].sum())]
+
+
+def _texts_of_its_own(lm: LanguageModel) -> list[str]:
+    return sample_texts(lm, _TEXTS, length=24)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        _asked,
+        _counted,
+        lambda lm: [recall.perplexity(lm, _TEXTS)],
+        lambda lm: [float(ord(mark)) for text in recall.completions(lm, _TEXTS) for mark in text],
+    ],
+    ids=["likelihoods", "second moments", "perplexity", "completions"],
+)
+def test_what_is_asked_of_a_model_goes_on_in_smaller_batches(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, ask: Callable[[LanguageModel], list[float]]
+) -> None:
+    """With memory for one text and for all of them, the answers are the same."""
+    roomy = ask(lm)
+    failed = _with_little_memory(monkeypatch, 50)
+    assert ask(lm) == pytest.approx(roomy, rel=1e-4)
+    assert failed
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [_texts_of_its_own, lambda lm: [row for rows in sampled(lm, 1500, seed=3) for row in rows]],
+    ids=["generation", "text for second moments"],
+)
+def test_what_is_drawn_in_smaller_batches_is_as_much_and_seeded(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, draw: Callable[[LanguageModel], list[list[int] | str]]
+) -> None:
+    """Half a batch draws other text; the same each time, and nothing of the attempt that failed."""
+    roomy = draw(lm)
+    failed = _with_little_memory(monkeypatch, 50)
+    tight = draw(lm)
+    assert len(tight) == len(roomy)
+    assert failed
+    assert draw(lm) == tight
+
+
+def _with_little_memory(monkeypatch: pytest.MonkeyPatch, tokens: int) -> list[int]:
+    """Let forwards of more tokens fail; return the list that they are counted in."""
+    run, failed = activations.run, []
+
+    def limited(lm: LanguageModel, ids: torch.Tensor, *given: object, **named: object) -> torch.Tensor:
+        if ids.numel() > tokens:
+            failed.append(ids.numel())
+            raise torch.OutOfMemoryError
+        return run(lm, ids, *given, **named)
+
+    monkeypatch.setattr(activations, "run", limited)
+    return failed

@@ -10,6 +10,7 @@ import torch
 
 from editor import delta, memit, solve, state
 from editor.delta import Delta, Dense, LowRank
+from editor.digests import tensor_digest
 from editor.errors import (
     EditorError,
     MomentsMismatchError,
@@ -18,7 +19,7 @@ from editor.errors import (
     StateMismatchError,
     SubjectConflictError,
 )
-from editor.model import LanguageModel, tensor_digest
+from editor.model import LanguageModel
 from editor.moments import Moments
 from editor.presets import PRESETS
 from editor.write import write_states

@@ -11,6 +11,7 @@ from accelerate import disk_offload
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
+from editor.digests import weights_digest
 from editor.errors import (
     ModelLoadError,
     ModelNotFoundError,
@@ -19,7 +20,7 @@ from editor.errors import (
     ShardedModelError,
     TokenizerMismatchError,
 )
-from editor.model import LanguageModel, from_gguf, weights_digest
+from editor.model import LanguageModel, from_gguf
 from tests.unit.editor import tiny
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import torch
 from editor import delta, memit, recall
 from editor import state as states
 from editor.delta import Delta
+from editor.digests import tensor_digest
 from editor.errors import EmptyTargetError
-from editor.model import tensor_digest
 from editor.rebuild import in_order, rebuild
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import LAYERS, requests_of
