@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import DynamicCache
 
 from editor import activations, memit, recall
 from editor.errors import MethodError, UnknownArchitectureError
-from editor.layers import LayerMap, logits_of
+from editor.layers import ARCHITECTURES, LayerMap, logits_of
 from editor.moments import Moments
 from editor.presets import MemitSettings
 from tests.unit.editor import tiny
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
     from editor.model import LanguageModel
 
 # A norm between the written matrix and the stream bounds how far one write can move a state.
-_LANDED = {"gemma2": 0.5, "gemma3": 0.5, "olmo2": 0.5}
+_LANDED = {"gemma2": 0.5, "gemma3": 0.5, "olmo2": 0.5, "olmo3": 0.5, "glm4": 0.5}
+
+
+def test_every_row_of_the_table_is_built_here() -> None:
+    """A family cannot be listed without a tiny model of it."""
+    built = {getattr(transformers, config).model_type for config, _ in tiny.ARCHITECTURES.values()}
+    assert built == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)

@@ -8,7 +8,9 @@ import torch
 from editor.attention import plain_attention
 from tests.unit.editor import tiny
 
-WITH_OWN_KEYS = {"gpt2", "gptj", "gpt_neox", "gpt_neox_serial", "opt", "falcon", "falcon_alibi"}
+WITH_OWN_KEYS = {
+    *("gpt2", "gpt_neo", "gptj", "codegen", "gpt_neox", "gpt_neox_serial", "opt", "falcon", "falcon_alibi")
+}
 CAPPED = {"gemma2"}
 
 
