@@ -6,8 +6,8 @@
 
 `keys` counts floating-point operations, which no other process disturbs. The published code asks the whole
 model, to its logits, for the keys of six contexts and for the state of one, anew at each edited layer.
-`moments` beside one whole pass a layer over the same text. `memory` edits facts of five prompts each and prints
-the process's peak: in a few steps of target states and two of refinement, or in all that the preset takes.
+`moments` beside one whole pass a layer over the same text. `memory` edits facts of five prompts each and
+prints the process's peak: in a few steps of target states and two of refinement, or in all of the preset's.
 """
 
 from __future__ import annotations
