@@ -35,32 +35,27 @@ keys and values serve for some.
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from editor import activations
 from editor.allocator import give_back_freed_memory
 from editor.attention import plain_attention
 from editor.batching import tokens_at_once, with_smaller_batches
-from editor.chunks import Chunk, compacted, require_finite
 from editor.descent import RowAdam
-from editor.drafts import batched, draft, in_turns
 from editor.lanes import lanes
 from editor.precision import dtype_of, lowered
+from editor.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Float, Int
     from torch import Tensor
 
-    from editor.drafts import Draft
     from editor.drift import Drift
-    from editor.lanes import Lanes
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
     from editor.requests import Unit
@@ -74,14 +69,6 @@ _PACE = 2.0
 _BETA2 = 0.95
 """As a fact is learnt its gradient falls to a hundredth, and by Adam's usual memory of a thousand steps the
 last ones would be measured by the first."""
-_SEVERAL = 2
-"""How many times the steps of one fact those of several in one subject may take."""
-_SERVES = 25
-"""For how many steps what stands before the subject serves."""
-_KEPT_CONTEXTS = 10
-"""Of how many contexts a subject it is kept."""
-_KEPT_CHUNKS = 4
-"""How many chunks, of many sizes, leave what they freed for the next ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +152,7 @@ def _descend(
     gradient = torch.zeros_like(descent.point)
     with plain_attention(lm), lowered(lm, settings.precision), lanes(lm) as side:
         P = {layer: span.to(dtype_of(lm)) for layer, span in spans.items()}  # as what Δ is added to
-        asked = _Asked(lm, side, units, settings, drift=drift, batch_tokens=batch_tokens)
+        asked = Turns(lm, side, units, settings, drift=drift, batch_tokens=batch_tokens)
         steps, active, whole = torch.zeros_like(asked.limit), asked.limit > 0, True
         for step in itertools.count():
             U = torch.split(descent.point, len(owner))
@@ -191,208 +178,6 @@ def _descend(
                 break
     values = torch.split(descent.value, len(owner))
     return dict(zip(layers, values, strict=True)), steps
-
-
-class _Asked:
-    """The contexts of some subjects, parted into what single steps take, and the losses last found.
-
-    Args:
-        lm: the model.
-        side: where chunks run.
-        units: tokenised subjects.
-        settings: whether contexts are taken in turns, and how many steps.
-        drift: what is asked of other text.
-        batch_tokens: most tokens of one forward.
-
-    Attributes:
-        limit: most steps of each subject.
-    """
-
-    def __init__(
-        self,
-        lm: LanguageModel,
-        side: Lanes,
-        units: Sequence[Unit],
-        settings: MemitSettings,
-        *,
-        drift: Drift,
-        batch_tokens: int,
-    ) -> None:
-        self._lm, self._side, self._settings, self._batch_tokens = lm, side, settings, batch_tokens
-        self._drift = drift
-        self._units = [_told(unit) for unit in units]
-        contexts = max(max(Counter(row.fact for row in unit.rows).values()) for unit in self._units)
-        self._turns = [
-            _Turn(draft(lm, part, batch_tokens, start=settings.layers[0]))
-            for part in in_turns(self._units, contexts if settings.turns > 1 else 1)
-        ]
-        self._losses = torch.full((len(self._turns), len(units)), torch.inf, device=lm.device)
-        self._rows = torch.tensor([float(len(unit.rows)) for unit in self._units], device=lm.device)
-        self._most_kept = _KEPT_CONTEXTS * settings.subjects_at_once(lm.device)
-        several = torch.tensor([len(unit.fact_ids) > 1 for unit in units], device=lm.device)
-        self.limit: Int[Tensor, " units"] = settings.refine_steps * torch.where(several, _SEVERAL, 1)
-
-    @property
-    def loss(self) -> Float[Tensor, " units"]:
-        """The mean over all contexts, each when it was last asked for; infinite until all were."""
-        return self._losses.mean(dim=0)
-
-    def evaluate(
-        self, step: int, changes: Mapping[int, Tensor], active: Bool[Tensor, " units"], *, whole: bool
-    ) -> Iterator[dict[int, Float[Tensor, "d d_k"]]]:
-        """Ask some subjects, for the contexts of a step or for all; yield ∂L/∂Δ of each turn by layer.
-
-        Args:
-            step: counts on from one call to the next.
-            changes: Δ by layer.
-            active: who is asked.
-            whole: for all contexts, until it is clear that a subject does not rest.
-
-        Raises:
-            NonFiniteError: a loss is not finite.
-        """
-        few = float(self._rows[active].sum()) <= self._most_kept
-        serving = step if few and not whole and len(self._turns) < _SERVES else None
-        if not few:
-            give_back_freed_memory()  # of the step before
-        if whole:  # who comes back is in none of what was kept
-            for turn in self._turns:
-                turn.kept = []
-        texts = self._drift.at(step)
-        for number in range(len(self._turns)) if whole else [step % len(self._turns)]:
-            chunks = self._turns[number].chunks(
-                self._lm,
-                active,
-                batch_tokens=self._batch_tokens,
-                start=self._settings.layers[0],
-                lanes=self._side.count,
-                step=serving,
-            )
-            losses, by_layer = _evaluate(
-                self._side,
-                chunks,
-                len(self._units),
-                changes,
-                self._settings,
-                terms=[partial(self._drift.gradients, texts)] if texts else [],
-                keep=serving is not None,
-            )
-            texts = []  # once a step
-            require_finite(losses, active, self._units)
-            self._losses[number] = torch.where(active, losses, self._losses[number])
-            yield by_layer
-            if whole:
-                # No loss is negative: what these contexts have alone may keep the mean above the stop.
-                least = self._losses[: number + 1].sum(dim=0) / len(self._turns)
-                active = active & (least < self._settings.refine_stop_loss)
-                if not active.any():
-                    return
-
-
-@dataclass(slots=True)
-class _Turn:
-    """The contexts of one turn.
-
-    Attributes:
-        drafts: all of them.
-        kept: chunks that serve for some steps.
-        since: the step that made them.
-    """
-
-    drafts: list[Draft]
-    kept: list[Chunk] = field(default_factory=list)
-    since: int = 0
-
-    def chunks(
-        self,
-        lm: LanguageModel,
-        active: Bool[Tensor, " units"],
-        *,
-        batch_tokens: int,
-        start: int,
-        lanes: int,
-        step: int | None,
-    ) -> list[Chunk]:
-        """Return chunks of the units that do not rest.
-
-        Args:
-            lm: the model.
-            active: those units.
-            batch_tokens: most tokens of one forward.
-            start: the first edited block.
-            lanes: how many chunks run side by side.
-            step: of those that they may serve for, while what stands before their subjects stays in memory;
-                None lets them serve once.
-        """
-        if step is not None and self.kept and step - self.since < _SERVES:
-            self.kept = compacted(self.kept, active)
-            return self.kept
-        # Batched anew as subjects rest: a few rows in each of many chunks cost as much as full ones.
-        going = [one for one in self.drafts if active[one.unit]]
-        chunks = batched(lm, going, batch_tokens, start=start, lanes=lanes)
-        self.kept, self.since = ([], 0) if step is None else (chunks, step)
-        return chunks
-
-
-def _evaluate(
-    side: Lanes,
-    chunks: Sequence[Chunk],
-    count: int,
-    changes: Mapping[int, Float[Tensor, "d d_k"]],
-    settings: MemitSettings,
-    *,
-    terms: Sequence[Term] = (),
-    keep: bool = True,
-) -> tuple[Float[Tensor, " units"], dict[int, Float[Tensor, "d d_k"]]]:
-    """Return the loss of each of so many units that has rows here, and ∂L/∂Δ of their sum by layer.
-
-    Args:
-        side: where chunks run.
-        chunks: what is asked.
-        count: units.
-        changes: Δ by layer.
-        settings: weights of the terms.
-        terms: further ones, which give their gradients alone.
-        keep: whether chunks keep what stands before their subjects.
-    """
-    leaves = {layer: change.detach().requires_grad_() for layer, change in changes.items()}
-    totals = {layer: torch.zeros_like(leaf, dtype=torch.float32) for layer, leaf in leaves.items()}
-    losses = next(iter(leaves.values())).new_zeros(count, dtype=torch.float32)
-    left = iter(reversed(range(len(terms) + len(chunks))))
-
-    def ask(lm: LanguageModel, asked: Chunk | Term) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-        if not isinstance(asked, Chunk):
-            return None, asked(lm, leaves)
-        hidden = _run(lm, asked, leaves)
-        nll, beside, _ = asked.losses(lm, hidden, count, settings)
-        gradients = torch.autograd.grad((nll + beside).sum(), tuple(leaves.values()))
-        if not keep:
-            asked.stored = {}
-        return (nll + beside).detach(), gradients
-
-    def add(found: tuple[Tensor | None, tuple[Tensor, ...]]) -> None:
-        if found[0] is not None:
-            losses.add_(found[0])
-        for total, gradient in zip(totals.values(), found[1], strict=True):
-            total.add_(gradient)
-        if next(left) % _KEPT_CHUNKS == 0 and not keep:
-            give_back_freed_memory()
-
-    everything: list[Chunk | Term] = [*terms, *chunks]
-    side.each(ask, everything, add)
-    return losses, totals
-
-
-def _run(lm: LanguageModel, chunk: Chunk, changes: Mapping[int, Tensor]) -> Float[Tensor, "rows tokens d"]:
-    with activations.changed(lm, changes, rows=len(chunk.ids)):
-        if not chunk.stored:
-            chunk.store(lm)
-        return chunk.run(lm, chunk.states)
-
-
-def _told(unit: Unit) -> Unit:
-    """Without a KL sequence of its own, which is not asked for here."""
-    return replace(unit, rows=tuple(row for row in unit.rows if row.labels))
 
 
 def _moved(state: SubjectState, changes: Mapping[int, Float[Tensor, "m d"]]) -> SubjectState:

@@ -85,16 +85,16 @@ def chunks_of(lm: LanguageModel, units: list[Unit], start: int) -> list[Chunk]:
     return batched(lm, draft(lm, units, 4096, start=start), 4096, start=start)
 
 
-def rows_run(monkeypatch: pytest.MonkeyPatch, search: ModuleType) -> list[int]:
-    """Return a list that grows by the rows of every evaluation of a search."""
+def rows_run(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[int]:
+    """Return a list that grows by the rows of every evaluation by a function of some module."""
     ran: list[int] = []
-    evaluate = search._evaluate
+    evaluate = getattr(module, name)
 
     def counted(side: Lanes, chunks: Sequence[Chunk], *rest: object, **more: object) -> object:
         ran.append(sum(len(chunk.ids) for chunk in chunks))
         return evaluate(side, chunks, *rest, **more)
 
-    monkeypatch.setattr(search, "_evaluate", counted)
+    monkeypatch.setattr(module, name, counted)
     return ran
 
 

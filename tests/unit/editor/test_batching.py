@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editor import activations, memit, recall, refine
+from editor import activations, memit, recall
 from editor.attention import plain_attention
 from editor.batching import bytes_of_a_token, fitting, groups, in_groups, tokens_at_once
 from editor.errors import OutOfMemoryError
@@ -18,6 +18,7 @@ from editor.generation import sample_texts
 from editor.lanes import Lanes
 from editor.moments import Moments
 from editor.sampling import sampled
+from editor.turns import evaluated
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import chunks_of, requests_of
 
@@ -42,7 +43,7 @@ def test_a_token_takes_what_is_reckoned_or_less(name: str, settings: MemitSettin
 
     nothing = {1: torch.zeros(lm.layers.d, lm.layers.d_k)}
     with plain_attention(lm), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        refine._evaluate(Lanes([lm]), chunks, 4, nothing, settings)
+        evaluated(Lanes([lm]), chunks, 4, nothing, settings)
     taken = sum(one.untyped_storage().nbytes() for at, one in kept.items() if at not in weights)
     reckoned = bytes_of_a_token(lm) * sum(chunk.ids.numel() for chunk in chunks)
     assert reckoned / 5 < taken < reckoned

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from editor import memit, refine, targets
+from editor import memit, targets
 from editor.attention import plain_attention
 from editor.drafts import batched, draft
 from editor.errors import NonFiniteError
 from editor.lanes import Lanes, lanes
 from editor.precision import lowered
+from editor.turns import evaluated
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import LAYERS, chunks_of, requests_of
 
@@ -100,10 +101,10 @@ def test_what_comes_out_is_the_same_to_the_bit_whatever_the_lanes(
     shape = lm.layers.d, lm.layers.d_k
     changes = {layer: 0.01 * torch.randn(shape, generator=generator) for layer in LAYERS}
     torch.set_num_threads(1)
-    losses, gradients = refine._evaluate(Lanes([lm]), chunks, 5, changes, settings)
+    losses, gradients = evaluated(Lanes([lm]), chunks, 5, changes, settings)
     torch.set_num_threads(count)
     with lanes(lm) as side:
-        again, beside = refine._evaluate(side, chunks, 5, changes, settings)
+        again, beside = evaluated(side, chunks, 5, changes, settings)
     assert torch.equal(losses, again)
     assert all(torch.equal(gradients[layer], beside[layer]) for layer in LAYERS)
 

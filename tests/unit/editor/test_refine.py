@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from editor import memit, refine
+from editor import turns as turns_module
 from editor.chunks import Chunk
 from editor.drift import Drift
 from editor.errors import NonFiniteError
 from editor.lanes import Lanes
+from editor.turns import Turns, evaluated
 from editor.write import History, Writer, write_states
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import LAYERS, chunks_of, requests_of, rows_run, whole_model_loss
@@ -32,7 +34,7 @@ def losses_of(lm: LanguageModel, settings: MemitSettings, count: int) -> torch.T
     units = memit.units_of(lm, requests_of(count), settings, ())
     nothing = {layer: torch.zeros(lm.layers.d, lm.layers.d_k) for layer in settings.layers}
     chunks = chunks_of(lm, units, settings.layers[0])
-    return refine._evaluate(Lanes([lm]), chunks, count, nothing, settings)[0]
+    return evaluated(Lanes([lm]), chunks, count, nothing, settings)[0]
 
 
 def values_of(states: tuple[SubjectState, ...]) -> list[torch.Tensor]:
@@ -66,7 +68,7 @@ def test_the_gradient_is_that_of_the_written_matrix(name: str, settings: MemitSe
     oracle.backward()
 
     chunks = chunks_of(lm, units, 1)
-    losses, by_layer = refine._evaluate(Lanes([lm]), chunks, 2, {1: change}, settings)
+    losses, by_layer = evaluated(Lanes([lm]), chunks, 2, {1: change}, settings)
     torch.testing.assert_close(losses.sum(), oracle.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(by_layer[1], change.grad, rtol=1e-3, atol=1e-6)
 
@@ -136,7 +138,7 @@ def test_nothing_is_done_where_all_is_said(
     """Below the stop nobody moves: one look at all contexts, no step."""
     lax = replace(settings, refine_stop_loss=100.0, turns=turns)
     plain = memit.edit(tiny.language_model("llama"), requests_of(2), settings=lax, moments=moments)
-    ran = rows_run(monkeypatch, refine)
+    ran = rows_run(monkeypatch, turns_module, "evaluated")
     outcome = memit.edit(lm, requests_of(2), settings=replace(lax, refine_steps=5), moments=moments)
     assert [report.refined for report in outcome.reports] == [0, 0]
     assert outcome.delta.digest == plain.delta.digest
@@ -150,7 +152,7 @@ def test_a_step_asks_one_turn_and_a_look_until_it_is_clear(
     chosen = replace(settings, steps=WEAK, refine_steps=4, turns=3)
     first = float(losses_of(lm, chosen, 2).min())
     for stop, look in ((0.0, [2]), (first / 4, [2]), (0.9 * first, [2, 2, 2])):
-        ran = rows_run(monkeypatch, refine)
+        ran = rows_run(monkeypatch, turns_module, "evaluated")
         fresh = tiny.language_model("llama")
         chosen = replace(chosen, refine_stop_loss=stop)
         memit.edit(fresh, requests_of(2), settings=chosen, moments=moments)
@@ -165,7 +167,7 @@ def test_a_subject_of_several_facts_may_take_twice_the_steps(
     steps, turns = 4, 3
     several = [replace(one, subject_id="s", subject="Oslo") for one in requests_of(2)]
     alone = requests_of(3)[2:]
-    ran = rows_run(monkeypatch, refine)
+    ran = rows_run(monkeypatch, turns_module, "evaluated")
     chosen = replace(settings, steps=WEAK, refine_steps=steps, refine_stop_loss=0.0, turns=turns)
     outcome = memit.edit(lm, [*several, *alone], settings=chosen, moments=moments)
     assert [report.refined for report in outcome.reports] == [2 * steps, steps]
@@ -187,7 +189,7 @@ def test_what_stands_before_the_subject_serves_for_some_steps(
     chosen = replace(settings, moment_weight=1.0, learning_rate=0.025, refine_steps=6, turns=1)
     left, before = {}, 1  # in the search
     for steps, runs in ((3, 1 + 2), (1, 1 + 6)):
-        monkeypatch.setattr(refine, "_SERVES", steps)
+        monkeypatch.setattr(turns_module, "_SERVES", steps)
         lm = tiny.language_model("llama")
         ran.clear()
         memit.edit(lm, requests_of(2), settings=chosen, moments=moments)
@@ -207,7 +209,7 @@ def test_who_comes_back_after_a_look_is_asked_in_every_turn(
     units = memit.units_of(lm, requests_of(2), settings, ())
     chosen = replace(settings, refine_steps=9, turns=3, refine_stop_loss=0.0)
     drift = Drift(None, chosen)
-    asked = refine._Asked(lm, Lanes([lm]), units, chosen, drift=drift, batch_tokens=256)
+    asked = Turns(lm, Lanes([lm]), units, chosen, drift=drift, batch_tokens=256)
     nothing = {layer: torch.zeros(lm.layers.d, lm.layers.d_k) for layer in LAYERS}
     one, both = torch.tensor([True, False]), torch.tensor([True, True])
     for step, (active, whole) in enumerate([(one, False)] * 3 + [(both, True)] + [(both, False)] * 3):
@@ -248,7 +250,7 @@ def test_a_failure_leaves_the_weights_as_they_were(
     def broken(*_args: object) -> object:
         raise NonFiniteError("no", where="refine")
 
-    monkeypatch.setattr(refine, "_run", broken)
+    monkeypatch.setattr(turns_module, "_run", broken)
     with pytest.raises(NonFiniteError):
         memit.edit(lm, requests_of(2), settings=replace(settings, refine_steps=3), moments=moments)
     assert all(torch.equal(lm.layers.matrix(lm.model, layer), kept) for layer, kept in before.items())

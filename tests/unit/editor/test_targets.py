@@ -136,7 +136,7 @@ def test_a_step_runs_one_turn_of_the_contexts(
     lm: LanguageModel, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three turns run a third of the rows a step, and nobody stops before all contexts were asked."""
-    ran = rows_run(monkeypatch, targets)
+    ran = rows_run(monkeypatch, targets, "_evaluate")
     units = plan(lm, requests_of(2))
     found = solve_for(lm, units, replace(settings, steps=6, turns=3, stop_loss=0.0))
     assert ran == [2] * 7
