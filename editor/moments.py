@@ -26,7 +26,7 @@ from editor.errors import CorruptStateError, MomentsMismatchError
 from editor.guards import Guards, measured
 from editor.precision import resolved
 from editor.sampling import sampled
-from editor.sums import Sums, padded, read, tokenised, unpadded, write
+from editor.sums import Sums, packed, read, tokenised, unpacked, write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -217,7 +217,7 @@ class Moments:
         """
         tensors = {f"layer{layer}": matrix for layer, matrix in self.matrices.items()}
         if self.texts is not None:
-            tensors["texts"], tensors["text_states"] = padded(self.texts.rows), self.texts.states
+            tensors["texts"], tensors["text_states"] = packed(self.texts.rows), self.texts.states
         if self.guards is not None:
             for layer in self.matrices:
                 tensors[f"guard_keys{layer}"] = self.guards.keys[layer]
@@ -245,7 +245,7 @@ class Moments:
                 )
             texts = None
             if "texts" in tensors:
-                rows = tuple(unpadded(tensors["texts"]))
+                rows = tuple(unpacked(tensors["texts"]))
                 texts = Texts(rows, max(made.layers), tensors["text_states"])
             return cls(made, matrices, guards, excess, texts)
         except Exception as error:

@@ -80,7 +80,7 @@ class Sums:
             if header != json.loads(json.dumps(asdict(key))):
                 return None
             matrices = {layer: tensors[f"layer{layer}"] for layer in key.layers}
-            return cls(key, matrices, counts, rows, unpadded(tensors["texts"]))
+            return cls(key, matrices, counts, rows, unpacked(tensors["texts"]))
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the pass can begin anew
             log.warning("%s cannot be read (%s): the second moments are measured from the start", path, error)
             return None
@@ -88,7 +88,7 @@ class Sums:
     def save(self, path: Path) -> None:
         """Write one file, whole or not at all."""
         tensors = {f"layer{layer}": matrices for layer, matrices in self.matrices.items()}
-        tensors["texts"] = padded(self.texts)
+        tensors["texts"] = packed(self.texts)
         write(path, tensors, {**asdict(self.key), "counts": self.counts, "rows": self.rows})
 
     @property
@@ -196,7 +196,7 @@ def _pieces(rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
             yield tuple(row[first : first + _TEXT_TOKENS])
 
 
-def padded(texts: Sequence[Sequence[int]]) -> Int[Tensor, "texts tokens"]:
+def packed(texts: Sequence[Sequence[int]]) -> Int[Tensor, "texts tokens"]:
     """Return token ids as a tensor to be kept, -1 where a text has ended."""
     tensor = torch.full((len(texts), max(map(len, texts), default=0)), -1, dtype=torch.int32)
     for number, text in enumerate(texts):
@@ -204,8 +204,8 @@ def padded(texts: Sequence[Sequence[int]]) -> Int[Tensor, "texts tokens"]:
     return tensor
 
 
-def unpadded(tensor: Int[Tensor, "texts tokens"]) -> list[tuple[int, ...]]:
-    """Return what `padded` was given."""
+def unpacked(tensor: Int[Tensor, "texts tokens"]) -> list[tuple[int, ...]]:
+    """Return what `packed` was given."""
     return [tuple(token for token in row if token >= 0) for row in tensor.tolist()]
 
 
