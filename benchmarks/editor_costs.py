@@ -1,11 +1,14 @@
-"""What the steps beside the target states cost: keys and residuals, second moments, memory.
+"""What the steps beside the target states cost: keys and residuals, the solve, second moments, memory.
 
     python -m benchmarks.editor_costs MODEL_FOLDER keys [--edits 50]
+    python -m benchmarks.editor_costs MODEL_FOLDER solve [--edits 300]
     python -m benchmarks.editor_costs MODEL_FOLDER moments TEXT [--tokens 60000]
     python -m benchmarks.editor_costs MODEL_FOLDER memory [--edits 500] [--whole]
 
 `keys` counts floating-point operations, which no other process disturbs. The published code asks the whole
 model, to its logits, for the keys of six contexts and for the state of one, anew at each edited layer.
+`solve` takes one layer of the model's shape with as many random keys live as come: factored once and solved
+by Woodbury, beside a solve of everything as the published code has it.
 `moments` beside one whole pass a layer over the same text. `memory` edits facts of five prompts each and
 prints the process's peak: in a few steps of target states and two of refinement, or in all of the preset's.
 """
@@ -31,11 +34,16 @@ from editor.model import LanguageModel
 from editor.moments import Moments
 from editor.presets import preset_for
 from editor.requests import plan
+from editor.solve import Exchange, Standing, low_rank_update, normal_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from torch import Tensor
+
     from editor.requests import EditRequest
+
+_TIMES = 5
 
 
 def operations(work: Callable[[], object]) -> int:
@@ -87,6 +95,41 @@ def _operations_of(lm: LanguageModel, asked: Sequence[EditRequest]) -> dict[str,
         "published_gflop_per_edit": round(theirs / len(asked) / 1e9, 2),
         "ours_gflop_per_edit": round(found / len(asked) / 1e9, 3),
         "times_fewer": round(theirs / found, 1),
+    }
+
+
+def solving(lm: LanguageModel, *, edits: int) -> dict[str, object]:
+    """Compare a pass by Woodbury beside what stands all night with one that solves everything."""
+    d, d_k = lm.layers.d, lm.layers.d_k
+    generator = torch.Generator().manual_seed(0)
+    text, live, coming = (torch.randn(d_k, n, generator=generator).double() for n in (4 * d_k, edits, edits))
+    residuals = torch.randn(d, edits, generator=generator).double()
+    nothing = torch.zeros(d_k, 0).double()
+    C, weight = text @ text.T / text.shape[1], float(edits)
+    known = Standing(normal_matrix(C, weight, live))
+    asked = Exchange(coming, residuals, nothing, residuals[:, :0], nothing)
+
+    def woodbury() -> Tensor:
+        left, right = low_rank_update(known, asked)
+        return left @ right
+
+    def primal() -> Tensor:
+        everything = normal_matrix(C, weight, torch.cat([live, coming], dim=1))
+        return torch.linalg.solve(everything, coming @ residuals.T).T
+
+    def seconds(work: Callable[[], object]) -> float:
+        start = Clock()
+        for _ in range(_TIMES):
+            work()
+        return round(start.since().cpu_s / _TIMES, 4)
+
+    found, oracle = woodbury(), primal()
+    return {
+        "keys": [edits, edits],
+        "factored_once_cpu_s": seconds(lambda: Standing(normal_matrix(C, weight, live))),
+        "a_pass_cpu_s": seconds(woodbury),
+        "a_pass_that_solves_everything_cpu_s": seconds(primal),
+        "difference": float((found - oracle).norm() / oracle.norm()),
     }
 
 
@@ -151,7 +194,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model")
-    parser.add_argument("what", choices=("keys", "moments", "memory"))
+    parser.add_argument("what", choices=("keys", "solve", "moments", "memory"))
     parser.add_argument("text", nargs="?", type=Path)
     parser.add_argument("--edits", type=int)
     parser.add_argument("--tokens", type=int, default=60_000)
@@ -161,6 +204,8 @@ def main() -> None:
     lm = LanguageModel.load(asked.model)
     if asked.what == "keys":
         result = keys(lm, edits=asked.edits or 50)
+    elif asked.what == "solve":
+        result = solving(lm, edits=asked.edits or 300)
     elif asked.what == "memory":
         result = memory(lm, edits=asked.edits or 500, whole=asked.whole)
     else:
