@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LAST = 100
 """How many passages at a corpus' end are read for perplexity: second moments are measured on others."""
+_EVERY = 5
 
 
 def passages(path: Path) -> list[str]:
@@ -143,16 +144,33 @@ def _share(values: Sequence[bool]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def wear(bench: Bench, lm: LanguageModel, method: Method, originals: dict[str, Tensor]) -> Row:
-    """Measure what the edits cost text, and how far the edited weights are from the unedited ones at most."""
+def wear(
+    bench: Bench,
+    lm: LanguageModel,
+    method: Method,
+    originals: dict[str, Tensor],
+    *,
+    after: int | None = None,
+) -> Row:
+    """Measure what the edits cost text, and how far the edited weights are from the unedited ones at most.
+
+    Args:
+        bench: the model.
+        lm: it as edited.
+        method: what edited it.
+        originals: its matrices before.
+        after: so many nights; passages, which take half as long as a night, are read after every fifth and
+            where none is given.
+    """
     now = method.changed()
     norms = [float((now[name] - weight).norm() / weight.norm()) for name, weight in originals.items()]
-    return {**fluency(bench, lm), "norm": max(norms, default=0.0)}
+    text = fluency(bench, lm, passages=after is None or after == 1 or after % _EVERY == 0)
+    return {**text, "norm": max(norms, default=0.0)}
 
 
-def fluency(bench: Bench, lm: LanguageModel) -> Row:
+def fluency(bench: Bench, lm: LanguageModel, *, passages: bool = True) -> Row:
     """Measure perplexity on the product's dozen of held-out texts, and on the corpus' last passages."""
     found: Row = {"perplexity": recall.perplexity(lm, bench.fluency)}
-    if bench.corpus:
+    if passages and bench.corpus:
         found["passages"] = recall.perplexity(lm, bench.corpus[-LAST:])
     return found

@@ -61,7 +61,7 @@ def batches(bench: Bench, name: str, *, count: int = 10, size: int = 50) -> Log:
             "batch": number + 1,
             "edits": sum(len(part) for part in taught),
             "s_per_edit": seconds / len(parts[number]),
-            **wear(bench, lm, method, originals),
+            **wear(bench, lm, method, originals, after=number + 1),
             **{label: asked_of(lm, method, part, COHORT_PROBES) for label, part in cohorts.items()},
         }
         log.add(row, method)
@@ -153,7 +153,7 @@ def many_nights(
             "seconds": seconds,
             "s_per_edit": seconds / len(tonight),
             **recall_of(lm, tonight),
-            **wear(bench, lm, method, originals),
+            **wear(bench, lm, method, originals, after=number + 1),
         }
         if every and (number + 1) % every == 0 and isinstance(method, methods.Memit):
             row["rebuilt"] = _all_asked(lm, method, parts[: number + 1])
