@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 FACTS_FILE = "facts.jsonl"
 
+LIVED = frozenset({"promoted", "superseded", "rolled_back"})
+"""States of a checkpoint that is or was live: only then the ledger knows which facts it holds."""
+
 SHOWN = (
     ("efficacy", "edited facts preferred over what the base model says"),
     ("exact", "edited facts said word for word"),
@@ -96,7 +99,7 @@ def card(model: Model, row: CheckpointRow, lineage: Sequence[CheckpointRow], for
         base_ref=model.base_ref,
         base_digest=model.base_digest,
         lineage=" → ".join(f"`{str(one.digest)[:12]}`" for one in lineage),
-        since=f"{row.decided_at:%Y-%m-%d %H:%M} UTC" if row.state in {"promoted", "superseded"} else "never",
+        since=f"{row.decided_at:%Y-%m-%d %H:%M} UTC" if row.state in LIVED else "never",
         algorithm=row.algorithm,
         metrics=_metrics(row),
         sources=listed,

@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from storage.records.facts import HeldRow
     from storage.records.runs import Model
 
-LIVED = frozenset({"promoted", "superseded", "rolled_back"})
-"""States of a checkpoint that is or was live: only then the ledger knows which facts it holds."""
-
 
 @dataclass(frozen=True, slots=True)
 class Published:
@@ -74,7 +71,7 @@ def live_at(ws: Workspace, model: Model, at: datetime) -> CheckpointRow:
     return row
 
 
-def materialize(ws: Workspace, model: Model, row: CheckpointRow | None, out: Path) -> Path:
+def materialize(ws: Workspace, model: Model, row: CheckpointRow | None, out: Path | None = None) -> Path:
     """Write a checkpoint as a folder that `AutoModelForCausalLM.from_pretrained` loads, to the bit."""
     return export(ws, model, row, out).folder
 
@@ -83,7 +80,7 @@ def export(
     ws: Workspace,
     model: Model,
     row: CheckpointRow | None,
-    out: Path,
+    out: Path | None = None,
     *,
     form: Format = Format.HF,
     dtype: Dtype = Dtype.FLOAT32,
@@ -95,7 +92,7 @@ def export(
         ws: the home.
         model: whose checkpoint.
         row: the checkpoint; None for the live one.
-        out: the folder to make.
+        out: the folder to make; None names one here by the digest.
         form: merged, as a PEFT adapter, or merged as llama.cpp's converter takes it.
         dtype: precision of what is written.
         rank: most rank of an adapter; None takes what the change needs.
@@ -110,6 +107,7 @@ def export(
     row = row or ws.ledger.head(model)
     if row is None:
         raise NothingLiveError("The model has no promoted checkpoint yet; run `factsync sync` first.")
+    out = out or Path(f"factsync-{str(row.digest)[:12]}")
     if out.exists():
         raise OutputExistsError(f"{out} is there already; name a folder that is not.")
     lineage = ws.ledger.lineage(model, row.id)
@@ -138,7 +136,7 @@ def export(
 
 def _held(ws: Workspace, model: Model, row: CheckpointRow) -> list[HeldRow]:
     """The facts of a checkpoint: those of the moment it became live, whatever is live by now."""
-    return ws.ledger.live_facts(model, at=row.decided_at) if row.state in LIVED else []
+    return ws.ledger.live_facts(model, at=row.decided_at) if row.state in card.LIVED else []
 
 
 def _edited(lm: LanguageModel, changes: Sequence[Delta]) -> dict[int, Tensor]:

@@ -51,11 +51,13 @@ def list_(
     show.console().print(show.table(columns, cells))
 
 
-@checkpoint.command("materialize", epilog="Example: factsync checkpoint materialize live ./model")
+@checkpoint.command("materialize", epilog="Example: factsync checkpoint materialize --as-of 2026-03-01")
 def materialize(
     context: typer.Context,
-    which: Annotated[str, typer.Argument(help="A digest or its beginning, or `live`.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    which: Annotated[str, typer.Argument(help="A digest or its beginning, or `live`.")] = "live",
+    out: Annotated[
+        Path | None, typer.Argument(help="Folder to make.", show_default="factsync-DIGEST here")
+    ] = None,
     as_of: Annotated[
         datetime | None, typer.Option(help="With `live`: what was live at this moment (UTC).")
     ] = None,

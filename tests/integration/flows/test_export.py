@@ -48,12 +48,16 @@ def test_every_format_says_the_same_and_tells_what_it_is(opened, tmp_path):
     assert f"{100 * small.adapter.error:.3g} % of the change is missing" in (
         small.folder / "README.md"
     ).read_text(encoding="utf-8")
-    for folder in (merged.folder, adapter.folder):
+    ready = export(ws, model, None, tmp_path / "ready", form=Format.GGUF_READY)
+    first, second = ws.ledger.lineage(model)
+    for folder in (merged.folder, adapter.folder, ready.folder):
         card = (folder / "README.md").read_text(encoding="utf-8")
+        assert "The facts come from [Wikidata]" in card
         assert "CC0" in card
         assert model.base_digest in card
-        assert ws.ledger.head(model).digest in card
-        assert "| edited facts said word for word |" in card
+        assert f"| lineage | `{first.digest[:12]}` → `{second.digest[:12]}` |" in card
+        assert f"| checkpoint | `{second.digest}` |" in card
+        assert f"| edited facts said word for word | {100 * second.metrics['exact']:.1f} % |" in card
         facts = [json.loads(line) for line in (folder / "facts.jsonl").read_text().splitlines()]
         assert len(facts) == len(ws.ledger.live_facts(model))
         assert all(fact["statements"] and fact["statements"][0]["revision"] > 0 for fact in facts)

@@ -3,13 +3,16 @@
 import tomllib
 from collections import Counter
 from dataclasses import asdict
+from datetime import timedelta
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from editor.digests import tensor_digest
-from flows import models
+from flows import heads, models
+from flows.cli.checkpoints import checkpoint
 from flows.dry_run import dry_run
 from flows.editing import fact_id, read_states
 from flows.errors import GateError, OtherWeightsError
@@ -142,6 +145,28 @@ def test_a_materialized_checkpoint_is_the_model_that_was_checked(two_nights, tmp
     assert second.candidate.digest in (folder / "README.md").read_text()
 
 
+def test_the_model_of_a_moment_is_what_was_live_then_to_the_bit(two_nights, tmp_path, monkeypatch):
+    """Between two nights, also after everything was rolled back; the card says since when."""
+    settings, first, second = two_nights
+    with opened_model(settings) as (ws, model), ws.writer() as lease:
+        between = ws.ledger.checkpoint(model, second.candidate.digest).decided_at - timedelta(microseconds=1)
+        heads.go_to(ws, lease, heads.BASE, reason="test")
+        recorded = ws.files.open(first.candidate.digest).manifest["weights"]
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner().invoke(
+        checkpoint, ["materialize", "--as-of", f"{between:%Y-%m-%dT%H:%M:%S.%f}"], obj=settings
+    )
+    assert run.exit_code == 0, run.output
+    folder = tmp_path / f"factsync-{first.candidate.digest[:12]}"
+    weights = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    assert recorded
+    assert {name: tensor_digest(weights[name]) for name in recorded} == recorded
+    card = (folder / "README.md").read_text()
+    assert first.candidate.digest in card
+    assert second.candidate.digest not in card
+    assert "| live since | 20" in card
+
+
 def test_two_writers_one_model(one_night):
     settings, _ = one_night
     with opened_model(settings) as (ws, _), ws.writer(), pytest.raises(LockHeldError, match="factsync on"):
@@ -181,15 +206,14 @@ def test_going_back_is_exact_to_the_bit(two_nights):
                 assert recorded.items() <= weights.items()
             return weights
 
-    def go_to(digest):
-        with opened_model(settings) as (ws, model), ws.writer() as lease:
-            row = None if digest is None else ws.ledger.checkpoint(model, digest)
-            ws.ledger.rollback(lease, row and row.id, reason="test", review=False)
+    def go_to(which):
+        with opened_model(settings) as (ws, _), ws.writer() as lease:
+            heads.go_to(ws, lease, which, reason="test")
 
     after_two = live_weights()
     go_to(first.candidate.digest)
     after_one = live_weights()
-    go_to(None)
+    go_to(heads.BASE)
     base = live_weights()
     lm = models.load_base(settings)
     assert base == {name: tensor_digest(tensor) for name, tensor in lm.model.state_dict().items()}
