@@ -101,6 +101,17 @@ def test_a_rebuild_holds_what_the_nights_hold(nights):
         assert checks.rows[0][0] == len(before)
 
 
+@pytest.mark.parametrize("how", [{"refine": True}, {"anew": True}], ids=["refined", "every state found anew"])
+def test_twice_is_one_digest_also_where_states_change(nights, how):
+    digests = set()
+    for _ in range(2):
+        done = rebuild(approval=True, **how)
+        assert done.refined or done.optimised
+        digests.add(done.candidate.digest)
+        reject()
+    assert len(digests) == 1
+
+
 def test_twice_from_one_ledger_is_one_digest(nights, monkeypatch, capsys):
     first = rebuild(approval=True)
     assert first.state == CANDIDATE
@@ -229,6 +240,18 @@ def test_policy_runs_it_after_a_promoted_night(settings, monkeypatch):
         assert ws.ledger.head(model).digest == night.rebuilt.candidate.digest
         # One rebuild after the other: nothing has happened since.
         assert not remaking.due(Settings.read(), ws.ledger.lineage(model))
+
+
+@pytest.mark.parametrize(("bound", "value"), [("NORM", "0.000001"), ("RETENTION", "1")])
+def test_policy_runs_it_where_a_bound_is_crossed(one_night, monkeypatch, bound, value):
+    settings, _ = one_night
+    monkeypatch.setenv(f"FACTSYNC_REBUILD_{bound}", value)
+    monkeypatch.setenv("FACTSYNC_REBUILD_NIGHTS", "0")
+    LocalStore(settings.store_dir).load_night(2)
+    night = sync()
+    assert night.rebuilt.ending.name == "Promoted"
+    with opened_model(settings) as (ws, model):
+        assert ws.ledger.head(model).from_base
 
 
 def test_what_is_due(nights):

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from editor import solve
 from editor.errors import NonFiniteError, SingularMomentsError
@@ -117,6 +119,35 @@ def test_nights_equal_one_batch() -> None:
         part = slice(start, start + 5)
         current = night(C, current, (K[:, part], V[:, part]), K[:, :start])
     torch.testing.assert_close(current, one_batch(C, W, K, V, 2.0), rtol=1e-10, atol=1e-10)
+
+
+@given(
+    nights=st.lists(st.tuples(st.integers(0, 6), st.floats(0, 1)), min_size=1, max_size=6),
+    weight=st.floats(0.1, 100),
+    seed=st.integers(0, 2**16),
+)
+def test_any_nights_equal_one_batch_of_what_is_left(
+    nights: list[tuple[int, float]], weight: float, seed: int
+) -> None:
+    """Whatever comes and leaves, and in which nights, the matrix is that of what stays, to 1e-10."""
+    C, W, K, V = problem(sum(count for count, _ in nights), seed=seed)
+    chance = torch.Generator().manual_seed(seed)
+    current, live, first = W, [], 0
+    for count, share in nights:
+        leaving = [one for one in live if float(torch.rand((), generator=chance)) < share]
+        live = [one for one in live if one not in leaving]
+        coming = list(range(first, first + count))
+        current = night(
+            C,
+            current,
+            (K[:, coming], V[:, coming]),
+            K[:, live],
+            leaving=(K[:, leaving], V[:, leaving]),
+            weight=weight,
+        )
+        live, first = [*live, *coming], first + count
+    wanted = one_batch(C, W, K[:, live], V[:, live], weight)
+    assert (current - wanted).norm() <= 1e-10 * (1 + wanted.norm())
 
 
 def test_forgetting_history_does_not() -> None:
