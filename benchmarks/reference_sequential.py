@@ -1,7 +1,8 @@
 """The published procedure for one target state, transcribed plainly: the yardstick for speed and exactness.
 
-One edit at a time; every step runs the whole model on every position of the seven sequences, the head on
-every position, and the log-softmax over the vocabulary twice (targets and KL). Not part of the product.
+One edit at a time; every look runs the whole model on every position of the seven sequences, and the head
+twice: as part of the model, for the KL sequence, and again on every position of the others, for the targets.
+The last look takes no step. Not part of the product.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+
+from editor.layers import logits_of
 
 if TYPE_CHECKING:
     from editor.model import LanguageModel
@@ -54,15 +57,15 @@ def target_shift(lm: LanguageModel, unit: Unit, settings: MemitSettings) -> tupl
     steps = 0
     for step in range(settings.steps + 1):
         handle = lm.layers.block(lm.model, last).register_forward_hook(add)
-        logits = lm.model(input_ids=ids, attention_mask=mask).logits
+        out = lm.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         handle.remove()
-        guard = logits[-1, lookups[-1]].log_softmax(dim=0)
+        guard = out.logits[-1, lookups[-1]].log_softmax(dim=0)
         if "guard" not in kept:
             kept["guard"] = guard.detach().clone()
-        logs = logits.log_softmax(dim=2)
-        wanted = labels != -100
-        chosen = logs.gather(2, labels.clamp(min=0)[:, :, None])[:, :, 0] * wanted
-        nll = -(chosen.sum(dim=1) / wanted.sum(dim=1).clamp(min=1))[:-1].mean()
+        logs = logits_of(lm.model, out.hidden_states[-1][:-1]).log_softmax(dim=2)
+        wanted = labels[:-1] != -100
+        chosen = logs.gather(2, labels[:-1].clamp(min=0)[:, :, None])[:, :, 0] * wanted
+        nll = -(chosen.sum(dim=1) / wanted.sum(dim=1)).mean()
         divergence = (kept["guard"].exp() * (kept["guard"] - guard)).sum()
         decay = settings.weight_decay * shift.norm() / kept["anchor"].norm() ** 2
         loss = nll + settings.kl_factor * divergence + decay

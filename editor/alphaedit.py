@@ -29,7 +29,6 @@ from safetensors.torch import load, save
 from editor.batching import tokens_at_once
 from editor.keys import Columns, KeyReader
 from editor.method import WeightMethod
-from editor.presets import PAPER_RATE, PAPER_STEPS
 from editor.requests import plan
 from editor.sampling import PAPER_TOP_K, sample_prefixes
 from editor.spread import spread
@@ -89,12 +88,7 @@ class AlphaEdit(WeightMethod):
 
     def __init__(self, lm: LanguageModel, resources: Resources) -> None:
         super().__init__(lm, resources)
-        self.settings = replace(
-            resources.settings.as_reference(),
-            steps=PAPER_STEPS,
-            learning_rate=PAPER_RATE,
-            precision=resources.settings.precision,
-        )
+        self.settings = replace(resources.settings.as_reference(), precision=resources.settings.precision)
         self._prefixes: tuple[str, ...] | None = None
         self._projections: dict[int, Tensor] = {}
         self._past: dict[int, Tensor] = {}

@@ -20,7 +20,6 @@ from editor.finetune import FineTuneConstrained, FineTuneDecay
 from editor.lora import Lora
 from editor.mend import Mend
 from editor.method import WeightMethod
-from editor.presets import PAPER_RATE, PAPER_STEPS
 from editor.requests import EditRequest
 from editor.retrieval import Retrieval
 from editor.rome import Rome
@@ -178,14 +177,9 @@ class MemitReference(Memit):
     top_k = PAPER_TOP_K
 
     def settings(self) -> MemitSettings:
-        """Return the paper's procedure with its step count and rate, on this model's layers and weight."""
+        """Return the paper's procedure on this model's layers, with its weight of the moments."""
         mine = self.resources.settings
-        return replace(
-            mine.as_reference(),
-            steps=PAPER_STEPS,
-            learning_rate=PAPER_RATE,
-            precision=mine.precision,
-        )
+        return replace(mine.as_reference(), precision=mine.precision)
 
     def moments(self) -> Moments:
         """Return the second moments alone."""

@@ -66,11 +66,11 @@ class Rome(WeightMethod):
     def __init__(self, lm: LanguageModel, resources: Resources) -> None:
         super().__init__(lm, resources)
         layers = resources.settings.layers
-        # Steps, rate, clamp, decay as in the released files for GPT-2 XL and GPT-J.
+        # As in the released files for GPT-2 XL and GPT-J; the last of their 20 looks takes no step.
         self.settings = replace(
             resources.settings.as_reference(),
             layers=(layers[len(layers) // 2],),
-            steps=20,
+            steps=19,
             learning_rate=0.5,
             clamp=4.0,
             weight_decay=0.5,

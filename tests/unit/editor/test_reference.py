@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from benchmarks.reference_sequential import target_shift
-from editor import activations, memit, targets
+from editor import activations, memit, methods, targets
 from editor.keys import KeyReader
+from editor.method import Resources
 from editor.moments import Moments
 from editor.presets import PRESETS, MemitSettings
 from editor.requests import plan
@@ -33,11 +34,14 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_presets_are_as_published(name: str) -> None:
-    """The published files' values, and none of our own terms, once the paper's procedure is asked for."""
+    """The published files' values, and none of our own terms, once the paper's procedure is asked for.
+
+    The published loop leaves its last look before it steps, so that it steps once less than it looks.
+    """
     layers, steps, rate, weight, clamp, decay, kl = PUBLISHED[name]
     published = MemitSettings(
         layers=tuple(layers),
-        steps=steps,
+        steps=steps - 1,
         learning_rate=rate,
         moment_weight=float(weight),
         clamp=clamp,
@@ -53,6 +57,18 @@ def test_presets_are_as_published(name: str) -> None:
         precision="float32",
     )
     assert PRESETS[name].as_reference() == published
+    method = methods.MemitReference(tiny.language_model("llama"), Resources(PRESETS[name], _no_moments))
+    assert replace(method.settings(), precision="float32") == published
+
+
+def _no_moments() -> Moments:
+    raise AssertionError
+
+
+def test_steps_of_our_own_terms_give_way_to_the_papers(settings: MemitSettings) -> None:
+    """Rate and steps that were tuned with the word's end asked for are not the paper's."""
+    ours = replace(settings, end_weight=0.25, steps=45, learning_rate=0.25).as_reference()
+    assert (ours.steps, ours.learning_rate) == (24, 0.5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gptj"])
