@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -31,6 +29,7 @@ _SHARE = 0.5
 """Of free memory; the rest is for keys and values of earlier tokens and for solves."""
 _STATES, _INNER = 12, 4
 """How many vectors as wide as a state, or as a key, a block's backward keeps of a token, at most."""
+_NO_MEMORY = ("DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
 _LOGITS_BYTES = 8
 """Of a token's logits and what their softmax keeps, each."""
 
@@ -80,16 +79,7 @@ def with_smaller_batches(longest: int, batch_tokens: int, attempt: Callable[...,
         try:
             return attempt(batch_tokens=batch_tokens)
         except (MemoryError, RuntimeError) as error:
-            if not _of_memory(error):
-                raise
-            if batch_tokens <= longest:
-                raise OutOfMemoryError(
-                    "Memory ran out with a single sequence in the batch: use a smaller model or a "
-                    "larger machine.",
-                    batch_tokens=batch_tokens,
-                ) from error
-            batch_tokens //= 2
-            log.warning("memory ran out: going on with batches of %d tokens", batch_tokens)
+            batch_tokens = _half(batch_tokens, error, alone=batch_tokens <= longest)
 
 
 def groups(
@@ -115,7 +105,7 @@ def in_groups(
     length_of: Callable[[Item], int],
     work: Callable[[list[Item]], Result],
 ) -> Iterator[tuple[list[Item], Result]]:
-    """Work on runs of items as `groups` cuts them, on shorter ones from where memory runs out.
+    """Work on runs of items as `groups` cuts them, and from where memory runs out on shorter ones.
 
     Args:
         items: what is worked on, in this order.
@@ -129,19 +119,34 @@ def in_groups(
     Raises:
         OutOfMemoryError: memory ran out with a single item.
     """
-
-    def attempt(first: int, *, batch_tokens: int) -> tuple[int, list[Item], Result]:
-        group = next(groups(islice(items, first, None), batch_tokens, length_of))
-        return batch_tokens, group, work(group)
-
     first = 0
     while first < len(items):
-        longest = length_of(items[first])
-        batch_tokens, group, found = with_smaller_batches(longest, batch_tokens, partial(attempt, first))
+        rest = (items[number] for number in range(first, len(items)))
+        group = next(groups(rest, batch_tokens, length_of))
+        try:
+            found = work(group)
+        except (MemoryError, RuntimeError) as error:
+            padded = len(group) * max(map(length_of, group))
+            batch_tokens = _half(padded, error, alone=len(group) == 1)
+            continue
         yield group, found
         first += len(group)
 
 
+def _half(batch_tokens: int, error: MemoryError | RuntimeError, *, alone: bool) -> int:
+    """Return the batch size to go on with after an error, if it was for want of memory."""
+    if not _of_memory(error):
+        raise error
+    if alone:
+        raise OutOfMemoryError(
+            "Memory ran out with a single sequence in the batch: use a smaller model or a larger machine.",
+            batch_tokens=batch_tokens,
+        ) from error
+    log.warning("memory ran out: going on with batches of %d tokens", batch_tokens // 2)
+    return batch_tokens // 2
+
+
 def _of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Whether memory ran out; on a CPU torch has no class of its own for it."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether memory ran out; torch has no class of its own for it on a CPU, nor for CUDA's libraries."""
+    of_its_own = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return of_its_own or any(mark in str(error) for mark in _NO_MEMORY)

@@ -242,17 +242,20 @@ def compacted(chunks: Sequence[Chunk], active: Bool[Tensor, " units"]) -> list[C
 
 
 def require_finite(
-    losses: Float[Tensor, " units"], active: Bool[Tensor, " units"], units: Sequence[Unit]
+    losses: Float[Tensor, " units"], active: Bool[Tensor, " units"], units: Sequence[Unit], *, where: str
 ) -> None:
     """Refuse losses of active units that are not finite.
 
     Raises:
-        NonFiniteError: names the subjects.
+        NonFiniteError: names the subjects, and tells each one's loss.
     """
     if not torch.isfinite(losses[active]).all():
-        bad = [units[int(i)].subject_id for i in (active & ~torch.isfinite(losses)).nonzero()]
+        bad = (active & ~torch.isfinite(losses)).nonzero().flatten().tolist()
+        found = {units[number].subject_id: float(losses[number]) for number in bad}
+        told = ", ".join(f"{subject} {loss}" for subject, loss in list(found.items())[:5])
         raise NonFiniteError(
-            f"The loss of {len(bad)} subject(s) is not finite ({', '.join(bad[:5])}): nothing was written.",
-            where="targets",
-            subjects=bad,
+            f"The loss of {len(bad)} subject(s) is not finite ({told}): nothing was written.",
+            where=where,
+            subjects=list(found),
+            losses=found,
         )

@@ -23,15 +23,19 @@ def weights_digest(model: nn.Module) -> str:
             continue
         seen.add(tensor.data_ptr())
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 
 def tensor_digest(tensor: Tensor) -> str:
     """Return the SHA-256 of one tensor's dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
-    digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+    digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
 
 
 def file_digest(path: Path) -> str:

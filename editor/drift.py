@@ -5,7 +5,9 @@ together; a descent on the written weights (`editor.refine`) would not weigh it 
 looks at a few texts too, and adds to the loss how far their states after the last edited block, which is all
 that the blocks above see of the edits, are from those of the unedited model:
 
-    D(Δ) = drift_weight · mean_t ‖h_t(W + Δ) - h_t‖² / ‖h_t‖²,    followed through every token.
+    D(Δ) = drift_weight · mean_t ‖h_t(W + Δ) - h_t‖² / ‖h_t‖²,    followed through every token,
+
+t over all tokens of a text but its first.
 
 Differs from the paper, which writes once and does not descend on weights. Refined weights cost real text
 about half of what they cost it without, for nearly the same words (benchmarks/RESULTS.md, "Other text").

@@ -69,7 +69,7 @@ def sample_texts(
     Args:
         lm: the model.
         prompts: openings.
-        seed: equal seeds and prompts give equal text on one machine.
+        seed: equal seeds and prompts give equal text on one machine, while its memory suffices.
         length: tokens of a text, its opening included.
         progress: called with ("generation", done, total).
 

@@ -288,7 +288,7 @@ def units_of(
         requests,
         prefixes=prefixes,
         word_dropout=settings.word_dropout,
-        kl_template=PAPER_KL_TEMPLATE if settings.contexts == "prefixes" else None,
+        kl_template=PAPER_KL_TEMPLATE if settings.contexts == "prefixes" and settings.kl_factor else None,
         max_target_tokens=settings.max_target_tokens,
         endings=settings.end_weight > 0,
     )

@@ -29,7 +29,7 @@ from editor.errors import (
     TokenizerMismatchError,
 )
 from editor.layers import LayerMap
-from editor.recall import perplexity
+from editor.recall import surprise
 from editor.sampling import everyday_openings
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class LanguageModel:
             QuantisedModelError: its weights cannot take an additive change.
             TokenizerMismatchError: no fast tokenizer, or one with more tokens than the model has.
             UnknownArchitectureError: no written matrix found.
+            OutOfMemoryError: there is no room to run a sentence.
         """
         name = str(source)
         config = _config(name)
@@ -332,13 +333,13 @@ def _check_tokenizer(model: nn.Module, tokenizer: Any, name: str) -> None:  # no
             source=name,
         )
     rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    if len(tokenizer) > rows:
+    tokens = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
+    if tokens > rows:
         raise TokenizerMismatchError(
-            f"The tokenizer of {name!r} has {len(tokenizer)} tokens, the model only {rows}: they do "
-            "not belong "
+            f"The tokenizer of {name!r} has {tokens} tokens, the model only {rows}: they do not belong "
             "together.",
             source=name,
-            tokenizer_tokens=len(tokenizer),
+            tokenizer_tokens=tokens,
             model_tokens=rows,
         )
 
@@ -349,8 +350,8 @@ def _warn_of_another_tokenizer(lm: LanguageModel) -> None:
     An error would lock out models of other languages.
     """
     chance = math.log(lm.model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
-    nats = math.log(perplexity(lm, everyday_openings()[:_READ]))
-    if nats > _BEYOND_CHANCE * chance:
+    nats = surprise(lm, everyday_openings()[:_READ])
+    if not nats <= _BEYOND_CHANCE * chance:  # also where it is no number
         log.warning(
             "%s finds everyday English less likely than chance (%.1f nats a token where chance gives %.1f): "
             "unless it speaks no English, check that the tokenizer in its folder is its own",

@@ -144,7 +144,7 @@ class Moments:
             corpus, enough = f"sampled by inversion in {resolved('auto', lm.device)}", 0.0
         else:
             corpus, seed = digest_of(list(texts)), 0
-        key = MomentsKey(lm.digest, tuple(layers), corpus, 0, seed, dtype)
+        key = MomentsKey(lm.digest, tuple(layers), corpus, most, seed, dtype)
         sums = Sums.kept_in(part, key) or Sums.nothing(key, lm.layers.d_k)
         seen = sums.tokens
         batches = (

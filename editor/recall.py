@@ -20,7 +20,7 @@ from editor.requests import encode, encode_target, render
 from editor.sampling import continue_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -155,9 +155,9 @@ def check(
     return results
 
 
-def _rated(request: EditRequest, prompt: str, found: object) -> PromptRecall:
-    new: Likelihood = next(found)  # type: ignore[call-overload]
-    old: Likelihood | None = next(found) if request.old_target else None  # type: ignore[call-overload]
+def _rated(request: EditRequest, prompt: str, found: Iterator[Likelihood]) -> PromptRecall:
+    new = next(found)
+    old = next(found) if request.old_target else None
     success = new.probability > old.probability if old is not None else new.exact
     return PromptRecall(
         prompt,
@@ -265,12 +265,12 @@ def _rate(lm: LanguageModel, rows: Sequence[tuple[Sequence[int], int, Sequence[i
 
 
 def _ended(
-    lm: LanguageModel, hidden: Tensor | None, rows: Sequence[tuple[Sequence[int], int, Sequence[int]]]
+    lm: LanguageModel, hidden: Tensor, rows: Sequence[tuple[Sequence[int], int, Sequence[int]]]
 ) -> set[int]:
     """Return the rows after whose text the likeliest token ends the word."""
     last = [(number, first + len(labels)) for number, (_, first, labels) in enumerate(rows)]
     asked = [(number, at) for number, at in last if at < len(rows[number][0])]
-    if not asked or hidden is None:
+    if not asked:
         return set()
     logits = logits_of(lm.model, hidden[[one[0] for one in asked], [one[1] for one in asked]])
     ends = lm.word_ends[logits.argmax(dim=1)].tolist()
@@ -344,8 +344,8 @@ def _first_word(text: str) -> str:
 
 
 @torch.no_grad()
-def perplexity(lm: LanguageModel, texts: Sequence[str], *, length: int = 256) -> float:
-    """Return the perplexity of a model on texts: exp of the mean negative log-likelihood of all tokens.
+def surprise(lm: LanguageModel, texts: Sequence[str], *, length: int = 256) -> float:
+    """Return the mean negative log-likelihood of all tokens of some texts, in nats.
 
     Args:
         lm: the model.
@@ -353,12 +353,12 @@ def perplexity(lm: LanguageModel, texts: Sequence[str], *, length: int = 256) ->
         length: most tokens read of each.
 
     Returns:
-        Perplexity; NaN when no text has two tokens.
+        Nats a token; NaN when no text has two tokens.
     """
     rows = [encode(lm.tokenizer, text)[0][:length] for text in texts]
     rows = sorted((row for row in rows if len(row) > 1), key=len, reverse=True)
 
-    def surprise(group: list[list[int]]) -> float:
+    def nats_of(group: list[list[int]]) -> float:
         ids, mask, positions = activations.padded(group, lm.device)
         hidden = activations.run(lm, ids, mask, positions)
         valid = mask[:, 1:].bool()
@@ -369,7 +369,11 @@ def perplexity(lm: LanguageModel, texts: Sequence[str], *, length: int = 256) ->
             total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
         return total
 
-    total = sum(nats for _, nats in in_groups(rows, _BATCH_TOKENS, len, surprise))
+    total = sum(nats for _, nats in in_groups(rows, _BATCH_TOKENS, len, nats_of))
     count = sum(len(row) - 1 for row in rows)
-    # torch's exp is infinite where math's raises.
-    return float(torch.tensor(total / count, dtype=torch.float64).exp()) if count else math.nan
+    return total / count if count else math.nan
+
+
+def perplexity(lm: LanguageModel, texts: Sequence[str], *, length: int = 256) -> float:
+    """Return exp of `surprise`; infinite where a number cannot hold it."""
+    return float(torch.tensor(surprise(lm, texts, length=length), dtype=torch.float64).exp())

@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from editor.state import SubjectState
 
     Progress = Callable[[int, int], None]
-    Term = Callable[[LanguageModel, Mapping[int, Tensor]], tuple[Tensor, ...]]
 
 
 _PACE = 2.0

@@ -48,7 +48,8 @@ def sampled(
 ) -> Iterator[list[list[int]]]:
     """Sample text from the model at temperature 1, many rows at once with cached keys and values.
 
-    Where bfloat16 is faster it is sampled so: any text of the model's serves.
+    Where bfloat16 is faster it is sampled so: any text of the model's serves. Where memory runs out, fewer
+    rows are sampled at once, and draw other text.
 
     Args:
         lm: the model.

@@ -69,7 +69,7 @@ def slipped(
         older: live subjects with their states.
         settings: `refine_older`, how many to return at most, and the precision.
     """
-    if not settings.refine_steps or not settings.refine_older:
+    if not older or not settings.refine_steps or not settings.refine_older:
         return []
     firsts = [(number, row) for number, (unit, _) in enumerate(older) for row in _first_rows(unit)]
     with lowered(lm, settings.precision):

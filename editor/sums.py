@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 _BATCH_TOKENS = 4096
 _WIDE = 8192
-"""Keys from this width on are summed in float32: float64 would take twice the memory."""
 _HELD_OUT = 10
 _MOST_TEXTS, _TEXT_TOKENS = 512, 64
 
@@ -66,8 +65,7 @@ class Sums:
     @classmethod
     def nothing(cls, key: MomentsKey, d_k: int) -> Sums:
         """Return the sums before the first row."""
-        dtype = torch.float64 if d_k <= _WIDE else torch.float32
-        return cls(key, {layer: torch.zeros(2, d_k, d_k, dtype=dtype) for layer in key.layers}, [0, 0])
+        return cls(key, {layer: torch.zeros(2, d_k, d_k, dtype=_exact(d_k)) for layer in key.layers}, [0, 0])
 
     @classmethod
     def kept_in(cls, path: Path | None, key: MomentsKey) -> Sums | None:
@@ -120,15 +118,20 @@ class Sums:
         return excess is not None and excess <= enough
 
     def excess(self, device: torch.device) -> float | None:
-        """Return the largest tr(C⁻¹ F) / d_k - 1 of the layers; None before both have rows."""
+        """Return the largest tr(C⁻¹ F) / d_k - 1 of the layers; infinite of one row, None of none."""
         rest, fresh = self.counts
         if not rest or not fresh:
-            return None
+            return math.inf if rest or fresh else None
         return max(excess_of(C.to(device) / rest, F.to(device) / fresh) for C, F in self.matrices.values())
 
     def mean(self) -> dict[int, Float[Tensor, "d_k d_k"]]:
         """Return E[k kᵀ] of all rows, by layer."""
         return {layer: (C + F).div_(max(1, self.tokens)).float() for layer, (C, F) in self.matrices.items()}
+
+
+def _exact(d_k: int) -> torch.dtype:
+    """Return the precision of the sums: of wide keys float64 would take too much memory."""
+    return torch.float64 if d_k <= _WIDE else torch.float32
 
 
 def excess_of(C: Float[Tensor, "d_k d_k"], F: Float[Tensor, "d_k d_k"]) -> float:
@@ -144,10 +147,8 @@ def _summed(
     lm: LanguageModel, rows: Sequence[Sequence[int]], layers: tuple[int, ...]
 ) -> dict[int, Float[Tensor, "d_k d_k"]]:
     """Return Σ k kᵀ over all tokens of some rows, by layer."""
-    exact = torch.float64 if lm.layers.d_k <= _WIDE else torch.float32
-    sums = {
-        layer: torch.zeros(lm.layers.d_k, lm.layers.d_k, dtype=exact, device=lm.device) for layer in layers
-    }
+    d_k, exact = lm.layers.d_k, _exact(lm.layers.d_k)
+    sums = {layer: torch.zeros(d_k, d_k, dtype=exact, device=lm.device) for layer in layers}
 
     def keys_of(group: list[Sequence[int]]) -> dict[int, Tensor]:
         ids, mask, positions = activations.padded(group, lm.device)
@@ -158,6 +159,7 @@ def _summed(
     for _, keys in in_groups(sorted(rows, key=len, reverse=True), _BATCH_TOKENS, len, keys_of):
         for layer, found in keys.items():
             sums[layer] += (found.T @ found).to(exact)
+        keys.clear()  # the next run needs the room
     for layer, matrix in sums.items():
         if not torch.isfinite(matrix).all():
             raise NonFiniteError(
@@ -217,6 +219,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, object
     try:
         kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         save_file(kept, scratch, metadata={"key": json.dumps(header, sort_keys=True)})
+        with Path(scratch).open("rb") as file:
+            os.fsync(file.fileno())
         Path(scratch).replace(path)
     finally:
         Path(scratch).unlink(missing_ok=True)

@@ -183,7 +183,7 @@ def _descend(
             for kept, now in zip((losses, beside, missed), found, strict=True):
                 kept[turn] = torch.where(active, now, kept[turn])
             size = point.norm(dim=1)
-            require_finite(found[0] + found[1] + decay * size, active, units)
+            require_finite(found[0] + found[1] + decay * size, active, units, where="targets")
             # d/dδ of ‖δ‖, zero where δ is zero.
             gradient += (decay + cost)[:, None] * torch.nn.functional.normalize(point, dim=1)
             total = losses.mean(dim=0) + beside.mean(dim=0) + decay * size

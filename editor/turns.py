@@ -94,7 +94,7 @@ class Turns:
 
     @property
     def loss(self) -> Float[Tensor, " units"]:
-        """The mean over all contexts, each when it was last asked for; infinite until all were."""
+        """The mean over all turns, each when it was last asked for; infinite until all were."""
         return self._losses.mean(dim=0)
 
     def evaluate(
@@ -138,7 +138,7 @@ class Turns:
                 keep=serving is not None,
             )
             texts = []  # once a step
-            require_finite(losses, active, self._units)
+            require_finite(losses, active, self._units, where="refine")
             self._losses[number] = torch.where(active, losses, self._losses[number])
             yield by_layer
             if whole:
@@ -188,7 +188,8 @@ class _Turn:
             self.kept = compacted(self.kept, active)
             return self.kept
         # Batched anew as subjects rest: a few rows in each of many chunks cost as much as full ones.
-        going = [one for one in self.drafts if active[one.unit]]
+        on = active.tolist()
+        going = [one for one in self.drafts if on[one.unit]]
         chunks = batched(lm, going, batch_tokens, start=start, lanes=lanes)
         self.kept, self.since = ([], 0) if step is None else (chunks, step)
         return chunks

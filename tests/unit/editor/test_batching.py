@@ -106,7 +106,7 @@ def test_one_item_too_many_is_told_with_its_size() -> None:
 
     with pytest.raises(OutOfMemoryError) as caught:
         list(in_groups([5, 3], 64, int, work))
-    assert caught.value.batch_tokens == 4
+    assert caught.value.batch_tokens == 5
     with pytest.raises(ZeroDivisionError):
         list(in_groups([5], 64, int, lambda group: group[0] // 0))
 
@@ -161,6 +161,20 @@ def test_what_is_drawn_in_smaller_batches_is_as_much_and_seeded(
     assert len(tight) == len(roomy)
     assert failed
     assert draw(lm) == tight
+
+
+def test_what_fails_in_cudas_libraries_for_want_of_memory_is_halved_too() -> None:
+    """A handle that cannot be allocated says so in words alone; the run is cut where it failed."""
+    seen = []
+
+    def work(group: list[int]) -> int:
+        seen.append(len(group))
+        if len(group) > 1:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return group[0]
+
+    assert [found for _, found in in_groups([5, 5, 5], 1024, int, work)] == [5, 5, 5]
+    assert seen == [3, 1, 1, 1]
 
 
 def _with_little_memory(monkeypatch: pytest.MonkeyPatch, tokens: int) -> list[int]:
