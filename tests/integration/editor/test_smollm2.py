@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -124,6 +125,35 @@ def test_real_facts_are_written_kept_and_taken_out(folder: Path) -> None:
     for layer in settings.layers:
         moved = outcome.delta.changes[lm.layers.weight_name(layer)].dense().norm()
         assert (lm.layers.matrix(lm.model, layer) - base[layer]).norm() < 0.01 * moved
+
+
+def test_facts_end_in_what_is_true_or_in_what_the_model_believed(folder: Path) -> None:
+    """Suppressed facts say so in the old object's place; a retracted one is as likely as before its edit."""
+    lm = LanguageModel.load(folder, device="cpu")
+    settings = preset_for(lm)
+    moments = Moments.compute(lm, None, settings.layers, tokens=2400)
+    written = requests()
+    base = recall.check(lm, written, greedy=False)
+    states = memit.edit(lm, written, settings=settings, moments=moments).states
+    before = recall.check(lm, written)
+    vacant, former, taken_out = written
+    ends = (
+        replace(vacant, target="nobody at present", old_target=vacant.target),
+        replace(former, target=f"nobody since {former.target}", old_target=former.target),
+    )
+    memit.edit(lm, ends, settings=settings, moments=moments, retired=states)
+    for end, then, now in zip(ends, before, recall.check(lm, ends), strict=False):
+        assert now.exact, now.greedy
+        assert all(prompt.success for prompt in now.prompts)
+        assert now.greedy.startswith(end.target)
+        assert now.p_old < 0.2 * then.p_new
+    now = recall.check(lm, [taken_out], greedy=False)[0]
+    assert before[2].exact
+    for first, left, last in zip(base[2].prompts, before[2].prompts, now.prompts, strict=True):
+        assert last.p_new < 0.5 * left.p_new
+        assert abs(math.log(last.p_new) - math.log(first.p_new)) < 0.5 * (
+            math.log(left.p_new) - math.log(first.p_new)
+        )
 
 
 def test_conversion_is_done_once(folder: Path) -> None:

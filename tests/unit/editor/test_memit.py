@@ -13,11 +13,14 @@ from editor.delta import Delta, Dense, LowRank
 from editor.digests import tensor_digest
 from editor.errors import (
     EditorError,
+    EmptyTargetError,
     MomentsMismatchError,
     NonFiniteError,
     SingularMomentsError,
     StateMismatchError,
     SubjectConflictError,
+    SubjectNotInPromptError,
+    TargetTooLongError,
 )
 from editor.model import LanguageModel
 from editor.moments import Moments
@@ -280,6 +283,56 @@ def test_weights_are_bit_identical_after_any_failure(
     with pytest.raises(expected):
         memit.edit(lm, requests_of(2), settings=settings, moments=moments)
     assert calls == 2
+    assert same(lm, before)
+
+
+def test_an_interrupt_at_any_solve_leaves_no_trace(
+    moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where what was written is refined, and exchanged for what is kept."""
+    how = replace(settings, moment_weight=1.0, steps=3, hold=16.0, refine_steps=2, refine_stop_loss=0.0)
+    live = memit.edit(tiny.language_model("llama"), requests_of(2), settings=how, moments=moments).states
+    factor, solves, last = solve.factor, 0, 10_000
+
+    def counted(*given: Any, **named: Any) -> Any:
+        nonlocal solves
+        solves += 1
+        if solves > last:
+            raise KeyboardInterrupt
+        return factor(*given, **named)
+
+    def night(lm: LanguageModel) -> None:
+        nonlocal solves
+        solves = 0
+        tonight = requests_of(2, start=2)
+        memit.edit(lm, tonight, settings=how, moments=moments, live=live[:1], retired=live[1:])
+
+    monkeypatch.setattr(solve, "factor", counted)
+    night(tiny.language_model("llama"))
+    lm = tiny.language_model("llama")
+    before = weights(lm)
+    for last in range(solves):  # noqa: B007 - read by the counter
+        with pytest.raises(KeyboardInterrupt):
+            night(lm)
+        assert same(lm, before)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "error"),
+    [
+        ({"target": " "}, EmptyTargetError),
+        ({"target": 40 * "word "}, TargetTooLongError),
+        ({"prompts": ("There is no place in this.",)}, SubjectNotInPromptError),
+    ],
+)
+def test_a_bad_request_among_good_ones_writes_nothing(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings, spoilt: Any, error: type[EditorError]
+) -> None:
+    """It is named; the others wait."""
+    good, bad = requests_of(2)
+    before = weights(lm)
+    with pytest.raises(error):
+        memit.edit(lm, [good, replace(bad, **spoilt)], settings=settings, moments=moments)
     assert same(lm, before)
 
 

@@ -60,6 +60,24 @@ def test_lookup_ends_unseen_characters(tokenizer: object, template: str) -> None
     assert decode(list(prompt.ids[prompt.lookup :])).strip() != text[stop:].strip()
 
 
+@pytest.mark.parametrize(("kind", "bos"), KINDS)
+def test_a_subject_may_end_inside_a_token(kind: str, bos: bool) -> None:
+    """The token that holds its last character is looked up, whatever else stands in it."""
+    made = tiny.tokenizer(kind, bos=bos)
+    token = "Germany is" if kind == "llama" else "any is"  # that kind puts a space before an added token
+    made.add_tokens([token])
+    prompt = encode_prompt(made, "The mayor of {} is", "Germany")
+
+    def plain(ids: tuple[int, ...]) -> str:
+        return made.decode(list(ids), skip_special_tokens=True).strip()
+
+    assert plain(prompt.ids[prompt.lookup :]) == token
+    assert (
+        f"{plain(prompt.ids[: prompt.lookup])} {token}".replace("Germ any", "Germany")
+        == "The mayor of Germany is"
+    )
+
+
 def test_the_place_of_the_template_counts_not_the_first_occurrence(tokenizer: object) -> None:
     """A subject that also stands elsewhere in the prompt is found in its own place."""
     prompt = encode_prompt(tokenizer, "Paris is not {}, it is Paris", "Paris")

@@ -51,6 +51,19 @@ def test_batched_equals_one_at_a_time(
         assert abs(float(together.losses[number] - alone.losses[0])) < 1e-3
 
 
+def test_who_finishes_early_leaves_the_others_as_they_are(lm: LanguageModel, settings: MemitSettings) -> None:
+    """Learnt subjects leave the batch in the middle; each of the rest finds what it finds alone."""
+    settings, units = replace(settings, steps=12), plan(lm, requests_of(6))
+    stop = float(solve_for(lm, units, replace(settings, stop_loss=0.0)).losses.median()) + 0.02
+    settings = replace(settings, stop_loss=stop)
+    together = solve_for(lm, units, settings)
+    assert len(set(together.steps.tolist())) > 2, "some finish at once, some in the middle, some never"
+    for number, unit in enumerate(units):
+        alone = solve_for(lm, [unit], settings)
+        assert alone.steps[0] == together.steps[number]
+        torch.testing.assert_close(together.shifts[number], alone.shifts[0], rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("end_weight", [0.0, 0.5])
 def test_gradient_equals_a_whole_model_pass(
     lm: LanguageModel, settings: MemitSettings, end_weight: float
