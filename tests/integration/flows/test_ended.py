@@ -109,6 +109,8 @@ def test_a_replacement_keeps_the_rank_of_the_old_object(ended):
     with opened_model(settings) as (ws, _):
         found = rows(ws, "SELECT * FROM edit_history WHERE operation = 'replace'")
         assert found
-        assert all(one["rank_old_before"] >= 1 and one["rank_old_after"] >= 1 for one in found)
+        for one in found:
+            assert one["rank_old_before"] >= 1 <= one["rank_old_after"]
+            assert 0 < one["p_old_before"] < 1 > one["p_old_after"] > 0
         live = rows(ws, "SELECT * FROM live_facts WHERE operation = 'replace'")
         assert all(one["rank_old"] is not None for one in live)
