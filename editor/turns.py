@@ -78,8 +78,10 @@ class Turns:
         drift: Drift,
         batch_tokens: int,
     ) -> None:
-        self._lm, self._side, self._settings, self._batch_tokens = lm, side, settings, batch_tokens
-        self._drift = drift
+        self._side, self._settings, self._drift = side, settings, drift
+        self._batched = partial(
+            batched, lm, batch_tokens=batch_tokens, start=settings.layers[0], lanes=side.count
+        )
         self._units = [_told(unit) for unit in units]
         contexts = max(max(Counter(row.fact for row in unit.rows).values()) for unit in self._units)
         self._turns = [
@@ -120,14 +122,7 @@ class Turns:
                 turn.kept = []
         texts = self._drift.at(step)
         for number in range(len(self._turns)) if whole else [step % len(self._turns)]:
-            chunks = self._turns[number].chunks(
-                self._lm,
-                active,
-                batch_tokens=self._batch_tokens,
-                start=self._settings.layers[0],
-                lanes=self._side.count,
-                step=serving,
-            )
+            chunks = self._turns[number].chunks(self._batched, active, step=serving)
             losses, by_layer = evaluated(
                 self._side,
                 chunks,
@@ -165,22 +160,16 @@ class _Turn:
 
     def chunks(
         self,
-        lm: LanguageModel,
+        batched: Callable[[list[Draft]], list[Chunk]],
         active: Bool[Tensor, " units"],
         *,
-        batch_tokens: int,
-        start: int,
-        lanes: int,
         step: int | None,
     ) -> list[Chunk]:
         """Return chunks of the units that do not rest.
 
         Args:
-            lm: the model.
+            batched: puts rows into chunks.
             active: those units.
-            batch_tokens: most tokens of one forward.
-            start: the first edited block.
-            lanes: how many chunks run side by side.
             step: of those that they may serve for, while what stands before their subjects stays in memory;
                 None lets them serve once.
         """
@@ -190,7 +179,7 @@ class _Turn:
         # Batched anew as subjects rest: a few rows in each of many chunks cost as much as full ones.
         on = active.tolist()
         going = [one for one in self.drafts if on[one.unit]]
-        chunks = batched(lm, going, batch_tokens, start=start, lanes=lanes)
+        chunks = batched(going)
         self.kept, self.since = ([], 0) if step is None else (chunks, step)
         return chunks
 
