@@ -218,11 +218,11 @@ def _after_nights(
 
 
 def many_facts(bench: Bench, name: str = "memit", *, subjects: int = 50, facts: int = 10) -> Log:
-    """Several facts a subject, solved as one unit and, for comparison, as if each were a subject's only one.
+    """Several facts a subject, solved as one unit; for comparison each by itself, as MEMIT was published.
 
     Args:
         bench: the model.
-        name: of the method.
+        name: of the method that takes a subject as a unit.
         subjects: how many.
         facts: facts each.
     """
@@ -232,15 +232,12 @@ def many_facts(bench: Bench, name: str = "memit", *, subjects: int = 50, facts: 
     lm = bench.base()
     said = dict(zip((fact.fact_id for fact in asked), recall.completions(lm, firsts), strict=True))
     asked = list(with_rivals(asked, said))
-    units: tuple[tuple[str, Callable[[EditRequest], EditRequest]], ...] = (
-        ("subject", lambda one: one),
-        ("fact", lambda one: replace(one, subject_id=one.fact_id)),
-    )
-    for label, unit in units[len(log.rows) :]:
+    alone = [replace(one, subject_id=one.fact_id) for one in asked]
+    for label, how, units in (("subject", name, asked), ("fact", "memit-reference", alone))[len(log.rows) :]:
         lm = bench.base()
-        method = bench.method(name, lm)
+        method = bench.method(how, lm)
         originals = method.changed()
-        seconds = timed(partial(method.apply, [unit(one) for one in asked]))
+        seconds = timed(partial(method.apply, units))
         row = {"unit": label, "s_per_edit": seconds / len(asked), **recall_of(lm, asked)}
         log.add({**row, **wear(bench, lm, method, originals)}, method)
         print(json.dumps(row), flush=True)
