@@ -14,6 +14,8 @@ from editor.errors import MethodError
 from editor.precision import Precision
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from editor.model import LanguageModel
@@ -202,6 +204,20 @@ class MemitSettings:
         """Read what `to_json` wrote."""
         return cls(**{**data, "layers": tuple(data["layers"])})  # type: ignore[arg-type]
 
+    def changed(self, fields: Mapping[str, object]) -> MemitSettings:
+        """Return the same settings with some of their fields written by hand, as in `to_json`.
+
+        Raises:
+            MethodError: there is no such field, or the values do not go together.
+        """
+        unknown = sorted(set(fields) - set(self.to_json()))
+        if unknown:
+            raise MethodError(
+                f"{unknown[0]!r} is no setting of MEMIT: there are {', '.join(sorted(self.to_json()))}.",
+                method="memit",
+            )
+        return self.from_json({**self.to_json(), **fields})
+
     def as_reference(self) -> MemitSettings:
         """Return the same settings with the paper's procedure: random prefixes, mean keys, no history.
 
@@ -289,7 +305,7 @@ def preset_for(lm: LanguageModel) -> MemitSettings:
     last = max(0, round(0.29 * lm.layers.count))
     first = max(0, last - min(4, lm.layers.count // 6))
     log.warning(
-        "no preset for this model (%s): editing blocks %d to %d, uncalibrated; run the calibration first",
+        "no preset for this model (%s): blocks %d to %d unless others are named; run the calibration first",
         shape,
         first,
         last,

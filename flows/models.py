@@ -162,22 +162,24 @@ def load_moments(
 
 
 def editing_settings(settings: Settings, lm: LanguageModel) -> MemitSettings:
-    """How to edit this model: the calibrated settings under home if there are any, else the preset.
+    """How to edit this model: as calibrated, if it was, else the preset with what stands in the file.
 
     Raises:
-        SettingsError: the file is not what a calibration writes, was made on another model, or is not meant
-            for nights.
+        SettingsError: the file holds no editing settings, was made on another model, or is not meant for
+            nights.
     """
     if not settings.memit_file.exists():
         return preset_for(lm)
     try:
         kept = json.loads(settings.memit_file.read_text(encoding="utf-8"))
-        # A calibration keeps its evidence beside the settings; settings written by hand stand alone.
-        made_for, found = kept.get("model"), MemitSettings.from_json(kept.get("settings", kept))
+        made_for, whole = kept.get("model"), kept.get("settings")
+        # A calibration keeps its evidence beside all settings; some written by hand stand alone.
+        found = preset_for(lm).changed(kept) if whole is None else MemitSettings.from_json(whole)
         found.require(lm)
     except (ValueError, TypeError, KeyError, AttributeError, MethodError) as error:
         raise SettingsError(
-            f"{settings.memit_file} holds no editing settings ({error}); run `factsync calibrate` again."
+            f"{settings.memit_file} holds no editing settings ({error}); correct it, or run "
+            "`factsync calibrate`."
         ) from error
     if made_for not in {None, lm.digest}:
         raise SettingsError(

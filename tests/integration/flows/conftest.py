@@ -8,7 +8,7 @@ import pytest
 RELATIONS = "P6,P35,P108,P1308"
 """Enough for every kind of change; the whole sample is what `make demo` runs."""
 
-QUICK = {"layers": [1, 2], "moment_weight": 1.0, "steps": 3, "refine_steps": 1}
+QUICK = {"layers": [1, 2], "moment_weight": 1.0, "steps": 3, "turns": 1, "refine_steps": 1}
 
 GATES = {"EFFICACY": 0, "EXACT": 0, "HELDBACK": 0, "RETENTION": 0, "NEIGHBOURS": 0, "PERPLEXITY": 1e9}
 

@@ -46,7 +46,7 @@ def settings(home, tiny_model_folder, monkeypatch) -> Settings:
     monkeypatch.setattr(evaluate, "PART", 3)
     # Measured for real in tests/unit/editor; it takes seconds an experiment.
     monkeypatch.setattr(evaluate.metrics, "capability", lambda _lm: 0.5)
-    memit = {"layers": [1, 2], "moment_weight": 0.1, "steps": 3, "learning_rate": 0.3, "refine_steps": 0}
+    memit = {"layers": [1, 2], "moment_weight": 0.1, "steps": 3, "turns": 1, "refine_steps": 0}
     (home / "memit.json").write_text(json.dumps(memit))
     return Settings(home=home, model=str(tiny_model_folder), moment_tokens=1000)
 

@@ -107,7 +107,8 @@ def test_lambda_second_moments_and_guards_are_the_solve_and_how_states_are_found
         ({"layers": [2, 1]}, "ascending"),
         ({"layers": [1, 99]}, "blocks 0 to 5"),
         ({"contexts": "prefixes"}, 'set contexts to "templates"'),
-        ({"step": 3}, "holds no editing settings"),
+        ({"step": 3}, "'step' is no setting of MEMIT"),
+        ({"steps": "many"}, "holds no editing settings"),
     ],
 )
 def test_editing_settings_that_cannot_be_meant_are_named(
@@ -119,3 +120,17 @@ def test_editing_settings_that_cannot_be_meant_are_named(
     with pytest.raises(SettingsError, match=said) as caught:
         editing_settings(settings, LanguageModel.load(str(tiny_model_folder)))
     assert str(settings.memit_file) in str(caught.value)
+
+
+def test_settings_written_by_hand_stand_in_the_preset(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the file leaves out is what the model would be edited with anyway."""
+    settings = Settings(home=tmp_path, model=str(tiny_model_folder))
+    lm = LanguageModel.load(str(tiny_model_folder))
+    preset = replace(PRESETS["smollm2-135m"], layers=(1, 2))
+    monkeypatch.setattr("flows.models.preset_for", lambda _lm: preset)
+    settings.memit_file.write_text(json.dumps({"moment_weight": 20_000.0}))
+    assert editing_settings(settings, lm) == replace(preset, moment_weight=20_000.0)
+    settings.memit_file.write_text(json.dumps({"layers": [2, 3]}))
+    assert editing_settings(settings, lm) == replace(preset, layers=(2, 3))
