@@ -111,12 +111,17 @@ def rollback(
     before, after = set(walk(connection, head)), set(walk(connection, target))
     added, removed = sorted(after - before), sorted(before - after)
     _move_head(connection, lease, head, target, added=added, removed=removed, now=now, point=point)
-    for checkpoints, old, new in ((removed, "applied", "rolled_back"), (added, "rolled_back", "applied")):
+    # What was superseded is queued again where it is wished again, what was rolled back is not.
+    undone = "superseded" if review else "rolled_back"
+    for checkpoints, old, new in (
+        (removed, ("applied",), undone),
+        (added, ("rolled_back", "superseded"), "applied"),
+    ):
         for part in batches(checkpoints):
             behind = select(Edit.request_id).where(Edit.checkpoint_id.in_(part), Edit.status == "applied")
             connection.execute(
                 update(EditRequest)
-                .where(EditRequest.id.in_(behind), EditRequest.state == old)
+                .where(EditRequest.id.in_(behind), EditRequest.state.in_(old))
                 .values(state=new, updated_at=now)
             )
     if review:

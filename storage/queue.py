@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from storage.recording import Recording
     from storage.records import Pair, Source
 
-_REVIVED = ("superseded", "rolled_back", "applied")
+_REVIVED = ("superseded", "applied")
 
 
 def write_requests(
@@ -60,9 +60,10 @@ def write_requests(
             change = change_ids.get(plan.facts[scope(row)])
             _queue(plan, row, identity, change, [(statements[guid], guid, rev) for guid, rev in row.sources])
         elif found.state in _REVIVED:
-            _revive(plan, found.id)
+            _revive(plan, found.id, row.subject_label)
         else:
             plan.counts["known"] += 1
+            _rename(plan, found, row.subject_label)
 
 
 def _identity(row: EditRequestRow, replaces: str | None) -> str:
@@ -106,20 +107,36 @@ def _supersede(plan: Recording, key: int) -> None:
 def _known(plan: Recording, identities: Iterable[str]) -> dict[str, Row[Any]]:
     found: dict[str, Row[Any]] = {}
     for part in batches(sorted(identities)):
-        query = select(EditRequest.id, EditRequest.idem_key, EditRequest.state).where(
-            EditRequest.model_id == plan.model_id, EditRequest.idem_key.in_(part)
-        )
+        query = select(
+            EditRequest.id, EditRequest.idem_key, EditRequest.state, EditRequest.subject_label
+        ).where(EditRequest.model_id == plan.model_id, EditRequest.idem_key.in_(part))
         found.update({row.idem_key: row for row in plan.connection.execute(query)})
     return found
 
 
-def _revive(plan: Recording, key: int) -> None:
+def _revive(plan: Recording, key: int, subject_label: str) -> None:
     plan.counts["queued"] += 1
     plan.connection.execute(
         update(EditRequest)
         .where(EditRequest.id == key)
-        .values(state="pending", run_id=plan.run, checkpoint_id=None, updated_at=plan.now)
+        .values(
+            state="pending",
+            subject_label=subject_label,
+            run_id=plan.run,
+            checkpoint_id=None,
+            updated_at=plan.now,
+        )
     )
+
+
+def _rename(plan: Recording, found: Row[Any], subject_label: str) -> None:
+    """Teach what waits under the name that its subject has today; a name is no part of a wish."""
+    if found.state == "pending" and found.subject_label != subject_label:
+        plan.connection.execute(
+            update(EditRequest)
+            .where(EditRequest.id == found.id)
+            .values(subject_label=subject_label, updated_at=plan.now)
+        )
 
 
 def _queue(

@@ -114,8 +114,9 @@ def checkpoint(connection: Connection, model_id: int, which: int | str) -> Check
     rows = list(connection.execute(query.order_by(Checkpoint.id.desc())))
     if not rows or len({row.digest for row in rows}) > 1:
         raise UnknownCheckpointError(which)
-    # The same content may have been made twice (rejected, then made again): the live one speaks for it.
-    return _checkpoint(next((row for row in rows if row.state in LIVE_STATES), rows[0]))
+    # The same content may have been made twice (rejected, then made again): the one that is live speaks for
+    # it, or else the one that was.
+    return _checkpoint(min(rows, key=lambda row: (row.state not in LIVE_STATES, row.state != "rolled_back")))
 
 
 def checkpoints(connection: Connection, model_id: int) -> list[CheckpointRow]:
@@ -138,7 +139,8 @@ def head_at(connection: Connection, model_id: int, at: datetime) -> int | None:
     query = (
         select(HeadMove.to_checkpoint_id)
         .where(HeadMove.model_id == model_id, HeadMove.moved_at <= at)
-        .order_by(HeadMove.moved_at.desc(), HeadMove.id.desc())
+        # By their order, not by the clock, which may have been put back between two moves.
+        .order_by(HeadMove.id.desc())
         .limit(1)
     )
     return connection.scalars(query).one_or_none()

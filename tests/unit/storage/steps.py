@@ -56,6 +56,7 @@ class World:
 
     values: dict[tuple[str, str], str] = field(default_factory=dict)
     revisions: dict[str, int] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
 
     def set(self, subject: str, prop: str, value: str | None) -> None:
         """Change or delete a value; the item gets a new revision."""
@@ -68,7 +69,7 @@ class World:
     def entities(self) -> list[EntityRow]:
         """All subjects, and labels of the values."""
         subjects = [
-            EntityRow(s, f"label {s}", "en", revision=r, modified_at=START)
+            EntityRow(s, self.names.get(s, f"label {s}"), "en", revision=r, modified_at=START)
             for s, r in sorted(self.revisions.items())
         ]
         return [*subjects, *(EntityRow(v, f"label {v}", "en") for v in sorted(set(self.values.values())))]

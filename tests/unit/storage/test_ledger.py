@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from storage.errors import CheckpointStateError, ModelMismatchError, OpenCheckpointError
+from storage.ledger import Ledger
 from tests.unit.storage import steps
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from storage.checkpoints import CheckpointFiles
-    from storage.ledger import Ledger
 
 
 @pytest.fixture
@@ -154,6 +158,72 @@ def test_rollback_moves_the_head_and_forth_again(
     assert steps.held(ledger) == after
     model = ledger.model(steps.MODEL)
     assert [row.state for row in ledger.checkpoints(model)] == ["rolled_back", "rolled_back", "promoted"]
+
+
+def test_what_was_undone_stays_undone_until_its_statements_change(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a fact is looked at every night, such as one whose end is known."""
+    record = ledger.record_plan
+
+    def unfinished(*args: Any, reviewed: Mapping[Any, int], **more: Any) -> Any:
+        return record(*args, reviewed=dict.fromkeys(reviewed, 0), **more)
+
+    monkeypatch.setattr(ledger, "record_plan", unfinished)
+    first = steps.sync(ledger, files, world, 1)["checkpoint"]
+    with ledger.writer(steps.MODEL, holder="test") as lease:
+        ledger.rollback(lease, None, reason="a bad night", review=False)
+    assert steps.sync(ledger, files, world, 2)["checkpoint"] is None
+    world.set("Q1", "P6", "Q999")
+    steps.sync(ledger, files, world, 3)
+    assert steps.held(ledger)["Q1", "P6"] == "Q999"
+    assert ("Q2", "P6") not in steps.held(ledger)
+    with ledger.writer(steps.MODEL, holder="test") as lease:
+        ledger.rollback(lease, first, reason="was right", review=False)
+        assert ("Q2", "P6") in steps.held(ledger)
+        ledger.rollback(lease, None, reason="anew", review=True)
+    steps.sync(ledger, files, world, 4)
+    del world.values["Q1", "P6"]
+    assert steps.held(ledger) == world.values
+
+
+def test_content_that_was_made_twice_is_the_one_that_was_live(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    made = steps.sync(ledger, files, world, 1)["checkpoint"]
+    assert made is not None
+    model = ledger.model(steps.MODEL)
+    digest = ledger.checkpoint(model, made).digest
+    with ledger.writer(steps.MODEL, holder="test") as lease:
+        ledger.rollback(lease, None, reason="a bad night", review=True)
+    steps.sync(ledger, files, world, 2, verdict="reject")
+    assert {row.digest for row in ledger.checkpoints(model)} == {digest}
+    with ledger.writer(steps.MODEL, holder="test") as lease:
+        ledger.rollback(lease, ledger.checkpoint(model, digest).id, reason="was right")
+    assert steps.held(ledger) == world.values
+
+
+def test_what_is_owed_is_taught_under_todays_name(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    steps.sync(ledger, files, world, 1, verdict="reject")
+    world.names["Q1"] = "Kyiv"
+    steps.sync(ledger, files, world, 2)
+    names = {row.subject: row.subject_label for row in ledger.live_facts(ledger.model(steps.MODEL))}
+    assert (names["Q1"], names["Q2"]) == ("Kyiv", "label Q2")
+
+
+def test_the_head_of_a_moment_follows_the_moves_not_the_clock(
+    tmp_path: Path, files: CheckpointFiles, world: steps.World
+) -> None:
+    """A clock that was put back between a promotion and its rollback does not undo the rollback."""
+    now = [steps.night(1)]
+    ledger = Ledger.open(str(tmp_path / "ledger.db"), clock=lambda: now[0])
+    steps.sync(ledger, files, world, 1)
+    now[0] -= timedelta(minutes=30)
+    with ledger.writer(steps.MODEL, holder="test") as lease:
+        ledger.rollback(lease, None, reason="a bad night")
+    assert ledger.head_at(ledger.model(steps.MODEL), steps.night(2)) is None
 
 
 def test_states_lie_in_the_newest_checkpoint_that_wrote_the_subject(
