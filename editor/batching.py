@@ -110,7 +110,7 @@ def in_groups(
     Args:
         items: what is worked on, in this order.
         batch_tokens: most tokens of a run, to start with.
-        length_of: tokens of an item.
+        length_of: tokens of an item; 1 of each counts items.
         work: done again, on half a run, where memory ran out: it must leave nothing behind.
 
     Yields:
@@ -125,7 +125,7 @@ def in_groups(
         group = next(groups(rest, batch_tokens, length_of))
         try:
             found = work(group)
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, OutOfMemoryError) as error:
             padded = len(group) * max(map(length_of, group))
             batch_tokens = _half(padded, error, alone=len(group) == 1)
             continue
@@ -133,20 +133,20 @@ def in_groups(
         first += len(group)
 
 
-def _half(batch_tokens: int, error: MemoryError | RuntimeError, *, alone: bool) -> int:
+def _half(batch_tokens: int, error: Exception, *, alone: bool) -> int:
     """Return the batch size to go on with after an error, if it was for want of memory."""
-    if not _of_memory(error):
+    if not of_memory(error):
         raise error
     if alone:
         raise OutOfMemoryError(
             "Memory ran out with a single sequence in the batch: use a smaller model or a larger machine.",
             batch_tokens=batch_tokens,
         ) from error
-    log.warning("memory ran out: going on with batches of %d tokens", batch_tokens // 2)
+    log.warning("memory ran out: going on with %d in a batch, for %d", batch_tokens // 2, batch_tokens)
     return batch_tokens // 2
 
 
-def _of_memory(error: MemoryError | RuntimeError) -> bool:
+def of_memory(error: Exception) -> bool:
     """Whether memory ran out; torch has no class of its own for it on a CPU, nor for CUDA's libraries."""
-    of_its_own = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    of_its_own = isinstance(error, MemoryError | torch.OutOfMemoryError | OutOfMemoryError)
     return of_its_own or any(mark in str(error) for mark in _NO_MEMORY)

@@ -3,10 +3,10 @@
 EditorError
 ├── ModelLoadError             ModelNotFoundError · NotCausalLMError · QuantisedModelError ·
 │                              ShardedModelError
-├── UnknownArchitectureError   the feed-forward output matrix was not found
+├── UnknownArchitectureError   the feed-forward output matrix was not found, or blocks do not run in parts
 ├── TokenizerMismatchError     the tokenizer cannot say where the subject ends, or does not fit the model
 ├── RequestError               SubjectNotInPromptError · EmptyTargetError · TargetTooLongError ·
-│                              SubjectConflictError
+│                              PromptTooLongError · SubjectConflictError
 ├── MomentsError               MomentsMismatchError · SingularMomentsError
 ├── StateError                 StateMismatchError · CorruptStateError
 ├── NonFiniteError             a loss, a state or a weight change is not finite
@@ -67,7 +67,7 @@ class ShardedModelError(ModelLoadError):
 
 
 class UnknownArchitectureError(EditorError):
-    """No feed-forward output matrix was found in the blocks of the model."""
+    """No feed-forward output matrix was found in the blocks of the model, or it cannot be run in parts."""
 
 
 class TokenizerMismatchError(EditorError):
@@ -88,6 +88,10 @@ class EmptyTargetError(RequestError):
 
 class TargetTooLongError(RequestError):
     """The target has more tokens than one state is asked to carry."""
+
+
+class PromptTooLongError(RequestError):
+    """A prompt with its target has more tokens than the model has positions."""
 
 
 class SubjectConflictError(RequestError):

@@ -18,17 +18,20 @@ import torch
 from safetensors import SafetensorError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from editor.digests import file_digest, weights_digest
+from editor.batching import of_memory
+from editor.digests import digest_of, file_digest, weights_digest
 from editor.endings import word_ends
 from editor.errors import (
     ModelLoadError,
     ModelNotFoundError,
     NotCausalLMError,
+    OutOfMemoryError,
     QuantisedModelError,
     ShardedModelError,
     TokenizerMismatchError,
 )
 from editor.layers import LayerMap
+from editor.probe import as_it_runs
 from editor.recall import surprise
 from editor.sampling import everyday_openings
 
@@ -66,6 +69,7 @@ class LanguageModel:
     digest: str
     name: str
     _word_ends: Tensor | None = field(default=None, init=False, repr=False)
+    _tokens_digest: str = field(default="", init=False, repr=False)
 
     @property
     def word_ends(self) -> Bool[Tensor, " vocab"]:
@@ -74,6 +78,20 @@ class LanguageModel:
             size = self.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
             self._word_ends = word_ends(self.tokenizer, size).to(self.device)
         return self._word_ends
+
+    @property
+    def tokens_digest(self) -> str:
+        """Digest of how text becomes tokens: the same weights read other tokens as another text."""
+        if not self._tokens_digest:
+            kept = json.loads(self.tokenizer.backend_tokenizer.to_str())
+            # Calls leave in it how they wanted texts cut and padded.
+            self._tokens_digest = digest_of({**kept, "truncation": None, "padding": None})
+        return self._tokens_digest
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens of the longest text that the model takes; None where its config names no limit."""
+        return getattr(self.model.config, "max_position_embeddings", None)
 
     @property
     def device(self) -> torch.device:
@@ -109,16 +127,18 @@ class LanguageModel:
             NotCausalLMError: the model is of another kind.
             QuantisedModelError: its weights cannot take an additive change.
             TokenizerMismatchError: no fast tokenizer, or one with more tokens than the model has.
-            UnknownArchitectureError: no written matrix found.
-            OutOfMemoryError: there is no room to run a sentence.
+            UnknownArchitectureError: no written matrix found, or the model does not run as its shapes say.
+            OutOfMemoryError: there is no room for the weights, or to run a sentence.
         """
         name = str(source)
         config = _config(name)
         _refuse_other_kinds(name, config)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            model, found = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                name, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelLoadError(
                 f"The model in {name!r} could not be read ({error}): check that config, weights and "
@@ -134,7 +154,7 @@ class LanguageModel:
                 source=name,
                 missing=missing,
             )
-        lm = cls.wrap(model.to(device), tokenizer, name=name)
+        lm = cls.wrap(_on(device, model, name), tokenizer, name=name)
         _warn_of_another_tokenizer(lm)
         return lm
 
@@ -154,14 +174,27 @@ class LanguageModel:
             QuantisedModelError: its weights cannot take an additive change.
             ShardedModelError: its weights lie on several devices, or are offloaded.
             TokenizerMismatchError: no offsets, or more tokens than the model has.
-            UnknownArchitectureError: no written matrix found.
+            UnknownArchitectureError: no written matrix found, or the model does not run as its shapes say.
         """
         _refuse_quantised(name, model.config)
         _refuse_shards(name, model)
         model.eval()
         model.requires_grad_(requires_grad=False)
         _check_tokenizer(model, tokenizer, name)
-        return cls(model, tokenizer, LayerMap.discover(model), weights_digest(model), name)
+        lm = cls(model, tokenizer, LayerMap.discover(model), weights_digest(model), name)
+        lm.layers = as_it_runs(lm)
+        return lm
+
+
+def _on(device: str | torch.device, model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.to(device)
+    except (MemoryError, RuntimeError) as error:
+        if not of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"The weights of {name!r} do not fit on {device}: take a larger device or a smaller model."
+        ) from error
 
 
 def default_gguf() -> Path:
@@ -273,8 +306,14 @@ def _config(name: str) -> Any:  # noqa: ANN401 - a config class per family
             source=name,
         )
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelLoadError(
+                f"The model in {name!r} comes with code of its own, which is not run: take one that "
+                "transformers knows.",
+                source=name,
+            ) from error
         if looks_local:
             raise ModelLoadError(f"The config in {name!r} could not be read: {error}", source=name) from error
         raise ModelNotFoundError(

@@ -1,0 +1,62 @@
+"""Models without a row in the table: taken where they run as their shapes say, refused by name where not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from editor.errors import UnknownArchitectureError
+from editor.model import LanguageModel
+from tests.unit.editor import tiny
+
+_MLA = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+}
+
+
+def taken(config: str, **more: Any) -> LanguageModel:  # noqa: ANN401 - of many kinds
+    """Take a tiny random model of a family that the table does not have."""
+    torch.manual_seed(0)
+    common = {**tiny.ARCHITECTURES["llama"][1], **more}
+    made = AutoModelForCausalLM.from_config(getattr(transformers, config)(**common)).float()
+    return LanguageModel.wrap(made, tiny.tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "why"),
+    [
+        ("ModernBertDecoderConfig", {"cls_token_id": 1, "sep_token_id": 1}, "its logits are more than"),
+        ("HyperCLOVAXConfig", {"use_post_norm": True}, "something that is no factor"),
+        ("MambaConfig", {"state_size": 4}, "alone, ends in"),
+        ("Lfm2Config", {"layer_types": ["conv", "full_attention"] * 2}, "alone, ends in"),
+    ],
+)
+def test_a_model_that_runs_otherwise_is_refused(config: str, more: dict[str, Any], why: str) -> None:
+    """A second part of the head, a norm of another name, states that are no keys and values."""
+    with pytest.raises(UnknownArchitectureError, match=why) as caught:
+        taken(config, **more)
+    assert caught.value.model_type
+
+
+def test_a_factor_that_no_table_names_is_measured() -> None:
+    """MiniCPM scales what a block adds by scale_depth over the root of the number of blocks."""
+    lm = taken("MiniCPM3Config", scale_depth=1.0, **_MLA)
+    assert lm.layers.multiplier == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("config", ["ArceeConfig", "HeliumConfig", "NemotronConfig"])
+def test_a_model_that_runs_as_its_shapes_say_is_taken(config: str) -> None:
+    """With nothing behind its matrices, and its forward as it was."""
+    lm = taken(config)
+    assert lm.layers.multiplier == 1.0
+    assert not any("forward" in lm.layers.block(lm.model, layer).__dict__ for layer in range(4))
+    assert not lm.layers.writer(lm.model, 0)._forward_hooks  # noqa: SLF001 - no getter
