@@ -12,7 +12,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from editor.errors import EmptyTargetError, SubjectConflictError, SubjectNotInPromptError, TargetTooLongError
+from editor.errors import (
+    EmptyTargetError,
+    PromptTooLongError,
+    SubjectConflictError,
+    SubjectNotInPromptError,
+    TargetTooLongError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +49,10 @@ class EditRequest:
     target: str
     heldback: tuple[str, ...] = ()
     old_target: str | None = None
+
+    def __post_init__(self) -> None:
+        """Name the subject as prompts do, without white space around it."""
+        object.__setattr__(self, "subject", self.subject.strip())
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +344,7 @@ def plan(
             )
         seen.add(request.fact_id)
         by_subject.setdefault(request.subject_id, []).append(request)
-    return [
+    units = [
         _unit(
             lm.tokenizer,
             subject_id,
@@ -347,6 +357,16 @@ def plan(
         )
         for subject_id, facts in by_subject.items()
     ]
+    for unit in units:
+        if lm.positions and unit.longest > lm.positions:
+            raise PromptTooLongError(
+                f"A prompt of {unit.subject_id!r} has {unit.longest} tokens with its target, and the model "
+                f"takes {lm.positions}: shorten the relation's templates, or leave the subject out.",
+                subject_id=unit.subject_id,
+                tokens=unit.longest,
+                limit=lm.positions,
+            )
+    return units
 
 
 def _unit(

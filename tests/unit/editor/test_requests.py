@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editor.errors import EmptyTargetError, SubjectConflictError, SubjectNotInPromptError, TargetTooLongError
+from editor.errors import (
+    EmptyTargetError,
+    PromptTooLongError,
+    SubjectConflictError,
+    SubjectNotInPromptError,
+    TargetTooLongError,
+)
 from editor.requests import EditRequest, contexts, encode_prompt, encode_target, plan, render, thinned
 from tests.unit.editor import tiny
 
@@ -165,6 +171,19 @@ def test_long_targets_are_refused() -> None:
         plan(lm, [_request(target="Henriette Reker " * 10)], max_target_tokens=8)
     assert caught.value.limit == 8
     assert caught.value.fact_id == "f"
+
+
+def test_prompts_longer_than_the_model_takes_are_refused() -> None:
+    """By name, before a lookup behind the last position."""
+    lm = tiny.language_model("gpt2")
+    with pytest.raises(PromptTooLongError, match="takes 128") as caught:
+        plan(lm, [_request(prompts=(f"{'The old mayor said ' * 60}{{}} is",))])
+    assert caught.value.limit == 128
+
+
+def test_white_space_around_a_subject_is_no_part_of_it() -> None:
+    """It is not in the prompts, and what goes by the name finds it."""
+    assert _request(subject=" Köln\u00a0") == _request(subject="Köln")
 
 
 def test_facts_of_one_subject_share_columns() -> None:
