@@ -25,7 +25,7 @@ from editor.drift import Texts
 from editor.errors import CorruptStateError, MomentsMismatchError
 from editor.guards import Guards, measured
 from editor.precision import resolved
-from editor.sampling import sampled
+from editor.sampling import everyday_openings, sampled
 from editor.sums import Sums, packed, read, tokenised, unpacked, write
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class MomentsKey:
     Attributes:
         model: digest of the unedited weights.
         layers: which blocks.
-        corpus: digest of the texts, or how they were sampled and in which precision.
+        corpus: digest of the texts and of how they become tokens; for sampled ones, of what they begin with,
+            and how they were sampled and in which precision.
         tokens: how many keys were counted.
         seed: of the sampling; 0 for a corpus.
         dtype: of the weights that made the keys.
@@ -141,9 +142,10 @@ class Moments:
         most = tokens or _MOST * lm.layers.d_k
         dtype = str(next(lm.model.parameters()).dtype)
         if texts is None:
-            corpus, enough = f"sampled by inversion in {resolved('auto', lm.device)}", 0.0
+            begun = digest_of([lm.tokens_digest, everyday_openings()])
+            corpus, enough = f"sampled by inversion in {resolved('auto', lm.device)} from {begun}", 0.0
         else:
-            corpus, seed = digest_of(list(texts)), 0
+            corpus, seed = digest_of([lm.tokens_digest, *texts]), 0
         key = MomentsKey(lm.digest, tuple(layers), corpus, most, seed, dtype)
         sums = Sums.kept_in(part, key) or Sums.nothing(key, lm.layers.d_k)
         seen = sums.tokens

@@ -19,6 +19,7 @@ from editor.batching import in_groups
 from editor.digests import digest_of
 from editor.layers import logits_of
 from editor.precision import lowered
+from editor.requests import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +62,7 @@ def sampled(
     Yields:
         Some rows of token ids, each beginning with an everyday opening of a sentence.
     """
-    openings = [lm.tokenizer(line)["input_ids"] for line in everyday_openings()]
+    openings = [encode(lm.tokenizer, line)[0] for line in everyday_openings()]
     new = _LENGTH - max(map(len, openings))
     totals = accumulate(len(opening) + new for opening in cycle(openings))
     last = next(number for number, total in enumerate(totals, start=1) if total >= tokens)
@@ -162,7 +163,7 @@ def sample_prefixes(
         Prefixes, each ending in a full stop.
     """
     generator = torch.Generator(device=lm.device).manual_seed(seed)
-    starts = [list(lm.tokenizer(word)["input_ids"]) for word in ("The", "Therefore", "Because", "I", "You")]
+    starts = [encode(lm.tokenizer, word)[0] for word in ("The", "Therefore", "Because", "I", "You")]
     chosen = [starts[i % len(starts)] for i in range(count)]
     rows = continue_texts(lm, chosen, length, generator=generator, top_k=top_k) if chosen else []
     texts = [lm.tokenizer.decode(row, skip_special_tokens=True) for row in rows]

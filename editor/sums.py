@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from editor import activations
 from editor.batching import in_groups
 from editor.errors import NonFiniteError
+from editor.requests import encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BATCH_TOKENS = 4096
+_LONGEST = 1024
+"""Tokens of a text that are read."""
 _WIDE = 8192
 _HELD_OUT = 10
 _MOST_TEXTS, _TEXT_TOKENS = 512, 64
@@ -172,11 +175,11 @@ def tokenised(
     lm: LanguageModel, texts: Sequence[str], tokens: int, *, start: int
 ) -> Iterator[list[list[int]]]:
     """Yield the rows of a corpus, some at a time, from one on; no more tokens than wanted."""
-    longest = min(1024, int(getattr(lm.model.config, "max_position_embeddings", 1024) or 1024))
+    longest = min(_LONGEST, lm.positions or _LONGEST)
     rows: list[list[int]] = []
     number = total = size = 0
     for text in texts:
-        ids = lm.tokenizer(text, truncation=True, max_length=longest)["input_ids"][: tokens - total]
+        ids = encode(lm.tokenizer, text)[0][: min(longest, tokens - total)]
         if ids:
             total += len(ids)
             number += 1

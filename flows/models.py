@@ -211,6 +211,6 @@ def _moments_key(
         "corpus": corpus,
         "tokens": settings.moment_tokens,
         "guards": guarded,
-        "with": "texts",  # which earlier files do not keep
+        "tokenizer": lm.tokens_digest,
     }
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]

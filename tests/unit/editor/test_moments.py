@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -157,8 +158,9 @@ def test_a_part_that_does_not_serve_is_passed_over(lm: LanguageModel, tmp_path: 
 
 
 def test_key_tells_everything_apart(lm: LanguageModel) -> None:
-    """Corpus, tokens, seed, layers, prompts and model each change the key."""
+    """Corpus, tokens, seed, layers, prompts, model and tokenizer each change the key."""
     other = tiny.language_model("llama", seed=1)
+    otherwise = replace(lm, tokenizer=tiny.tokenizer(bos=True))
     prompts = [("The mayor of {} is", "Paris")]
     keys = {
         Moments.compute(lm, TEXTS, (1,), tokens=40).key,
@@ -170,8 +172,10 @@ def test_key_tells_everything_apart(lm: LanguageModel) -> None:
         Moments.compute(lm, None, (1,), tokens=120, seed=1).key,
         Moments.compute(lm, None, (1,), tokens=120, seed=2).key,
         Moments.compute(other, TEXTS, (1,), tokens=40).key,
+        Moments.compute(otherwise, TEXTS, (1,), tokens=40).key,
+        Moments.compute(otherwise, None, (1,), tokens=120, seed=2).key,
     }
-    assert len(keys) == 9
+    assert len(keys) == 11
 
 
 def test_guards_keep_what_the_unedited_model_has(lm: LanguageModel) -> None:

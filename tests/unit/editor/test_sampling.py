@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from tokenizers import processors
 
 from editor import sampling
 from editor.sampling import continue_texts, sample_prefixes, sampled
@@ -21,6 +23,19 @@ def test_sampling_is_seeded_and_long_enough(lm: LanguageModel) -> None:
     one, again, other = (list(chain(*sampled(lm, 300, seed=seed))) for seed in (1, 1, 2))
     assert one == again != other
     assert sum(map(len, one)) >= 300
+
+
+def test_text_goes_on_behind_its_own_words() -> None:
+    """Some tokenizers end every text with a token, behind which another text would begin."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <s>", special_tokens=[("<s>", 1)]
+    )
+    lm = tiny.language_model("llama")
+    ended = replace(lm, tokenizer=tokenizer)
+    assert tokenizer("The")["input_ids"][-1] == 1
+    assert list(sampled(ended, 300, seed=1)) == list(sampled(lm, 300, seed=1))
+    assert sample_prefixes(ended, 5, seed=1) == sample_prefixes(lm, 5, seed=1)
 
 
 def test_later_batches_do_not_depend_on_earlier_ones(lm: LanguageModel) -> None:
