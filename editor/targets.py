@@ -17,7 +17,8 @@ values of those before are kept), logits at target positions; finished subjects 
 Differs from the paper, where the settings ask for it:
 - A step takes a part of the contexts, the next step another (`turns`): Adam goes as far in a step whatever it
   is judged by, so a third of the contexts costs a third and ends as low (benchmarks/RESULTS.md, "Nights").
-  The loss is then the mean of every part's last one, and the KL is read in the first part.
+  The loss is then the mean of every part's last one, and the KL, read in the first part, has 1/turns of its
+  weight.
 - A subject may also be finished once its targets are the likeliest (`stop_said`; ENCORE, arXiv 2502.01636).
 - L-BFGS in place of Adam (`editor.descent`), and with it a shift_cost, without which it goes far for the
   last of the loss.
@@ -35,7 +36,7 @@ import torch
 
 from editor.allocator import give_back_freed_memory
 from editor.attention import plain_attention
-from editor.batching import tokens_at_once, with_smaller_batches
+from editor.batching import in_groups, tokens_at_once, with_smaller_batches
 from editor.chunks import compacted, require_finite
 from editor.descent import RowAdam, RowLBFGS
 from editor.drafts import batched, draft, in_turns
@@ -104,32 +105,33 @@ def optimise(
         NonFiniteError: a loss is not finite.
         OutOfMemoryError: memory ran out at the smallest batch.
     """
-    d = anchors.shape[1]
     result = Targets(
-        torch.zeros(len(units), d, device=lm.device),
+        torch.zeros(len(units), anchors.shape[1], device=lm.device),
         torch.zeros(len(units), device=lm.device),
         torch.zeros(len(units), dtype=torch.long, device=lm.device),
     )
-    done = 0
-    at_once = settings.subjects_at_once(lm.device)
-    for start in range(0, len(units), at_once):
-        stop = min(start + at_once, len(units))
 
-        def report(finished: int, before: int = done) -> None:
+    def of_wave(numbers: list[int]) -> Targets:
+        def report(finished: int) -> None:
             if progress is not None:
-                progress(before + finished, len(units))
+                progress(numbers[0] + finished, len(units))
 
-        wave = units[start:stop]
-        attempt = partial(_optimise_wave, lm, wave, anchors[start:stop].float(), settings, report=report)
+        wave = [units[number] for number in numbers]
+        attempt = partial(_optimise_wave, lm, wave, anchors[numbers].float(), settings, report=report)
         longest = max(unit.longest for unit in wave)
-        part = with_smaller_batches(longest, tokens_at_once(lm, settings), attempt)
-        result.shifts[start:stop], result.losses[start:stop], result.steps[start:stop] = (
-            part.shifts,
-            part.losses,
-            part.steps,
-        )
-        done = stop
+        found = with_smaller_batches(longest, tokens_at_once(lm, settings), attempt)
         give_back_freed_memory()  # blocks of what comes next are of other sizes
+        return found
+
+    # What stands before their subjects is kept for all subjects of a wave: where that does not fit, half of
+    # them are sought together.
+    at_once = settings.subjects_at_once(lm.device)
+    for numbers, found in in_groups(range(len(units)), at_once, lambda _: 1, of_wave):
+        result.shifts[numbers], result.losses[numbers], result.steps[numbers] = (
+            found.shifts,
+            found.losses,
+            found.steps,
+        )
     return result
 
 

@@ -262,6 +262,26 @@ def test_memory_is_halved_until_it_fits(
         solve_for(lm, plan(lm, requests_of(2)), settings)
 
 
+def test_fewer_subjects_are_sought_together_where_memory_runs_out(
+    lm: LanguageModel, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept of all subjects of a wave may be what does not fit, whatever the batch."""
+    units = plan(lm, requests_of(5))
+    whole = solve_for(lm, units, settings)
+    real, sought = targets._optimise_wave, []
+
+    def tight(lm: LanguageModel, wave: list[Unit], *args: object, **kwargs: object) -> targets.Targets:
+        if len(wave) > 2:
+            raise MemoryError
+        sought.append(len(wave))
+        return real(lm, wave, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(targets, "_optimise_wave", tight)
+    parts = solve_for(lm, units, settings)
+    assert sought == [2, 2, 1]
+    torch.testing.assert_close(parts.shifts, whole.shifts, rtol=1e-3, atol=1e-5)
+
+
 def test_attention_and_blocks_are_put_back(lm: LanguageModel, settings: MemitSettings) -> None:
     """The model is as it was: its attention, its forwards, no gradient anywhere."""
     attention = lm.attention
