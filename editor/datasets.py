@@ -183,7 +183,7 @@ def _parsed(text: str, name: str) -> Iterator[tuple[int, object]]:
     if text.lstrip()[:1] == "[":
         yield from _list_items(text, name)
         return
-    for line, content in enumerate(text.splitlines(), start=1):
+    for line, content in enumerate(text.split("\n"), start=1):  # strings may hold what else ends lines
         if content.strip():
             try:
                 yield line, json.loads(content)

@@ -125,6 +125,15 @@ def test_one_record_a_line(tmp_path):
     ]
 
 
+def test_a_record_may_hold_what_ends_lines_elsewhere(tmp_path):
+    """JSON lets a string hold U+2028 as it is."""
+    path = tmp_path / "facts.jsonl"
+    lines = [json.dumps({**FACT, "note": end}, ensure_ascii=False) for end in ("a\u2028b", "a\x85b")]
+    path.write_text("\r\n".join(lines), encoding="utf-8")
+    found = datasets.load(path)
+    assert (len(found.cases), found.skipped) == (2, ())
+
+
 def test_two_records_of_one_name(tmp_path):
     path = tmp_path / "facts.json"
     path.write_text(json.dumps([COUNTERFACT, COUNTERFACT]))
