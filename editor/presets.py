@@ -72,7 +72,8 @@ class MemitSettings:
         weight_decay: weight of ‖δ‖/‖h‖² in the loss.
         shift_cost: weight of ‖δ‖/‖h‖ in the loss; 0 is the paper.
         end_weight: weight of the word's end after the target, beside the target's own tokens; 0 is the paper.
-        kl_factor: weight of the divergence on "{} is a".
+        kl_factor: weight of the divergence at the subject's last token: in "{} is a" with prefixes, as in the
+            paper, in the first template with templates; divided by the turns.
         stop_loss: a subject is finished when its loss is below.
         stop_said: it is finished too once all its target tokens were the likeliest at so many evaluations
             (ENCORE, arXiv 2502.01636, counts two); 0 is the paper.
@@ -222,6 +223,8 @@ class MemitSettings:
         """Return the same settings with the paper's procedure: random prefixes, mean keys, no history.
 
         Of settings with a term of our own the steps and the rate, which were tuned for it, give way too.
+        Clamp and decay are each model's: where they are 4 and 1e-3 they are those of EasyEdit's files for
+        Llama and Qwen, not the 0.75 and 0.5 of the published ones.
         """
         ours = self.end_weight > 0
         return replace(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from editor.presets import MemitSettings
     from editor.state import SubjectState
 
-    Columns = tuple[Float[Tensor, "d_k n"], Float[Tensor, "d n"]]
+    KeysAndValues = tuple[Float[Tensor, "d_k n"], Float[Tensor, "d n"]]
 
 
 def write_states(
@@ -138,7 +138,7 @@ class History:
             )
         return self._standing[layer]
 
-    def stack(self, states: Sequence[SubjectState], layer: int) -> Columns:
+    def stack(self, states: Sequence[SubjectState], layer: int) -> KeysAndValues:
         """Return keys and values of states at one layer, a column each, in float64."""
         layers = self.lm.layers
         return stack(states, layer, d=layers.d, d_k=layers.d_k, device=self.lm.device)
@@ -357,7 +357,7 @@ class _Guards:
         """Return all guards but some."""
         return sorted(set(range(len(self.subjects))) - set(some))
 
-    def at(self, layer: int, some: Sequence[int]) -> Columns:
+    def at(self, layer: int, some: Sequence[int]) -> KeysAndValues:
         """Return keys and values of some guards at one layer, a column each, in float64."""
         if self._guards is None:
             layers = self._lm.layers
