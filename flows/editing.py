@@ -67,18 +67,13 @@ def assign(
         live_states: the stored state of every live subject.
     """
     touched = {row.subject for row in owed}
-    asked = {fact_id(row.subject, row.property, row.slot) for row in owed}
-    tonight = tuple(from_owed(row) for row in owed if row.op != RETRACT)
-    companions = tuple(
-        from_held(row)
-        for row in held
-        if row.subject in touched and fact_id(row.subject, row.property, row.slot) not in asked
-    )
-    retracted = tuple(_taken_out(row) for row in owed if row.op == RETRACT and row.old_label and row.prompts)
+    ops = {fact_id(row.subject, row.property, row.slot): row.op for row in owed}
+    of_touched = [from_held(row) for row in held if row.subject in touched]
     return Assignment(
-        tonight,
-        retracted,
-        companions,
+        tuple(from_owed(row) for row in owed if row.op != RETRACT),
+        # In the words in which it was taught, which need not be today's.
+        tuple(fact for fact in of_touched if ops.get(fact.fact_id) == RETRACT),
+        tuple(fact for fact in of_touched if fact.fact_id not in ops),
         tuple(state for subject, state in live_states.items() if subject not in touched),
         tuple(state for subject, state in live_states.items() if subject in touched),
         tuple(from_held(row) for row in held if row.subject in live_states and row.subject not in touched),
@@ -96,10 +91,6 @@ def from_owed(row: EditRequestRow) -> EditRequest:
         heldback=row.heldback,
         old_target=row.old_label,
     )
-
-
-def _taken_out(row: EditRequestRow) -> EditRequest:
-    return replace(from_owed(row), target=row.old_label or "", old_target=None)
 
 
 def from_held(row: HeldRow) -> EditRequest:

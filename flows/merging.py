@@ -1,7 +1,8 @@
 """Merged items: a redirect changes a name, not a fact. Pure.
 
 What the model holds under the old id is judged as the new one's. Nothing is edited for the merge itself; when
-the fact later changes, the edit goes to the new id and the old one's state leaves with it.
+the fact later changes, the edit goes to the new id and the old one's state leaves with it. Where the model
+holds the fact under both ids, nothing keeps the old one's up to date any more: it is retracted.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def follow(groups: Iterable[Group], redirects: Mapping[str, str]) -> tuple[list[
         redirects: target by merged item.
 
     Returns:
-        The groups of items that still are themselves, and who held each fact that was handed over, by its new
-        scope.
+        The groups of items that still are themselves, with those of merged ones that hold what their target
+        holds too, and who held each fact that was handed over, by its new scope.
     """
     by_pair = {(group.subject, group.property): group for group in groups}
     holders: dict[Scope, str] = {}
@@ -60,6 +61,14 @@ def follow(groups: Iterable[Group], redirects: Mapping[str, str]) -> tuple[list[
             continue
         taken = {row.slot for row in into.held}
         moved = [row for row in source.held if row.slot not in taken]
+        doubled = {row.slot for row in source.held} & taken
+        if doubled:
+            by_pair[subject, prop] = replace(
+                source,
+                statements=(),
+                held=tuple(row for row in source.held if row.slot in doubled),
+                pending=tuple(row for row in source.pending if row.slot in doubled),
+            )
         holders |= {(target, prop, row.slot): subject for row in moved}
         waits = {row.slot for row in into.pending}
         by_pair[target, prop] = replace(
@@ -67,7 +76,7 @@ def follow(groups: Iterable[Group], redirects: Mapping[str, str]) -> tuple[list[
             held=(*into.held, *(replace(row, subject=target) for row in moved)),
             pending=(
                 *into.pending,
-                *(replace(row, subject=target) for row in source.pending if row.slot not in waits),
+                *(replace(row, subject=target) for row in source.pending if row.slot not in waits | doubled),
             ),
         )
     return list(by_pair.values()), holders

@@ -105,7 +105,9 @@ def make_plan(
     reviewed, holders = merging.follow(known, redirects)
     labels = _labels(reviewed)
     called = {one.entity: one for one in tracked} | {
-        group.subject: labels[group.subject] for group in reviewed if group.subject in labels
+        group.subject: labels[group.subject]
+        for group in reviewed
+        if group.subject in labels and group.subject not in redirects
     }
     shared = label_rules.shared(called.values())
     planned = [

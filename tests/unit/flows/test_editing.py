@@ -1,5 +1,6 @@
 """What a night edits: the subject is the unit, across nights too."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -66,6 +67,13 @@ def test_a_subject_comes_with_all_its_live_facts_and_its_old_state_leaves(row, t
     assert [one.subject_id for one in work.live] == ["Q2"]
     assert [one.fact_id for one in work.watched] == ["Q2/P6/"]
     assert [one.target for one in work.retracted] == (["One"] if row.op == "retract" else [])
+
+
+def test_a_fact_is_taken_out_in_the_words_it_was_taught_in():
+    """The item may have another name today, and the relation other templates."""
+    row = replace(owed("Q1", "P6", "retract", old="One"), subject_label="renamed", prompts=("{} obeys",))
+    (gone,) = assign([row], LIVE, STATES).retracted
+    assert (gone.subject, gone.prompts, gone.target) == ("name of Q1", PROMPTS, "One")
 
 
 def test_a_new_subject_leaves_all_others_live():

@@ -1,9 +1,10 @@
 """What a plan makes of a group: where a person's word counts, and where it does not."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 from flows import translate
-from flows.planning import make_plan
+from flows.planning import make_plan, requests
 from kb.model import Label, ValueKind
 from kb.relations import Relations
 from kb.trust import Trust
@@ -74,6 +75,30 @@ def test_a_name_that_another_followed_item_bears_is_shared_also_where_that_one_r
 
     assert comes_to(Label(new.subject, "John Smith", "en"))[0] == "insert"
     assert comes_to(Label("Q77", "john smith", "en")) == ("quarantine", "shared-label")
+
+
+def test_of_a_fact_held_under_both_names_of_a_merged_item_the_old_one_is_retracted():
+    """Nobody would keep it up to date: the item has no statements any more."""
+    standing = translate.statement_row(made.statement())
+    held = deleted_tonight("quarantine", None).held[0]
+    same = {"value": standing.value, "label": "Ada", "subject_label": "Foo Inc."}
+    target = EntityRow(standing.subject, "Foo Inc.", "en", revision=1, modified_at=night(-30))
+    merged = EntityRow("Q99", "Foo Inc.", "en", revision=2, redirect_to=target.id, modified_at=night(-30))
+    kept = Group(
+        target.id, "P6", target, statements=(standing,), held=(replace(held, subject=target.id, **same),),
+        pending=(), labels={standing.value: EntityRow(standing.value, "Ada", "en")},
+    )  # fmt: skip
+    left = Group(
+        merged.id, "P6", merged, statements=(), held=(replace(held, subject=merged.id, **same),),
+        pending=(), labels={},
+    )  # fmt: skip
+    made_of = make_plan(
+        [kept, left], RELATIONS, Trust(), night(2), held_per_relation={}, redirects={merged.id: target.id}
+    )
+    kinds = {change.subject: change.kind.value for change in made_of.changes}
+    assert kinds == {target.id: "unchanged", merged.id: "retract"}
+    (gone,) = requests(made_of, RELATIONS)
+    assert (gone.subject, gone.op, made_of.holders) == (merged.id, "retract", {})
 
 
 def planned(kind, decision):
