@@ -64,10 +64,19 @@ class Night:
         return counts or ("nothing changed" if self.candidate is None else "nothing new, edits were owed")
 
     @property
+    def burst(self) -> str:
+        """What the burst guard holds back of this night, and why; empty if nothing."""
+        return "; ".join(self.plan.burst.reasons) if self.plan.burst.stop else ""
+
+    @property
     def held(self) -> str:
-        """Why the burst guard let nothing be edited; empty if something was, or the guard has no say."""
-        burst = self.plan.burst
-        return "; ".join(burst.reasons) if burst.stop and self.candidate is None and not self.waiting else ""
+        """Likewise, where nothing was edited besides; empty if something was."""
+        return self.burst if self.candidate is None and not self.waiting else ""
+
+    @property
+    def beside(self) -> str:
+        """Likewise as a sentence, where something was edited or waits; empty if nothing was."""
+        return f" Held by the burst guard: {self.burst}." if self.burst and not self.held else ""
 
     @property
     def ending(self) -> Ending:
@@ -76,11 +85,12 @@ class Night:
         if self.promoted:
             after = f" Rebuild: {self.rebuilt.ending.message}" if self.rebuilt else ""
             digest = self.candidate.digest[:12] if self.candidate else ""
-            return Ending("Promoted", f"{counts}; {digest} is live.{after}")
+            return Ending("Promoted", f"{counts}; {digest} is live.{after}{self.beside}")
         if self.waiting:
-            return Ending("Waits for approval", f"{counts}. {self.waiting}")
+            return Ending("Waits for approval", f"{counts}. {self.waiting}{self.beside}")
         if self.candidate is not None:
-            return Ending("Rejected by a gate", f"{self.candidate.failures}; {counts}.", ok=False)
+            told = f"{self.candidate.failures}; {counts}.{self.beside}"
+            return Ending("Rejected by a gate", told, ok=False)
         if self.held:
             return Ending("Held: burst", f"{self.held}; {counts}.", ok=False)
         return Ending("Nothing to do", f"{counts}.")

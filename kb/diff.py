@@ -297,9 +297,9 @@ class BurstVerdict:
     """Whether a night's edits are too many to believe.
 
     Attributes:
-        stop: True: edit nothing, ask a person.
+        stop: True: hold the edits of these relations back, ask a person.
         reasons: one sentence each; empty if all is well.
-        properties: the relations that burst.
+        properties: those that changed too much; all that changed, where all together did.
     """
 
     stop: bool

@@ -262,10 +262,10 @@ def _bounded(gate: str | None, bound: float) -> str:
 def night_summary(night: Night) -> str:
     """One line for a night."""
     if night.waiting:
-        return f"{night.news}. {night.waiting}"
+        return f"{night.news}. {night.waiting}{night.beside}"
     if night.held:
         return f"{night.news}. Held by the burst guard: {night.held}."
     if night.candidate is None:
         return f"{night.news}. Nothing to edit."
     verdict = "promoted" if night.promoted else f"rejected ({night.candidate.failures})"
-    return f"{night.news}. Checkpoint {night.candidate.digest[:12]} {verdict}."
+    return f"{night.news}. Checkpoint {night.candidate.digest[:12]} {verdict}.{night.beside}"

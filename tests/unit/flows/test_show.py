@@ -1,5 +1,6 @@
 """What a night's table says: what was reached, what fell short, what failed."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import StringIO
 from types import SimpleNamespace
@@ -49,6 +50,16 @@ def test_a_night_that_the_burst_guard_held_is_no_success():
     assert "P6 changes 3 of 4 facts" in show.night_summary(night)
     with pytest.raises(BurstError, match=r"P6 changes 3 of 4 facts.*--approve-burst"):
         require_promoted(night)
+
+
+def test_what_the_burst_guard_holds_is_told_beside_what_went_through():
+    held = night_of(BurstVerdict(stop=True, reasons=("P6 changes 3 of 4 facts",)))
+    candidate = SimpleNamespace(digest="3ed5090f" * 8, failures="")
+    night = replace(held, candidate=candidate, promoted=True)
+    assert night.ending.name == "Promoted"
+    for text in (night.ending.message, show.night_summary(night)):
+        assert "Held by the burst guard: P6 changes 3 of 4 facts." in text
+    assert require_promoted(night) is night
 
 
 def test_a_quiet_night_is_a_success():
