@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows import artifacts, batch, decide, tasks
+from flows import artifacts, batch, decide, rebuild, tasks
 from flows.dry_run import plan_of, untouched
 from flows.models import register
 from flows.params import (
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from flows.planning import Plan
     from flows.pulling import Pulled, Seen
+    from flows.rebuild import Rebuild
     from kb.feed import ChangeFeed
     from storage.records.planned import EditRequestRow
     from storage.records.runs import Lease
@@ -78,6 +79,7 @@ class Backfill:
         batches: one a checkpoint.
         left: edits in its scope that are still owed.
         stopped: why it ended before everything was done; empty if it did not.
+        rebuilt: the rebuild that followed by policy, if one did.
     """
 
     run: int | None
@@ -86,6 +88,7 @@ class Backfill:
     batches: tuple[batch.Settled, ...] = ()
     left: int = 0
     stopped: str = ""
+    rebuilt: Rebuild | None = None
 
     @property
     def ending(self) -> Ending:
@@ -104,7 +107,8 @@ class Backfill:
             return Ending("Held: burst", f"{'; '.join(self.plan.burst.reasons)}; {what}.", ok=False)
         if self.stopped:
             return Ending("Budget used", f"{self.stopped}; {what}. Start it again to go on.")
-        return Ending("Promoted" if self.batches else "Nothing to do", f"{what}.")
+        after = f" Rebuild: {self.rebuilt.ending.message}" if self.rebuilt else ""
+        return Ending("Promoted" if self.batches else "Nothing to do", f"{what}.{after}")
 
 
 @flow(name="backfill")
@@ -179,11 +183,14 @@ class _Work:
                 params={**_params(self.scope), "read": sorted(ws.relations)},
             )
             try:
-                return self._run(run, feed, found, first, limit=limit, size=size)
+                done = self._run(run, feed, found, first, limit=limit, size=size)
             except BaseException as error:
                 # Whatever stood open is settled by the next run's recovery; the run itself says why it ended.
                 ws.ledger.finish_run(lease, run, "failed", error=f"{type(error).__name__}: {error}")
                 raise
+        if done.batches and done.batches[-1].promoted and time.monotonic() < self.deadline:
+            done = replace(done, rebuilt=rebuild.compact(ws, lease))
+        return done
 
     def _run(
         self, run: int, feed: ChangeFeed, found: Sequence[str], first: Seen | None, *, limit: int, size: int

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from prefect import flow
 
-from flows import artifacts, heads
+from flows import artifacts, heads, policy
 from flows.errors import CandidateWaitsError, NoCandidateError, NotCarriedError
 from flows.params import CheckpointKey, RelationList, SubjectList, check_subjects, property_of
 from flows.settings import Settings
@@ -37,18 +37,21 @@ class Decision:
         promoted: whether it is live now.
         requeued: how many of its edits are owed again.
         reason: as the ledger keeps it.
+        due: why a rebuild is due now; empty if none is.
     """
 
     digest: str
     promoted: bool
     requeued: int
     reason: str
+    due: str = ""
 
     @property
     def ending(self) -> Ending:
         """How it ended."""
         if self.promoted:
-            return Ending("Promoted", f"Checkpoint {self.digest[:12]} is live: {self.reason}.")
+            then = f" A rebuild is due ({self.due}): run `factsync rebuild`." if self.due else ""
+            return Ending("Promoted", f"Checkpoint {self.digest[:12]} is live: {self.reason}.{then}")
         return Ending(
             "Rejected", f"Checkpoint {self.digest[:12]} is turned down; {self.requeued} edits are owed again."
         )
@@ -118,7 +121,8 @@ def promote(checkpoint: CheckpointKey = "", decided_by: str = "", note: str = ""
         reason = heads.reason_of("approved", decided_by, note)
         ws.ledger.promote(lease, row.id, reason=reason)
         artifacts.decided(lease.model.name, str(row.digest), "promoted", reason)
-        return Decision(str(row.digest), promoted=True, requeued=0, reason=reason)
+        due = policy.wanted(ws, lease)
+        return Decision(str(row.digest), promoted=True, requeued=0, reason=reason, due=due)
 
 
 @flow(name="reject", flow_run_name="reject {checkpoint}")

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows import batch, decide, remaking, tasks
+from editor.errors import EditorError
+from flows import batch, decide, policy, tasks
 from flows.models import register
 from flows.progress import report, say
 from flows.settings import Settings
@@ -155,15 +156,16 @@ def _run(ws: Workspace, lease: Lease, number: int, *, anew: bool, refine: bool, 
 
 
 def compact(ws: Workspace, lease: Lease) -> Rebuild | None:
-    """Rebuild if the policy says so; one that a gate rejects leaves the model of the night."""
-    tries = [
-        row.id for row in ws.ledger.checkpoints(lease.model) if row.from_base and row.state == "rejected"
-    ]
-    why = remaking.due(ws.settings, ws.ledger.lineage(lease.model), rejected=max(tries, default=0))
+    """Rebuild if the policy says so; one that fails or that a gate rejects leaves the model of the night."""
+    why = policy.wanted(ws, lease)
     if not why:
         return None
     say(f"a rebuild is due: {why}")
-    done = run(ws, lease, refine=True, why=why)
+    try:
+        done = run(ws, lease, refine=True, why=why)
+    except EditorError as error:
+        log.warning("The rebuild that was due failed: %s", error)
+        return Rebuild(None, state="failed", why=f"it failed, and the night's model stays ({error})")
     if done.candidate is not None and done.state != batch.SUCCEEDED:
         log.warning("The rebuild that was due is not live: %s", done.ending.message)
     return done

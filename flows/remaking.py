@@ -1,4 +1,4 @@
-"""The step of a rebuild that writes: all live facts into the base model, and when that is due."""
+"""The step of a rebuild that writes: all live facts into the base model."""
 
 from __future__ import annotations
 
@@ -12,17 +12,9 @@ from flows import checking, editing, heads, models, neighbours
 from flows.writing import Edited, keep
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from editor.progress import Progress
-    from flows.settings import Settings
     from flows.workspace import Workspace
-    from storage.records.checkpoints import CheckpointRow
     from storage.records.runs import Lease
-
-
-GROWN = 1.1
-"""The norm must have grown by this factor since the last rebuild, or another one could not mend it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,32 +91,3 @@ def remake(
     norm, subjects = deltas.growth(lm, originals), frozenset(state.subject_id for state in made.states)
     edited = Edited(lm, intent, digest, exam, base, before, made.reports, norm, subjects, from_base=True)
     return Remade(edited, len(made.reused), len(made.refined), len(made.reports), write_s)
-
-
-def due(settings: Settings, lineage: Sequence[CheckpointRow], *, rejected: int = 0) -> str:
-    """Say why a rebuild is due by the policy of the settings; empty if it is not.
-
-    Args:
-        settings: `rebuild_nights`, `rebuild_norm`, `rebuild_retention`.
-        lineage: the live checkpoint and its ancestors, root first.
-        rejected: id of the last rebuild that a gate rejected; nights are counted from it, or a model that
-            fails would be rebuilt every night.
-    """
-    standing = heads.since_base(lineage)
-    last = standing[0] if standing and standing[0].from_base else None
-    since = standing if last is None else standing[1:]
-    if not since:
-        return ""
-    norm, retention = (since[-1].metrics.get(name) for name in ("norm", "retention"))
-    bound = settings.rebuild_norm
-    if bound is not None and last is not None:
-        bound = max(bound, GROWN * (last.metrics.get("norm") or 0.0))
-    waited = sum(row.id > rejected for row in since)
-    if settings.rebuild_nights and waited >= settings.rebuild_nights:
-        return f"{waited} checkpoints since the base or the last rebuild"
-    if bound is not None and norm is not None and norm > bound:
-        return f"the edited weights are {norm:.3f} of their norm from the base's (bound {bound:.3f})"
-    floor = settings.rebuild_retention
-    if floor is not None and retention is not None and retention < floor:
-        return f"retention was {retention:.3f} (bound {floor:.3f})"
-    return ""

@@ -9,7 +9,9 @@ import torch
 
 from editor import delta as deltas
 from editor.digests import tensor_digest
-from flows import models, remaking
+from editor.errors import OutOfMemoryError
+from flows import models, policy, remaking
+from flows.backfill import backfill
 from flows.batch import CANDIDATE
 from flows.cli.main import main
 from flows.decide import promote, reject
@@ -239,7 +241,7 @@ def test_policy_runs_it_after_a_promoted_night(settings, monkeypatch):
     with opened_model(settings) as (ws, model):
         assert ws.ledger.head(model).digest == night.rebuilt.candidate.digest
         # One rebuild after the other: nothing has happened since.
-        assert not remaking.due(Settings.read(), ws.ledger.lineage(model))
+        assert not policy.due(Settings.read(), ws.ledger.lineage(model))
 
 
 @pytest.mark.parametrize(("bound", "value"), [("NORM", "0.000001"), ("RETENTION", "1")])
@@ -254,6 +256,44 @@ def test_policy_runs_it_where_a_bound_is_crossed(one_night, monkeypatch, bound, 
         assert ws.ledger.head(model).from_base
 
 
+def test_a_due_rebuild_that_fails_leaves_the_night(settings, monkeypatch):
+    """It is told, the night is live, and it is not tried again with every night."""
+
+    def full(*_args, **_more):
+        raise OutOfMemoryError("no room for a rebuild")
+
+    monkeypatch.setenv("FACTSYNC_REBUILD_NIGHTS", "1")
+    with monkeypatch.context() as patched:
+        patched.setattr("editor.rebuild.rebuild", full)
+        night = sync()
+    assert night.ending.name == "Promoted"
+    assert "the night's model stays (no room for a rebuild)" in night.ending.message
+    with opened_model(settings) as (ws, model), ws.writer() as lease:
+        assert ws.ledger.head(model).digest == night.candidate.digest
+        ws.ledger.recover(lease, ws.files)
+        assert not policy.wanted(ws, lease)
+
+
+def test_who_promotes_is_told_that_a_rebuild_is_due(settings, monkeypatch):
+    """A run that leaves the decision to a person makes no second checkpoint behind it."""
+    monkeypatch.setenv("FACTSYNC_REBUILD_NIGHTS", "1")
+    assert sync(approval=True).rebuilt is None
+    assert "run `factsync rebuild`" in promote().ending.message
+    rebuild()
+    LocalStore(settings.store_dir).load_night(2)
+    monkeypatch.setenv("FACTSYNC_REBUILD_NIGHTS", "20")
+    sync(approval=True)
+    assert "rebuild" not in promote().ending.message
+
+
+def test_policy_runs_it_after_a_backfill(settings, monkeypatch):
+    monkeypatch.setenv("FACTSYNC_REBUILD_NIGHTS", "2")
+    done = backfill(relations=["P6"], batch_size=4, limit=8)
+    assert len(done.batches) == 2
+    assert done.rebuilt.ending.name == "Promoted"
+    assert "Rebuild: " in done.ending.message
+
+
 def test_what_is_due(nights):
     with opened_model(nights) as (ws, model):
         one, two = ws.ledger.lineage(model)
@@ -261,18 +301,20 @@ def test_what_is_due(nights):
     rebuilt = replace(one, from_base=True, metrics={"norm": 0.48})
 
     def due(*lineage, **bounds):
-        return remaking.due(nights.model_copy(update=bounds), lineage)
+        return policy.due(nights.model_copy(update=bounds), lineage)
 
     assert due(one, grown) == ""
     assert "2 checkpoints" in due(one, grown, rebuild_nights=2)
     assert due(one, grown, rebuild_nights=3) == ""
-    assert (
-        remaking.due(nights.model_copy(update={"rebuild_nights": 2}), (one, grown), rejected=one.id) == ""
-    ), "after a rejected one as many nights have to pass again"
+    assert policy.due(nights.model_copy(update={"rebuild_nights": 2}), (one, grown), failed=one.id) == "", (
+        "after a rejected one as many nights have to pass again"
+    )
     assert "0.500" in due(one, grown, rebuild_norm=0.4)
     assert due(rebuilt, grown, rebuild_norm=0.4) == "", "a rebuild that was as far away could not mend it"
     assert "retention" in due(one, grown, rebuild_retention=0.95)
     assert due(rebuilt, rebuild_nights=1) == ""
+    failed = policy.due(nights.model_copy(update={"rebuild_norm": 0.4}), (one, grown), failed=two.id)
+    assert failed == "", "a bound that stays crossed is no reason to try every night"
 
 
 def test_the_norm_of_a_night_is_kept(nights):
