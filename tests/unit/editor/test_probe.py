@@ -23,7 +23,7 @@ _MLA = {
 }
 
 
-def taken(config: str, **more: Any) -> LanguageModel:  # noqa: ANN401 - of many kinds
+def taken(config: str, **more: Any) -> LanguageModel:
     """Take a tiny random model of a family that the table does not have."""
     torch.manual_seed(0)
     common = {**tiny.ARCHITECTURES["llama"][1], **more}
@@ -59,4 +59,4 @@ def test_a_model_that_runs_as_its_shapes_say_is_taken(config: str) -> None:
     lm = taken(config)
     assert lm.layers.multiplier == 1.0
     assert not any("forward" in lm.layers.block(lm.model, layer).__dict__ for layer in range(4))
-    assert not lm.layers.writer(lm.model, 0)._forward_hooks  # noqa: SLF001 - no getter
+    assert not lm.layers.writer(lm.model, 0)._forward_hooks
