@@ -23,14 +23,15 @@ from pydantic import Field
 from editor import calibrate as trials
 from editor.requests import EditRequest
 from flows import artifacts, checking, models
+from flows.params import wikidata_relations
 from flows.progress import report, say
 from flows.settings import Settings
 from flows.states import Ending, named_states
 from flows.workspace import Workspace
-from kb.relations import Relations
 
 if TYPE_CHECKING:
     from editor.calibrate import Calibration
+    from kb.relations import Relations
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +63,7 @@ class Calibrated:
             f"{settings.learning_rate:g}: {best.exact:.0%} of the edit prompts word for word, perplexity "
             f"{best.perplexity_ratio - 1:+.1%}"
         )
-        after = (
-            f"; `factsync rebuild --anew` gives the {self.held} live facts the new settings"
-            if self.held
-            else ""
-        )
+        after = f"; `factsync rebuild` gives the {self.held} live facts the new settings" if self.held else ""
         return Ending("Calibrated", f"{text}{after}.")
 
 
@@ -90,7 +87,7 @@ def calibrate(blocks: list[Block] | None = None) -> Calibrated:
     table = tomllib.loads((resources.files("flows") / "calibration.toml").read_text(encoding="utf-8"))
     found = trials.calibrate(
         lm,
-        _facts(table["facts"], Relations.load(settings.relations_file)),
+        _facts(table["facts"], wikidata_relations(settings)),
         [(template, subject) for template, subjects in table["known"].items() for subject in subjects],
         checking.fluency_texts(settings.heldout),
         # Kept under home, where the first night finds them.

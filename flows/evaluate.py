@@ -26,8 +26,8 @@ from flows import checking, models, neighbours
 from flows.asked import LEDGER, check, chosen, cut, selections, training
 from flows.errors import EvaluationInputError
 from flows.experiments import Experiment, ExperimentFolder
+from flows.params import known_relations
 from flows.progress import report, say
-from kb.relations import Relations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,7 +126,7 @@ def _data(settings: Settings, asked: Asked, lm: LanguageModel) -> Dataset:
 def _bench(settings: Settings, asked: Asked, lm: LanguageModel, data: Dataset, out: Path) -> _Bench:
     preset = models.editing_settings(settings, lm) if asked.calibrated else preset_for(lm)
     memit = replace(preset, seed=asked.seed)
-    relations = Relations.load(settings.relations_file)
+    relations = known_relations(settings)
     made: list[Moments] = []
 
     def moments() -> Moments:
@@ -143,7 +143,7 @@ def _bench(settings: Settings, asked: Asked, lm: LanguageModel, data: Dataset, o
 def _experiments(settings: Settings, asked: Asked, data: Dataset, bench: _Bench) -> list[Experiment]:
     """The smallest first, so that something is to be seen early."""
     corpus = models.corpus(settings)
-    guarded = neighbours.guarded(Relations.load(settings.relations_file))
+    guarded = neighbours.guarded(known_relations(settings))
     basis = {
         "data": data.digest,
         "model": bench.lm.digest,

@@ -1,6 +1,8 @@
 """Subjects near the edited ones: some are guarded in the solve, others are asked about in the check.
 
-Never the same: a check that asks of guarded subjects would praise itself.
+Never the same: a check that asks of guarded subjects would praise itself. `neighbours.toml` says which they
+are for the shipped relations; the keys `kind` and `neighbours` of a user's file say it for others, or in its
+place.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from editor import guards
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from kb.relations import Relations
+    from kb.relations import Relation, Relations
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,12 @@ def asked(relations: Relations, properties: Iterable[str], taken: Iterable[str])
         properties: relations that are edited or live.
         taken: subjects that the model holds facts of; they are left out.
     """
-    subjects = _table()["subjects"]
-    skip = set(taken)
+    shipped, skip = _table()["subjects"], set(taken)
+    chosen = [relations[prop] for prop in sorted(set(properties) & set(relations))]
     return tuple(
-        Neighbour(prop, relations[prop].prompts(subject)[0])
-        for prop in sorted(set(properties) & set(relations))
-        for subject in subjects.get(prop, [])
+        Neighbour(one.property, one.prompts(subject)[0])
+        for one in chosen
+        for subject in one.neighbours or (shipped.get(one.property, ()) if one.shipped else ())
         if subject not in skip
     )
 
@@ -50,14 +52,21 @@ def guarded(relations: Relations) -> list[tuple[str, str]]:
     templates = {
         kind: [
             template.replace("{subject}", "{}")
-            for prop in properties
-            if prop in relations
-            for template in relations[prop].edit_templates
+            for one in _of_kind(kind, relations, table["kinds"].get(kind, ()))
+            for template in one.edit_templates
         ]
-        for kind, properties in table["kinds"].items()
+        for kind in guards.subjects()
     }
-    tested = sorted({subject for subjects in table["subjects"].values() for subject in subjects})
-    return guards.pairs({kind: found for kind, found in templates.items() if found}, without=tested)
+    tested = {subject for subjects in table["subjects"].values() for subject in subjects}
+    own = {subject for one in relations.values() for subject in one.neighbours}
+    return guards.pairs(templates, without=sorted(tested | own))
+
+
+def _of_kind(kind: str, relations: Relations, shipped: Iterable[str]) -> list[Relation]:
+    """The shipped ones first and in their file's order: second moments are kept by what comes of it."""
+    listed = [relations[prop] for prop in shipped if prop in relations]
+    as_shipped = [one for one in listed if one.shipped and not one.kinds]
+    return as_shipped + [one for one in relations.values() if kind in one.kinds]
 
 
 def _table() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, WithJsonSchema
 
-from flows.errors import BackfillInputError
+from flows.errors import BackfillInputError, SettingsError
 from flows.settings import Settings
 from kb.relations import Relations
 
@@ -38,18 +38,50 @@ def relation_schema(relations: Relations) -> dict[str, Any]:
     return {"type": "array", "items": {"type": "string", "enum": choices}, "uniqueItems": True}
 
 
+def known_relations(settings: Settings) -> Relations:
+    """The relations that are described for this home's source; the shipped ones are Wikidata's.
+
+    Raises:
+        RelationsError: the relations file does not hold together.
+        SettingsError: the source is another Wikibase, and there is no relations file.
+    """
+    if settings.wikibase and settings.relations_file is None:
+        raise SettingsError(
+            f"The shipped relations have Wikidata's property ids, not those of {settings.wikibase}: describe "
+            "relations with its own in a file and name that in FACTSYNC_RELATIONS_FILE, or unset "
+            "FACTSYNC_WIKIBASE."
+        )
+    return Relations.load(settings.relations_file, base=not settings.wikibase)
+
+
+def wikidata_relations(settings: Settings) -> Relations:
+    """The relations with Wikidata's ids, in this home's words, whatever source it syncs.
+
+    Raises:
+        RelationsError: the relations file does not hold together.
+    """
+    return Relations.load(None if settings.wikibase else settings.relations_file)
+
+
 def synced_relations(settings: Settings) -> Relations:
     """The relations that this home syncs.
 
     Raises:
         RelationsError: the relations file does not hold together, or a selected relation is not described.
+        SettingsError: the source is another Wikibase, and there is no relations file.
     """
-    known = Relations.load(settings.relations_file)
+    known = known_relations(settings)
     return known.only(tuple(settings.relations)) if settings.relations else known
 
 
-# The form's choices stand when the deployment is made: the relations of the home that makes it.
-RelationList = Annotated[list[str], WithJsonSchema(relation_schema(synced_relations(Settings.read())))]
+class _OfTheHome:
+    """The form's choices stand when the deployment is made: the relations of the home that makes it."""
+
+    def __get_pydantic_json_schema__(self, *_: object) -> dict[str, Any]:
+        return relation_schema(synced_relations(Settings.read()))
+
+
+RelationList = Annotated[list[str], _OfTheHome()]
 SubjectList = Annotated[
     list[str], WithJsonSchema({"type": "array", "items": {"type": "string", "pattern": "^Q[1-9][0-9]*$"}})
 ]
@@ -70,8 +102,9 @@ def check_relations(chosen: Iterable[str], synced: Relations) -> tuple[str, ...]
     for one in wanted:
         if one not in synced:
             raise BackfillInputError(
-                f"{one} is not among the relations synced here, so no night would keep it up to date: "
-                "add it to FACTSYNC_RELATIONS, or describe it in the file of FACTSYNC_RELATIONS_FILE."
+                f"{one} is not among the relations synced here, so no night would keep it up to date. "
+                "One that does not ship is described in the file of FACTSYNC_RELATIONS_FILE; where "
+                "FACTSYNC_RELATIONS is set, that must name it too."
             )
     return wanted or tuple(synced)
 

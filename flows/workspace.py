@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from flows.errors import SettingsError, UnknownModelNameError
+from flows.params import synced_relations
 from flows.source import opened_feed
-from kb.relations import Relations
 from storage.checkpoints import CheckpointFiles
 from storage.crash import silent
 from storage.database import parse_url, sqlite_path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from flows.settings import Settings
     from kb.entity_data import EntityDataFeed
     from kb.feed import SparqlFeed
+    from kb.relations import Relations
     from storage.crash import OnPoint
     from storage.records.runs import Lease, Model
 
@@ -54,11 +55,10 @@ class Workspace:
             LedgerError: the ledger is newer than the code, or cannot be opened.
             RelationsError: the relations file does not hold together.
             UnknownRelationError: a selected relation is not described.
+            SettingsError: the source is another Wikibase, and there is no relations file.
         """
         settings.home.mkdir(parents=True, exist_ok=True)
-        relations = Relations.load(settings.relations_file)
-        if settings.relations:
-            relations = relations.only(tuple(settings.relations))
+        relations = synced_relations(settings)
         on_point = crash_hook(settings.crash_at)
         ledger = Ledger.open(settings.resolved_ledger_url, on_point=on_point)
         try:

@@ -18,6 +18,8 @@ _ENDED = ("retract", "vacate", "vacant", "former")
 _OBJECT = "{object}"
 _DATATYPES = ("item", "time", "quantity", "string", "monolingual")
 _RENDER = ("", "date", "year", "number", "text")
+KINDS = ("country", "company", "club", "city", "office", "person", "organisation")
+"""What the editor knows subjects of, whose answers it can keep."""
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "name": str,
     "cardinality": str,
@@ -34,6 +36,8 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "render": str,
     "unit_names": dict,
     "languages": list,
+    "kind": (str, list),
+    "neighbours": list,
 }
 _REQUIRED = ("name", "cardinality", "edit", "heldback")
 
@@ -86,6 +90,7 @@ def _table(key: str, table: Mapping[str, Any]) -> Iterator[str]:
         for one in table.get(name, []) if isinstance(table.get(name, []), list) else []:
             if not isinstance(one, str) or not _CLASS.fullmatch(one):
                 yield f"{key}: {name} holds {one!r}, which is no class id such as Q5."
+    yield from _beside(key, table)
     yield from _all_templates(key, table)
 
 
@@ -117,6 +122,16 @@ def _suppression(key: str, table: Mapping[str, Any]) -> Iterator[str]:
         yield f"{key}: former_text needs exactly one {_OBJECT}."
     if ended in {"vacant", "former"} and table.get("cardinality") == "multi":
         yield f"{key}: ended is {ended!r}, but of several values one that ended is retracted."
+
+
+def _beside(key: str, table: Mapping[str, Any]) -> Iterator[str]:
+    """Kinds are known ones, and neighbours are labels."""
+    kinds, neighbours = table.get("kind", []), table.get("neighbours", [])
+    for one in kinds if isinstance(kinds, list) else [kinds]:
+        if one not in KINDS:
+            yield f"{key}: kind is {one!r}, not one of {', '.join(KINDS)}."
+    if isinstance(neighbours, list) and not all(isinstance(one, str) and one.strip() for one in neighbours):
+        yield f"{key}: neighbours holds something that is no label."
 
 
 def _all_templates(key: str, table: Mapping[str, Any]) -> Iterator[str]:

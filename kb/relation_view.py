@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kb.errors import RelationsError
-from kb.relations import Relations
 from kb.render import reading
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Collection, Iterator, Mapping
 
     from kb.model import Label, Value
     from kb.relations import Relation
 
 
-def check(path: Path | None = None) -> list[str]:
-    """Every problem of the shipped relations with a user's file merged over them.
+def notes(relations: Mapping[str, Relation], selected: Collection[str]) -> Iterator[str]:
+    """What may surprise of the relations that a user added, though nothing is wrong with them.
 
     Args:
-        path: the user's file, or None.
-
-    Returns:
-        One sentence a problem; empty if all is well. An unreadable file is a problem, too.
+        relations: all that are described.
+        selected: property ids of the setting; none selects all.
     """
-    try:
-        Relations.load(path)
-    except RelationsError as error:
-        return list(error.problems) or [str(error)]
-    return []
+    for one in relations.values():
+        if one.shipped:
+            continue
+        if selected and one.property not in selected:
+            yield f"{one.property} ({one.name}) is not synced: FACTSYNC_RELATIONS leaves it out."
+        elif not one.kinds and not one.neighbours:
+            yield (
+                f"{one.property} ({one.name}) has no kind and no neighbours: its edits are not kept from "
+                "spreading to other subjects, and no check asks whether they did."
+            )
 
 
 def rows(relations: Mapping[str, Relation]) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ the shipped one, table by table and key by key.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
@@ -53,6 +53,9 @@ class Relation:
         render: how a literal value reads (`kb.render`).
         unit_names: words for units, by entity id.
         languages: languages a monolingual value may be in, best first.
+        kinds: what its subjects are (`kb.relation_check.KINDS`); other subjects of a kind keep their answers.
+        neighbours: labels of subjects that no edit is about, to be asked whether their answers stayed.
+        shipped: whether it came with the program, whatever a user's file changes in it.
     """
 
     property: str
@@ -71,6 +74,9 @@ class Relation:
     render: str = ""
     unit_names: tuple[tuple[str, str], ...] = ()
     languages: tuple[str, ...] = ("en", "mul")
+    kinds: tuple[str, ...] = ()
+    neighbours: tuple[str, ...] = ()
+    shipped: bool = False
 
     def is_multi(self) -> bool:
         """Whether several values may hold at once."""
@@ -114,19 +120,23 @@ class Relations(Mapping[str, Relation]):
         Raises:
             RelationsError: a file is unreadable or its content does not hold together; lists every problem.
         """
-        shipped = resources.files("kb") / "relations.toml"
-        raw = _parse(shipped.read_text(encoding="utf-8"), "the shipped relations") if base else {}
+        text = (resources.files("kb") / "relations.toml").read_text(encoding="utf-8")
+        raw = shipped = _parse(text, "the shipped relations") if base else {}
         if path is not None:
             try:
                 own = _parse(path.read_text(encoding="utf-8"), str(path))
             except (OSError, UnicodeDecodeError) as error:
                 raise RelationsError(f"The relations file {path} cannot be read: {error}.") from error
             raw = {key: {**raw.get(key, {}), **own.get(key, {})} for key in {**raw, **own}}
-        return cls.of(raw)
+        return cls.of(raw, shipped=shipped)
 
     @classmethod
-    def of(cls, raw: Mapping[str, Mapping[str, Any]]) -> Relations:
+    def of(cls, raw: Mapping[str, Mapping[str, Any]], *, shipped: Container[str] = ()) -> Relations:
         """Build from tables by property id.
+
+        Args:
+            raw: what TOML gave.
+            shipped: which of them came with the program.
 
         Raises:
             RelationsError: they do not hold together.
@@ -142,7 +152,7 @@ class Relations(Mapping[str, Relation]):
                 ),
                 problems=problems,
             )
-        return cls({key: _relation(key, table) for key, table in raw.items()})
+        return cls({key: _relation(key, table, shipped=key in shipped) for key, table in raw.items()})
 
     def __getitem__(self, key: str) -> Relation:
         try:
@@ -185,7 +195,8 @@ def _parse(text: str, where: str) -> dict[str, dict[str, Any]]:
     return raw
 
 
-def _relation(key: str, table: Mapping[str, Any]) -> Relation:
+def _relation(key: str, table: Mapping[str, Any], *, shipped: bool) -> Relation:
+    kinds = table.get("kind", ())
     return Relation(
         property=key,
         name=table["name"],
@@ -203,4 +214,7 @@ def _relation(key: str, table: Mapping[str, Any]) -> Relation:
         render=table.get("render", ""),
         unit_names=tuple(sorted(table.get("unit_names", {}).items())),
         languages=tuple(table.get("languages", ("en", "mul"))),
+        kinds=(kinds,) if isinstance(kinds, str) else tuple(kinds),
+        neighbours=tuple(table.get("neighbours", ())),
+        shipped=shipped,
     )

@@ -33,13 +33,19 @@ def check(
     """Check a relations file; exit code 1 if it does not hold together."""
     settings: Settings = context.obj
     from flows.cli import show
+    from flows.params import known_relations
     from kb import relation_view
+    from kb.errors import RelationsError
 
-    problems = relation_view.check(file or settings.relations_file)
-    for problem in problems:
-        show.console().print(f"[red]wrong[/]  {escape(problem)}")
-    if problems:
-        raise typer.Exit(1)
+    settings.relations_file = file or settings.relations_file
+    try:
+        known = known_relations(settings)
+    except RelationsError as error:
+        for problem in error.problems or (error,):
+            show.console().print(f"[red]wrong[/]  {escape(str(problem))}")
+        raise typer.Exit(1) from error
+    for note in relation_view.notes(known, settings.relations):
+        show.console().print(f"[yellow]note[/]   {escape(note)}")
     show.console().print("The relations hold together.")
 
 
@@ -48,11 +54,10 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
     """List the relations that are synced."""
     settings: Settings = context.obj
     from flows.cli import show
+    from flows.params import synced_relations
     from kb import relation_view
-    from kb.relations import Relations
 
-    known = Relations.load(settings.relations_file)
-    rows = relation_view.rows(known.only(tuple(settings.relations)) if settings.relations else known)
+    rows = relation_view.rows(synced_relations(settings))
     _show_rows(rows, as_json=as_json)
     if not as_json:
         show.console().print(f"{len(rows)} relations. FACTSYNC_RELATIONS chooses among them.")
@@ -80,7 +85,8 @@ def preview(
         )
         at = ws.reference_time(feed.lag(), None)
         if subject not in labels:
-            raise UnknownSubjectError(f"{subject} has no label in the chain en, mul, en-*; is the id right?")
+            chain = ", ".join(feed.endpoint.languages)
+            raise UnknownSubjectError(f"{subject} has no label in the chain {chain}; is the id right?")
         said = verdict(statements, relation, at, subject=subject)
         value = said.facts[0].value if said.facts else None
         for purpose, sentence in relation_view.preview(relation, labels[subject], value, labels):
@@ -172,11 +178,11 @@ def replay(
 
 
 def _rehearse(settings: Settings, pulls: Sequence[Pull], *, as_json: bool) -> None:
-    from kb.relations import Relations
+    from flows.params import wikidata_relations
     from kb.replay import PROPERTY, Rehearsal, play
     from kb.replay_store import NightServer
 
-    known = Relations.load(settings.relations_file).only((PROPERTY,))
+    known = wikidata_relations(settings).only((PROPERTY,))
     rehearsal = Rehearsal(known, settings.trust)
     with (
         tempfile.TemporaryDirectory(prefix="factsync-replay-") as scratch,

@@ -1,17 +1,23 @@
 """The command line itself: what every command offers, and completion in a shell."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from prefect.exceptions import ParameterTypeError
 from typer import Typer
 from typer.main import get_command
 
+from flows.cli import curate
 from flows.cli.main import FAMILIES, app, main, package_exit_code
+from flows.errors import UnknownSubjectError
 from kb.errors import EndpointDownError, UnknownRelationError
+from kb.relations import Relations
 from storage.errors import (
     LedgerBusyError,
     LedgerConnectionLostError,
@@ -134,6 +140,56 @@ def test_numbers_out_of_range_are_refused_at_once(monkeypatch, capsys, arguments
         main()
     assert left.value.code == 2
     assert "Invalid value" in capsys.readouterr().err
+
+
+OWN = """
+[P9001]
+name = "anthem"
+cardinality = "functional"
+edit = ["The anthem of {subject} is", "What sings {subject}? It is", "In {subject} is", "Now {subject} hears"]
+heldback = ["As anthem {subject} has", "Bands of {subject} play", "Before a match {subject} hears"]
+"""
+
+
+def test_a_check_notes_what_a_relation_of_ones_own_lacks(tmp_path):
+    own = tmp_path / "own.toml"
+    own.write_text(OWN)
+    home = {"FACTSYNC_HOME": str(tmp_path), "COLUMNS": "200"}
+    done = factsync(tmp_path, "relations", "check", str(own), **home)
+    assert done.returncode == 0, done.stderr
+    assert "note   P9001 (anthem) has no kind and no neighbours" in done.stdout
+    assert "The relations hold together." in done.stdout
+    left_out = factsync(tmp_path, "relations", "check", str(own), FACTSYNC_RELATIONS="P6", **home)
+    assert "note   P9001 (anthem) is not synced: FACTSYNC_RELATIONS leaves it out." in left_out.stdout
+    own.write_text(OWN + 'kind = "country"\n')
+    assert "note" not in factsync(tmp_path, "relations", "check", str(own), **home).stdout
+    own.write_text(OWN + 'kind = "planet"\nneighbours = [" "]\n')
+    wrong = factsync(tmp_path, "relations", "check", FACTSYNC_RELATIONS_FILE=str(own), **home)
+    assert wrong.returncode == 1
+    assert wrong.stdout.count("wrong  P9001") == 2
+
+
+def test_another_wikibase_lists_its_own_relations(tmp_path):
+    home = {"FACTSYNC_HOME": str(tmp_path), "FACTSYNC_WIKIBASE": "https://wiki.example.net"}
+    for command in ("check", "list"):
+        done = factsync(tmp_path, "relations", command, **home)
+        assert done.returncode == 2
+        assert "FACTSYNC_RELATIONS_FILE" in done.stderr
+    (tmp_path / "own.toml").write_text(OWN)
+    home["FACTSYNC_RELATIONS_FILE"] = str(tmp_path / "own.toml")
+    done = factsync(tmp_path, "relations", "list", "--json", **home)
+    assert [row["property"] for row in json.loads(done.stdout)] == ["P9001"]
+
+
+def test_a_subject_without_a_label_is_told_the_chain_that_was_asked(monkeypatch):
+    endpoint = SimpleNamespace(languages=("de", "mul"))
+    feed = SimpleNamespace(statements=lambda *_: [], labels=lambda _: {}, lag=lambda: None, endpoint=endpoint)
+    ws = SimpleNamespace(
+        relations=Relations.load(), feed=lambda: nullcontext(feed), reference_time=lambda *_: None
+    )
+    monkeypatch.setattr("flows.workspace.Workspace.open", lambda _: nullcontext(ws))
+    with pytest.raises(UnknownSubjectError, match="no label in the chain de, mul;"):
+        curate.preview(SimpleNamespace(obj=None), "P6", "Q404")
 
 
 def test_settings_are_shown_as_they_are_written(tmp_path):
