@@ -29,9 +29,9 @@ class Metrics:
         exact_before: `exact` before the edit.
         retention: share of sampled older live facts still preferred over their rivals.
         retention_exact: share of sampled older live facts still said word for word.
-        neighbours: share of neighbour prompts that still prefer the base model's own answer to every object
-            edited tonight in their relation: Meng et al.'s neighbourhood success, with the model's own answer
-            as the true object.
+        neighbours: share of neighbour prompts that still prefer the base model's own answer to the objects
+            edited tonight in their relation, the first five: Meng et al.'s neighbourhood success, with the
+            model's own answer as the true object.
         neighbours_same: share of neighbour prompts whose greedy answer begins as it did, by its first word.
         perplexity: on held-out text, after.
         perplexity_base: on the same text, of the base model.
@@ -84,7 +84,7 @@ class Note:
 NOTES = {
     "efficacy": Note(
         "tonight's facts took",
-        "100 % on two real nights; the unedited model 3 %",
+        "100 % on two real nights; the unedited model 3 and 4 %",
         "look at the facts that fell short (`edit_history`); a weak write on all of them asks for a "
         "calibration or a smaller moment weight",
     ),
@@ -96,22 +96,22 @@ NOTES = {
     ),
     "heldback": Note(
         "the facts hold in words nobody trained",
-        "99 and 100 % on two real nights; a target state of one wording alone falls far below",
+        "99.5 and 98.6 % on two real nights; a target state of one wording alone falls far below",
         "give the relation more edit templates (`factsync relations preview`)",
     ),
     "retention": Note(
         "older nights are not forgotten",
-        "100 % with the history of live edits in the solve; plain MEMIT: 46 % of the first of ten batches",
+        "100 % with the history in the solve; published MEMIT: 82 % of the first of ten batches",
         "`factsync rebuild` with `--refine` wins back what slipped, with `--anew` finds every state again",
     ),
     "neighbours": Note(
-        "facts nobody touched are unchanged",
-        "96 and 99 % on two real nights with guards; 45 % kept their first word without",
+        "subjects nobody touched keep their own answers",
+        "95 and 97 % on two real nights with guards; 45 % kept their first word without",
         "raise the moment weight, or give the relation's kind more guard subjects",
     ),
     "perplexity": Note(
         "the model still writes well",
-        "+2.7 and +3.6 % on two real nights; +42 % after ten batches of plain MEMIT",
+        "+0.2 % on each of two real nights; +43 % after ten batches of published MEMIT",
         "raise the moment weight or lower the rate, then `factsync rebuild`",
     ),
 }

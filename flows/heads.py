@@ -67,7 +67,7 @@ def go_to(ws: Workspace, lease: Lease, which: str, *, reason: str, again: bool =
         lease: the right to write.
         which: a digest or its beginning, `BASE`, or nothing: the one before the live one.
         reason: for the ledger.
-        again: let the next sync wish again what still holds in Wikidata.
+        again: let the next sync queue again whatever Wikidata still states.
 
     Raises:
         NothingLiveError: nothing is live that one could go back from.

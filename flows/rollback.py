@@ -38,7 +38,7 @@ def rollback(
 
     Args:
         checkpoint: Digest of one that was live, or its beginning, or base. Empty: the one before.
-        again: Let the next night wish again what still holds in Wikidata. Off: what was undone stays so
+        again: Let the next sync queue again whatever Wikidata still states. Off: what was undone stays so
             until its statements change.
         decided_by: Who decides, for the ledger.
         note: Why, for the ledger.

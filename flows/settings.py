@@ -45,7 +45,7 @@ class GateThresholds(BaseSettings):
         0.95, ge=0, le=1, description="share of sampled older live facts still preferred"
     )
     neighbours: float = Field(
-        0.85, ge=0, le=1, description="share of neighbour prompts with an unchanged answer"
+        0.85, ge=0, le=1, description="share of neighbour prompts that prefer their own answer to tonight's"
     )
     perplexity: float = Field(0.08, ge=0, description="largest rise over the base model on held-out text")
 
@@ -89,11 +89,15 @@ class Settings(BaseSettings):
     contact: str | None = Field(
         None, description="e-mail or URL for the User-Agent; live services require it"
     )
-    relations_file: Path | None = Field(None, description="relations.toml merged over the shipped one")
-    relations: Annotated[list[str], NoDecode] = Field(
-        default_factory=list, description="property ids to sync, separated by commas; empty: all known"
+    relations_file: Path | None = Field(
+        None, description="relations.toml merged over the shipped one; of another Wikibase, alone"
     )
-    since: datetime | None = Field(None, description="the first sync discovers subjects changed since then")
+    relations: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="property ids, separated by commas; empty: all that are described"
+    )
+    since: datetime | None = Field(
+        None, description="the first sync discovers what changed since; unset: since Wikidata's first day"
+    )
     corpus: Path | None = Field(
         None, description="text file for the second moments; unset: text from the model"
     )
@@ -109,9 +113,9 @@ class Settings(BaseSettings):
     isolate_tries: int = Field(
         6, ge=0, le=100, description="edits tried to find the facts that fail a batch; 0 leaves all owed"
     )
-    burst_share: float = Field(0.25, gt=0, le=1, description="a night changing more than this share waits")
+    burst_share: float = Field(0.25, gt=0, le=1, description="a relation changing more than this share waits")
     burst_floor: int = Field(50, ge=0, description="so many changes of a relation are never too many")
-    burst_total: int = Field(10_000, ge=1, description="a night with more changes than this in all waits")
+    burst_total: int = Field(10_000, ge=1, description="where a night changes more, all that changes waits")
     trust_min_sightings: int = Field(2, ge=1, description="pulls that must have seen a value")
     trust_min_references: int = Field(
         0, ge=0, description="facts with fewer references that name a source are held back"

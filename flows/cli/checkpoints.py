@@ -161,7 +161,7 @@ def rollback(
     which: Annotated[str, typer.Argument(help="A digest or its beginning that was live before, or `base`.")],
     reason: Annotated[str, typer.Option(help="Kept in the ledger.")] = "rolled back by hand",
     again: Annotated[
-        bool, typer.Option(help="Let the next sync wish again what still holds in Wikidata.")
+        bool, typer.Option(help="Let the next sync queue again whatever Wikidata still states.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -27,8 +27,10 @@ AsOf = Annotated[
 def sync(  # noqa: PLR0917 - options have no positions
     context: typer.Context,
     as_of: AsOf = None,
-    limit: Annotated[int | None, typer.Option(min=1, max=100_000, help="Most edits in this run.")] = None,
-    approve_burst: Annotated[bool, typer.Option(help="Let an unusually large night through.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="Most edits in this run; the rest stays owed.")
+    ] = None,
+    approve_burst: Annotated[bool, typer.Option(help="Let through what the burst guard holds back.")] = False,
     approval: Annotated[bool, typer.Option(help="Stop at a candidate; `factsync promote` it.")] = False,
     as_json: AsJson = False,
 ) -> None:

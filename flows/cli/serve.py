@@ -29,7 +29,7 @@ def up(context: typer.Context) -> None:
     with _until_interrupted(), serving.up(settings, lambda text: out.print(f"[dim]•[/] {text}")) as watch:
         out.print(f"Ready: {local_prefect.address(settings)}  (state in {settings.home}; Ctrl-C ends it)")
         out.print(f"  start a backfill   {local_prefect.address(settings)}/deployments")
-        out.print("  nightly            03:30 Europe/Berlin; pause or move it there")
+        out.print("  nightly            as in prefect.yaml (shipped: 03:30 Europe/Berlin); pause it there")
         out.print(f"  logs               {settings.prefect_dir}")
         watch.keep()
 
