@@ -11,7 +11,8 @@ knowledge and no meaningful target states; the work is that of a real edit in wh
 
 Time and operations are of whole edits: keys, target states, solves and refinement. Operations are those of
 matrix products, forward and backward, on padding too. Left out are factorisations, what is solved with them
-or added in place, and a CPU's fused attention; so the share is a lower bound. They are counted in a smaller
+or added in place, a CPU's fused attention, and the other text that refinement looks at, two pieces a step
+however many edits there are; so the share is a lower bound. They are counted in a smaller
 edit before the clock starts (`_flops`), since counting slows it down.
 """
 
@@ -30,7 +31,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from editor import memit
+from editor import drift, memit
 from editor.model import LanguageModel
 from editor.moments import Moments, MomentsKey
 from editor.presets import PRESETS, MemitSettings
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 COUNTED = 64
 """In about how many edits operations are counted."""
+TEXTS, TEXT_TOKENS = 16, 64
+"""Other text that refinement looks at: as long as the product's, two a step (`editor.drift`)."""
 WORDS = (
     "the", "head", "of", "government", "country", "person", "city", "club", "answer", "is", "was", "leads",
     "north", "south", "east", "west", "old", "new",
@@ -149,11 +152,14 @@ def measure(name: str, edits: int, device: str, dtype: torch.dtype, steps: int |
         shape.settings, stop_loss=0.0, refine_stop_loss=0.0, steps=steps or shape.settings.steps
     )
     key = MomentsKey(lm.digest, settings.layers, "identity", 0, 0, str(dtype))
-    moments = Moments(key, {layer: torch.eye(lm.layers.d_k) for layer in settings.layers})
+    ids = torch.arange(TEXTS * TEXT_TOKENS).remainder(300) + 1
+    texts = drift.measured(lm, ids.view(TEXTS, TEXT_TOKENS).tolist(), settings.layers[-1])
+    identity = {layer: torch.eye(lm.layers.d_k) for layer in settings.layers}
+    moments = Moments(key, identity, texts=texts)
     cuda = torch.device(device).type == "cuda"
     facts = requests(edits)
     sample = facts[:: max(1, edits // COUNTED)]
-    work = edits * _flops(lm, sample, settings, moments) / len(sample)
+    work = edits * _flops(lm, sample, settings, replace(moments, texts=None)) / len(sample)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
