@@ -3,6 +3,7 @@
     python -m benchmarks.nights batches  --out FOLDER [--methods memit,memit-reference,alphaedit,encore]
     python -m benchmarks.nights rebuild  --out FOLDER       what `batches` taught, from the base at larger λ
     python -m benchmarks.nights nights   --out FOLDER       40 nights x 25 real changes, rebuilt every 20
+    python -m benchmarks.nights retract  --out FOLDER       25 facts of `nights` taken out again
     python -m benchmarks.nights subjects --out FOLDER       10 facts a subject x 50 subjects
     python -m benchmarks.nights show     --out FOLDER       tables, pictures, and the cost of late nights
 
@@ -14,16 +15,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks import night_data, night_plots
 from benchmarks.clock import Clock
 from benchmarks.night_bench import Bench, asked_of, distinct, fluency, recall_of, started, timed, wear
 from benchmarks.night_log import Log, Row
-from editor import datasets, methods, metrics, recall
+from editor import datasets, memit, methods, metrics, recall
 from editor import rebuild as rebuilds
 from editor.allocator import spare_memory
 from editor.model import LanguageModel, default_gguf, from_gguf
@@ -217,6 +220,53 @@ def _after_nights(
     return end
 
 
+def retracted(bench: Bench, name: str = "memit", *, count: int = 25) -> Log:
+    """Take facts of the first nights out of what `nights` left: what the model says of them then.
+
+    Args:
+        bench: the model; `nights` ran in its folder.
+        name: of the method.
+        count: facts, from the oldest on.
+    """
+    path = bench.out / f"nights-{name}.json"
+    taught = Log(bench.out, path.stem, json.loads(path.read_text(encoding="utf-8"))["setup"])
+    log = Log(bench.out, f"retract-{name}", {"count": count, "nights": len(taught.rows)})
+    if log.rows:
+        return log
+    lm, method, originals = started(bench, name, taught)
+    facts, live, _ = methods.kept_in(taught.state)
+    base = bench.base()
+    firsts = [fact.prompts[0].replace("{}", fact.subject) for fact in facts]
+    said = dict(zip((fact.fact_id for fact in facts), recall.completions(base, firsts), strict=True))
+    # The rival is what the base model says in a fact's place.
+    asked = list(with_rivals((replace(fact, old_target=None) for fact in facts), said))
+    gone, left = asked[:count], asked[count:]
+    out = {fact.subject_id for fact in gone}
+    found = {"base": _retraction(base, gone), "before": _retraction(lm, gone)}
+    found["others before"] = recall_of(lm, left)
+    seconds = timed(
+        lambda: memit.edit(
+            lm,
+            (),
+            settings=bench.how(lm),
+            moments=bench.moments,
+            live=[state for state in live if state.subject_id not in out],
+            retired=[state for state in live if state.subject_id in out],
+        )
+    )
+    found |= {"after": _retraction(lm, gone), "others after": recall_of(lm, left)}
+    log.keep({"seconds": seconds, **found, **wear(bench, lm, method, originals)})
+    print(json.dumps(log.rows[-1]), flush=True)
+    return log
+
+
+def _retraction(lm: LanguageModel, facts: Sequence[EditRequest]) -> Row:
+    """Recall, and the median of -log p of an object's token after its first prompt."""
+    pairs = [(fact.prompts[0].replace("{}", fact.subject), fact.target) for fact in facts]
+    nats = median(-math.log(one.probability) for one in recall.likelihoods(lm, pairs))
+    return {**recall_of(lm, facts), "nats": nats}
+
+
 def many_facts(bench: Bench, name: str = "memit", *, subjects: int = 50, facts: int = 10) -> Log:
     """Several facts a subject, solved as one unit; for comparison each by itself, as MEMIT was published.
 
@@ -246,7 +296,7 @@ def many_facts(bench: Bench, name: str = "memit", *, subjects: int = 50, facts: 
 
 def _wanted(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("experiment", choices=("batches", "rebuild", "nights", "subjects", "show"))
+    parser.add_argument("experiment", choices=("batches", "rebuild", "nights", "retract", "subjects", "show"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--model", help="folder; default: the bundled model, converted into --out")
@@ -268,6 +318,8 @@ def _runs(asked: argparse.Namespace, bench: Bench) -> Iterator[Callable[[], Log]
         yield partial(rebuilt, bench)
     elif asked.experiment == "nights":
         yield partial(many_nights, bench, every=asked.every, until=asked.until, **sizes)
+    elif asked.experiment == "retract":
+        yield partial(retracted, bench)
     else:
         yield partial(many_facts, bench)
 

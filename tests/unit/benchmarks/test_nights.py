@@ -120,6 +120,15 @@ def test_nights_replace_earlier_facts_and_are_rebuilt(bench):
     assert "rebuilt after night 2" in shown
 
 
+def test_what_nights_taught_is_taken_out(bench):
+    taught = nights.many_nights(bench, count=3, size=2, every=0)
+    (row,) = nights.retracted(bench, count=9).rows
+    assert row["before"] != row["base"]
+    assert row["after"] == pytest.approx(row["base"], rel=1e-3), "with all gone it is the base model again"
+    assert row["norm"] < 1e-3 * taught.rows[-1]["norm"]
+    assert nights.retracted(bench, count=9).rows == [row], "nothing is measured twice"
+
+
 def test_many_facts_of_one_subject_as_a_unit_and_apart(bench):
     log = nights.many_facts(bench, subjects=3, facts=3)
     assert [row["unit"] for row in log.rows] == ["subject", "fact"]
