@@ -19,19 +19,19 @@ the eigenvalues of C; target states may be sought in bfloat16 after their first 
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 
-from editor.batching import tokens_at_once
-from editor.keys import Columns, KeyReader
+from editor.delta import read_metadata, read_safetensors
+from editor.memit import units_of
 from editor.method import WeightMethod
-from editor.requests import plan
 from editor.sampling import PAPER_TOP_K, sample_prefixes
-from editor.spread import spread
+from editor.spread import add, spread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,29 +98,37 @@ class AlphaEdit(WeightMethod):
         return [self.lm.layers.weight_name(layer) for layer in self.settings.layers]
 
     def teach(self, requests: Sequence[EditRequest], progress: Progress | None) -> None:
-        """Write one batch, then keep its keys."""
+        """Write one batch, and keep its keys."""
         self.prepare()
-        prefixes = self._prefixes or ()
+        units = units_of(self.lm, requests, self.settings, self._prefixes or ())
+        past: dict[int, Tensor] = {}
 
-        def write(layer: int, K: Tensor, R: Tensor) -> Tensor:
-            return projected_update(self._projections[layer], K, R, self._past[layer])
+        def write(layer: int, K: Tensor, _V: Tensor, R: Tensor) -> None:
+            K, R = K.double(), R.double()
+            add(self.lm, layer, projected_update(self._projections[layer], K, R, self._past[layer]))
+            # The released code measures them again after the write: they are the same (`editor.spread`).
+            past[layer] = self._past[layer] + K @ K.T
 
-        spread(self.lm, requests, self.settings, write, prefixes=prefixes, progress=progress)
-        self._remember(requests, prefixes)
+        spread(self.lm, units, self.settings, write, progress=progress)
+        self._past = past
 
     def forget(self) -> None:
         """Drop the keys of earlier batches."""
         self._past = {layer: torch.zeros_like(past) for layer, past in self._past.items()}
 
     def state(self) -> bytes:
-        """Return K_p K_pᵀ by layer, and the contexts' seed stands in the settings."""
-        return save({str(layer): past.cpu().contiguous() for layer, past in self._past.items()})
+        """Return K_p K_pᵀ by layer, and the contexts."""
+        self.prepare()
+        past = {str(layer): past.cpu().contiguous() for layer, past in self._past.items()}
+        return save(past, metadata={"prefixes": json.dumps(self._prefixes)})
 
     def resume(self, weights: dict[str, Tensor], state: bytes) -> None:
-        """Go on from weights and K_p K_pᵀ."""
+        """Go on from weights, contexts and K_p K_pᵀ."""
         self.prepare()
         super().resume(weights, state)
-        self._past = {int(name): past.to(self.lm.device) for name, past in load(state).items()}
+        self._past = {int(name): past.to(self.lm.device) for name, past in read_safetensors(state).items()}
+        if "prefixes" in (kept := read_metadata(state)):  # older states do without: the seed draws them
+            self._prefixes = tuple(json.loads(kept["prefixes"]))
 
     def prepare(self, *, progress: Progress | None = None) -> None:  # noqa: ARG002 - the interface
         """Sample contexts; find the null space of each layer."""
@@ -133,15 +141,3 @@ class AlphaEdit(WeightMethod):
                 P = null_space(moments.layer(layer, self.lm.device))
                 log.info("layer %d: the null space has %.0f of %d dimensions", layer, P.trace(), len(P))
                 self._projections[layer], self._past[layer] = P, torch.zeros_like(P)
-
-    def _remember(self, requests: Sequence[EditRequest], prefixes: Sequence[str]) -> None:
-        """Add the keys as they are after the write, as the released code does."""
-        units = plan(self.lm, requests, prefixes=prefixes, max_target_tokens=self.settings.max_target_tokens)
-        columns = Columns.of(units, self.lm.device, mean=True)
-        tokens = 8 * tokens_at_once(self.lm, self.settings)
-        reader = KeyReader(self.lm, columns.texts, self.settings.layers, batch_tokens=tokens)
-        past: dict[int, Tensor] = {}
-        for layer in self.settings.layers:
-            K = columns.mean(reader.read(layer)[0]).T.double()
-            past[layer] = self._past[layer] + K @ K.T
-        self._past = past

@@ -1,8 +1,8 @@
 """MEMIT: mass-editing memory in a transformer (Meng et al., ICLR 2023, arXiv 2210.07229), with history.
 
-The main path (`edit`): tokenise; find target states; layer by layer measure keys, spread what is left of the
-residual over the layers that remain, solve, write (`_place`); refine the values that were written, beside
-those of older facts that had slipped, and write everything as it is kept, as one change (`editor.settle`).
+The main path (`edit`): tokenise; find target states and write them layer by layer, as the paper does
+(`editor.spread`), in the solve of `editor.write`; refine the values that were written, beside those of older
+facts that had slipped, and write everything as it is kept, as one change (`editor.settle`).
 Weights are put back bit for bit when anything fails on the way.
 
 Differs from the paper:
@@ -28,22 +28,17 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
 
-import torch
-
 from editor import targets
-from editor.batching import tokens_at_once
 from editor.errors import SubjectConflictError
-from editor.keys import Columns, KeyReader
 from editor.presets import PAPER_KL_TEMPLATE
 from editor.requests import plan
 from editor.settle import settle, slipped
+from editor.spread import spread
 from editor.state import SubjectState, depends_on
 from editor.write import History, Writer, check_fit, restored_on_failure, reweighed, write_beside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from torch import Tensor
 
     from editor.delta import Delta
     from editor.model import LanguageModel
@@ -163,13 +158,13 @@ def edit(
             lm,
             history,
             [*units, *(unit for unit, _ in again)],
-            [*(one.state for one in placed), *raised],
+            [*(state for state, _ in placed), *raised],
             retired=leaving,
             before=before,
             progress=progress,
         )
     reports = tuple(
-        replace(one.report, refined=taken) for one, taken in zip(placed, settled.steps, strict=False)
+        replace(report, refined=taken) for (_, report), taken in zip(placed, settled.steps, strict=False)
     )
     _warn_of_weak_writes(reports, settings)
     return EditOutcome(settled.delta, settled.states, reports)
@@ -200,12 +195,6 @@ def _matched(units: Sequence[Unit], live: Sequence[SubjectState]) -> list[tuple[
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    state: SubjectState
-    report: UnitReport
-
-
 def _place(
     lm: LanguageModel,
     writer: Writer,
@@ -214,64 +203,38 @@ def _place(
     search: targets.Search,
     *,
     progress: Progress | None,
-) -> list[_Placed]:
-    """Find target states on the weights as they are and write them (algorithm 1 of the paper).
-
-    Raises:
-        NonFiniteError: a loss or a change is not finite.
-    """
+) -> list[tuple[SubjectState, UnitReport]]:
+    """Find target states on the weights as they are, and write them (`editor.spread`)."""
     if not units:
         return []
-
-    def report(done: int, total: int) -> None:
-        if progress is not None:
-            progress("targets", done, total)
-
-    columns = Columns.of(units, lm.device, mean=settings.keys == "mean")
-    reader = KeyReader(lm, columns.texts, settings.layers, batch_tokens=8 * tokens_at_once(lm, settings))
-    keys, states = reader.read(settings.layers[0])
-    anchors = states[columns.first].float()
-    optimised = search(lm, units, anchors, settings, progress=report)
-    before = columns.own(states)
-    z = before + optimised.shifts[columns.owner]  # eq. 16: z = h + δ
-    kept_keys: dict[int, tuple[Tensor, ...]] = {}
-    kept_values: dict[int, tuple[Tensor, ...]] = {}
-    for number, layer in enumerate(settings.layers):
-        if number:
-            keys, states = reader.read(layer)
-        K = columns.mean(keys)
-        residual = (z - columns.own(states)) / (len(settings.layers) - number)  # eq. 20: spread
-        values = (K.double() @ lm.layers.matrix(lm.model, layer).double().T).float()
-        with torch.no_grad():
-            values = values + lm.layers.before_norm(lm.model, layer, values, residual)
-        writer.write(layer, K.T, values.T)
-        kept_keys[layer], kept_values[layer] = columns.by_unit(K.cpu()), columns.by_unit(values.cpu())
-        if progress is not None:
-            progress("write", number + 1, len(settings.layers))
-    _, states = reader.read(settings.layers[-1])
-    missing, wanted = ((z - now).norm(dim=1, keepdim=True) for now in (columns.own(states), before))
-    # Of a fact that the model said before, nothing was wanted.
-    left = columns.by_unit(torch.where(wanted > 0, missing / wanted, 0.0))
+    done = spread(
+        lm,
+        units,
+        settings,
+        lambda layer, K, V, _: writer.write(layer, K, V),
+        search=search,
+        progress=progress,
+    )
     placed = []
     for number, unit in enumerate(units):
-        norm, shift = float(anchors[number].norm()), float(optimised.shifts[number].norm())
+        norm, shift = float(done.anchors[number].norm()), float(done.found.shifts[number].norm())
         state = SubjectState(
             unit.subject_id,
             unit.fact_ids,
-            {layer: kept[number] for layer, kept in kept_keys.items()},
-            {layer: kept[number] for layer, kept in kept_values.items()},
+            {layer: kept[number] for layer, kept in done.keys.items()},
+            {layer: kept[number] for layer, kept in done.values.items()},
             depends_on(lm, unit, settings),
             unit.requests[0].subject,
         )
         told = UnitReport(
             unit.subject_id,
             unit.fact_ids,
-            int(optimised.steps[number]),
-            float(optimised.losses[number]),
+            int(done.found.steps[number]),
+            float(done.found.losses[number]),
             _ratio(shift, norm),
-            float(left[number].mean()),
+            float(done.left[number].mean()),
         )
-        placed.append(_Placed(state, told))
+        placed.append((state, told))
     return placed
 
 

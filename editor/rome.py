@@ -21,15 +21,17 @@ Differs:
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from editor import solve
+from editor.memit import units_of
 from editor.method import WeightMethod
 from editor.sampling import PAPER_TOP_K, sample_prefixes
-from editor.spread import spread
+from editor.spread import add, spread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,15 +102,20 @@ class Rome(WeightMethod):
         """Write one fact after the other."""
         lower, prefixes = self._prepared()
 
-        def write(_layer: int, K: Tensor, R: Tensor) -> Tensor:
-            return rank_one(lower, K[:, 0], R[:, 0])
+        def write(layer: int, K: Tensor, _V: Tensor, R: Tensor) -> None:
+            add(self.lm, layer, rank_one(lower, K[:, 0].double(), R[:, 0].double()))
 
         for number, request in enumerate(requests, start=1):
-            spread(self.lm, [request], self.settings, write, prefixes=prefixes)
+            spread(self.lm, units_of(self.lm, [request], self.settings, prefixes), self.settings, write)
             if progress is not None:
                 progress("targets", number, len(requests))
 
+    def state(self) -> bytes:
+        """Return the contexts."""
+        return json.dumps(self._prepared()[1]).encode()
+
     def resume(self, weights: dict[str, Tensor], state: bytes) -> None:
-        """Go on from weights; contexts are sampled on the unedited model."""
-        self._prepared()
+        """Go on from weights and contexts."""
+        lower, drawn = self._prepared()
         super().resume(weights, state)
+        self._ready = lower, tuple(json.loads(state)) if state else drawn  # older ones are empty

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
-from editor import alphaedit, finetune, losses, methods, rome, solve
-from editor.errors import MissingLibraryError, UnknownMethodError
+from editor import alphaedit, finetune, losses, memit, methods, rome, solve
+from editor.errors import MissingLibraryError, NonFiniteError, UnknownMethodError
+from editor.keys import Columns, KeyReader
 from editor.methods import METHODS
 from editor.requests import EditRequest
 from editor.retrieval import Retrieval
@@ -97,8 +99,7 @@ def test_a_method_goes_on_in_another_process(name: str, resources: Resources, tm
     straight.apply(first)
     kept, state = straight.changed(), straight.state()
     straight.apply(second)
-    if isinstance(straight, methods.Memit):  # the others keep the seed
-        resources.settings = replace(resources.settings, seed=7)
+    resources.settings = replace(resources.settings, seed=7)
     other = methods.make(name, other_lm, resources)
     other.resume(kept, state)
     other.apply(second)
@@ -106,6 +107,33 @@ def test_a_method_goes_on_in_another_process(name: str, resources: Resources, tm
     assert straight.shown("The capital of France is") == other.shown("The capital of France is")
     other.undo()
     assert same(weights_of(other_lm), weights_of(tiny.language_model()))
+
+
+@pytest.mark.parametrize("name", ["alphaedit", "rome"])
+def test_a_state_without_contexts_goes_on_with_those_of_the_seed(name: str, resources: Resources) -> None:
+    """As states were kept before contexts stood in them."""
+    straight, other = (methods.make(name, tiny.language_model(), resources) for _ in range(2))
+    straight.apply(requests_of(2))
+    past = load(straight.state()) if isinstance(straight, alphaedit.AlphaEdit) else {}
+    other.resume(straight.changed(), save(past) if past else b"")
+    for method in (straight, other):
+        method.apply(requests_of(2, start=2))
+    assert same(straight.changed(), other.changed())
+
+
+@pytest.mark.parametrize(("name", "step"), [("alphaedit", "projected_update"), ("rome", "rank_one")])
+def test_a_change_that_is_not_finite_is_not_written(
+    name: str, step: str, lm: LanguageModel, resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither into the weights nor into what later batches know."""
+    before, method = weights_of(lm), methods.make(name, lm, resources)
+    method.prepare()
+    state = method.state()
+    monkeypatch.setattr(sys.modules[f"editor.{name}"], step, lambda *_: torch.full((32, 80), torch.nan))
+    with pytest.raises(NonFiniteError, match="nothing was written"):
+        method.apply(requests_of(2))
+    assert same(before, weights_of(lm))
+    assert method.state() == state
 
 
 def test_an_unknown_method_is_named(lm: LanguageModel, resources: Resources) -> None:
@@ -235,6 +263,12 @@ def test_alphaedit_keeps_the_keys_of_earlier_batches(lm: LanguageModel, resource
         torch.testing.assert_close(past, past.T)
         assert torch.linalg.matrix_rank(one[layer]) == 2
         assert torch.linalg.matrix_rank(past) == 3
+    units = memit.units_of(lm, requests_of(1, start=2), method.settings, method._prefixes or ())
+    columns = Columns.of(units, lm.device, mean=True)
+    reader = KeyReader(lm, columns.texts, method.settings.layers)
+    for layer, past in method._past.items():
+        K = columns.mean(reader.read(layer)[0]).T.double()  # as they are once all is written
+        torch.testing.assert_close(past, one[layer] + K @ K.T, rtol=1e-5, atol=1e-6)
     method.undo()
     assert not any(bool(past.any()) for past in method._past.values())
 
