@@ -126,7 +126,8 @@ def test_what_nights_taught_is_taken_out(bench):
     assert row["before"] != row["base"]
     assert row["after"] == pytest.approx(row["base"], rel=1e-3), "with all gone it is the base model again"
     assert row["norm"] < 1e-3 * taught.rows[-1]["norm"]
-    assert nights.retracted(bench, count=9).rows == [row], "nothing is measured twice"
+    (again,) = nights.retracted(bench, count=9).rows
+    assert again["seconds"] == row["seconds"], "nothing is measured twice"
 
 
 def test_many_facts_of_one_subject_as_a_unit_and_apart(bench):
