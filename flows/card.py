@@ -24,7 +24,10 @@ SHOWN = (
     ("exact", "edited facts said word for word"),
     ("heldback", "edited facts preferred in phrasings nobody trained"),
     ("retention", "older live facts still preferred"),
-    ("neighbours", "facts nobody touched that are preferred as before"),
+    (
+        "neighbours",
+        "prompts about subjects nobody touched that still prefer the base model's answer to edited objects",
+    ),
     ("perplexity_rise", "rise of perplexity on held-out text"),
     ("norm", "distance of the edited weights from the base model's, of their norm"),
 )

@@ -14,7 +14,6 @@ from storage.batching import batches
 from storage.database import insert_or_ignore
 from storage.errors import StaleLeaseError
 from storage.lifecycle import expect, get, refuse_open
-from storage.queue import requeue
 from storage.schema.checkpoints import LIVE_STATES, Checkpoint, Edit, HeadMove
 from storage.schema.planned import EditRequest, Fact
 from storage.schema.pulled import Review
@@ -49,25 +48,18 @@ def promote(
     """
     row = get(connection, checkpoint)
     expect(row, "promoted", "candidate")
-    connection.execute(
-        update(Edit)
-        .where(Edit.checkpoint_id == checkpoint, Edit.status.in_(("planned", "written")))
-        .values(status="applied")
-    )
+    connection.execute(update(Edit).where(Edit.checkpoint_id == checkpoint).values(status="applied"))
     _move_head(
         connection, lease, row.parent_id, checkpoint, added=[checkpoint], removed=[], now=now, point=point
     )
     connection.execute(
         update(Checkpoint).where(Checkpoint.id == checkpoint).values(decided_at=now, reason=reason)
     )
-    applied = select(Edit.request_id).where(Edit.checkpoint_id == checkpoint, Edit.status == "applied")
-    claimed = and_(EditRequest.checkpoint_id == checkpoint, EditRequest.state == "claimed")
     connection.execute(
         update(EditRequest)
-        .where(claimed, EditRequest.id.in_(applied))
+        .where(EditRequest.checkpoint_id == checkpoint, EditRequest.state == "claimed")
         .values(state="applied", updated_at=now)
     )
-    requeue(connection, checkpoint, now=now, attempt=1)
     _log_move(connection, lease, row.parent_id, checkpoint, kind="promote", reason=reason, now=now)
 
 

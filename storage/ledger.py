@@ -141,7 +141,7 @@ class Ledger(LedgerReader):
 
         Args:
             lease: The writer's lease.
-            kind: sync, backfill, rebuild, ...
+            kind: sync, backfill or rebuild.
             reference_time: The moment for which facts are wished.
             flow_run_id: The orchestrator's name for it.
             params: What it was called with.
@@ -402,7 +402,7 @@ class Ledger(LedgerReader):
             )
 
     def promote(self, lease: Lease, checkpoint: int, *, reason: str) -> None:
-        """Make a candidate the head: its edits are applied, its failed ones go back into the queue.
+        """Make a candidate the head, and its edits applied.
 
         Raises:
             CheckpointStateError: If it is no candidate.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, and_, case, insert, select, update
+from sqlalchemy import Row, and_, insert, select, update
 
 from storage.batching import batches
 from storage.database import insert_or_ignore
@@ -221,11 +221,7 @@ def reject(
         .where(Checkpoint.id == checkpoint)
         .values(state=state, decided_at=now, reason=reason)
     )
-    connection.execute(
-        update(Edit)
-        .where(Edit.checkpoint_id == checkpoint)
-        .values(status=case((Edit.status == "failed", "failed"), else_="dropped"))
-    )
+    connection.execute(update(Edit).where(Edit.checkpoint_id == checkpoint).values(status="dropped"))
     failing = and_(EditRequest.checkpoint_id == checkpoint, EditRequest.state == "claimed")
     values = {
         "state": "failed",

@@ -29,7 +29,6 @@ _MEASURES = (
     "success",
     "exact",
     "greedy",
-    "error",
 )
 
 
@@ -61,15 +60,14 @@ def write_edits(
                 "recorded",
             )
         rows.append(
-            {"key": key, "status": edit.status, "said": edit.prompt or None}
-            | {name: getattr(edit, name) for name in _MEASURES}
+            {"key": key, "said": edit.prompt or None} | {name: getattr(edit, name) for name in _MEASURES}
         )
     if rows:
         connection.execute(
             update(Edit)
             .where(Edit.id == bindparam("key"))
             .values(
-                status=bindparam("status"),
+                status="written",
                 prompt=func.coalesce(bindparam("said"), Edit.prompt),
                 **{name: bindparam(name) for name in _MEASURES},
             ),

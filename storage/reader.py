@@ -205,6 +205,11 @@ class LedgerReader:
         with read_transaction(self.engine) as connection:
             return reading.checkpoints(connection, model.id)
 
+    def undone(self, model: Model) -> dict[int, tuple[datetime, str]]:
+        """Say when and why a rollback last took each checkpoint off the lineage, by its key."""
+        with read_transaction(self.engine) as connection:
+            return reading.undone(connection, model.id)
+
     def lineage(self, model: Model, checkpoint: int | None = None) -> list[CheckpointRow]:
         """Read a checkpoint (the head, unless named) and its ancestors, root first."""
         with read_transaction(self.engine) as connection:

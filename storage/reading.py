@@ -146,6 +146,20 @@ def head_at(connection: Connection, model_id: int, at: datetime) -> int | None:
     return connection.scalars(query).one_or_none()
 
 
+def undone(connection: Connection, model_id: int) -> dict[int, tuple[datetime, str]]:
+    """Say when and why each checkpoint was last taken off the lineage, by its key."""
+    moves = connection.execute(
+        select(HeadMove)
+        .where(HeadMove.model_id == model_id, HeadMove.kind == "rollback")
+        .order_by(HeadMove.id)
+    ).all()
+    return {
+        left: (move.moved_at, move.reason)
+        for move in moves
+        for left in {*walk(connection, move.from_checkpoint_id)} - {*walk(connection, move.to_checkpoint_id)}
+    }
+
+
 def cursor(connection: Connection, source: str) -> datetime | None:
     """Say how far a source was read."""
     return connection.scalars(select(SourceCursor.read_to).where(SourceCursor.source == source)).one_or_none()

@@ -87,7 +87,6 @@ SELECT
     e.success AS success,
     e.exact AS exact,
     e.greedy AS completion,
-    e.error AS error,
     g.reason AS reason,
     c.digest AS checkpoint,
     c.state AS checkpoint_state,
@@ -129,6 +128,20 @@ SELECT
 FROM checkpoint c
 JOIN model m ON m.id = c.model_id
 LEFT JOIN checkpoint p ON p.id = c.parent_id;
+
+CREATE VIEW head_moves AS
+SELECT
+    m.name AS model,
+    h.moved_at AS moved_at,
+    h.kind AS kind,
+    f.digest AS from_checkpoint,
+    t.digest AS to_checkpoint,
+    h.reason AS reason,
+    h.id AS move_id
+FROM head_move h
+JOIN model m ON m.id = h.model_id
+LEFT JOIN checkpoint f ON f.id = h.from_checkpoint_id
+LEFT JOIN checkpoint t ON t.id = h.to_checkpoint_id;
 
 CREATE VIEW recall_by_relation AS
 SELECT

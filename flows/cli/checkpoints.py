@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -24,13 +24,17 @@ def list_(
     context: typer.Context,
     as_json: AsJson = False,
 ) -> None:
-    """List all checkpoints, oldest first."""
+    """List all checkpoints, oldest first, each with its last decision and why."""
     settings: Settings = context.obj
     from flows.cli import show
     from flows.workspace import opened_model
 
     with opened_model(settings) as (ws, model):
-        rows = ws.ledger.checkpoints(model)
+        rows, undone = ws.ledger.checkpoints(model), ws.ledger.undone(model)
+    for number, row in enumerate(rows):
+        if row.state == "rolled_back" and row.id in undone:
+            at, why = undone[row.id]
+            rows[number] = replace(row, decided_at=at, reason=why)
     if as_json:
         show.print_json([asdict(row) for row in rows])
         return

@@ -37,7 +37,6 @@ class EditRow:
         subject: The item.
         property: The relation.
         slot: The fact's slot.
-        status: `written`, or `failed` if the weights do not carry it.
         prompt: The prompt it was measured on.
         p_new_before: Probability of the new object before the edit, 0..1.
         p_old_before: Probability of the old object before.
@@ -49,13 +48,11 @@ class EditRow:
         success: P(new) > P(old) after.
         exact: The greedy completion says the target.
         greedy: That completion.
-        error: Why it failed.
     """
 
     subject: str
     property: str
     slot: str
-    status: str = "written"
     prompt: str = ""
     p_new_before: float | None = None
     p_old_before: float | None = None
@@ -66,7 +63,6 @@ class EditRow:
     success: bool | None = None
     exact: bool | None = None
     greedy: str | None = None
-    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

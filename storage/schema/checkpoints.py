@@ -84,7 +84,7 @@ class Edit(Base):
     __tablename__ = "edit"
     __table_args__ = (
         one_of("op", "insert", "replace", "retract", "suppress"),
-        one_of("status", "planned", "written", "applied", "failed", "dropped"),
+        one_of("status", "planned", "written", "applied", "dropped"),
         UniqueConstraint("checkpoint_id", "fact_id"),
         Index("ix_edit_fact_id", "fact_id", "id"),
         Index("ix_edit_request_id", "request_id"),
@@ -107,7 +107,6 @@ class Edit(Base):
     success: Mapped[bool | None]
     exact: Mapped[bool | None]
     greedy: Mapped[str | None]
-    error: Mapped[str | None]
 
 
 class RecallCheck(Base):

@@ -155,6 +155,25 @@ def test_a_documented_command_runs(command, homes, records, tmp_path, monkeypatc
     assert not left.value.code, said.out + said.err
 
 
+def test_the_list_says_when_and_why_a_checkpoint_was_rolled_back(homes, tmp_path, monkeypatch, capsys):
+    folder, values = homes
+    shutil.copytree(folder / "synced", tmp_path / "home")
+    for name, value in {**values, "FACTSYNC_HOME": str(tmp_path / "home")}.items():
+        monkeypatch.setenv(name, value)
+    for words in (["rollback", _first(tmp_path / "home"), "--reason", "a bad night"], ["checkpoint", "list"]):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["factsync", *words, "--json"])
+        with pytest.raises(SystemExit):
+            main()
+    first, second = json.loads(capsys.readouterr().out)
+    assert [(row["state"], row["reason"]) for row in (first, second)] == [
+        ("promoted", "every gate passed"),
+        ("rolled_back", "a bad night"),
+    ]
+    with opened_model(Settings.read()) as (ws, model):
+        assert ws.ledger.checkpoint(model, second["id"]).reason == "every gate passed"
+
+
 def _first(home):
     """The checkpoint of the first night."""
     folders = [path for path in (home / "checkpoints").iterdir() if path.is_dir()]

@@ -101,6 +101,8 @@ def told(ledger: Ledger, files: CheckpointFiles) -> Ledger:
         )
         ledger.promote(lease, intent.id, reason="gates passed")
         ledger.finish_run(lease, run, "succeeded", counters={"edits": 1})
+        ledger.rollback(lease, intent.parent, reason="rolled back by Ada: looks wrong", review=False)
+        ledger.rollback(lease, intent.id, reason="rolled back by Ada: was right", review=False)
     return ledger
 
 
@@ -129,7 +131,13 @@ def test_the_answers_are_the_same_on_both_databases(told: Ledger) -> None:
     )
     assert [(row[1], row[2], row[3]) for row in rows.rows] == [("label Q999", "Q1$P6", 2)]
     held = told.query("SELECT target FROM fact_history WHERE subject = 'Q1' ORDER BY held_from")
-    assert held.rows == (("label Q101",), ("label Q999",))
+    assert held.rows == (("label Q101",), ("label Q999",), ("label Q101",), ("label Q999",))
+    first, second = told.lineage(told.model(steps.MODEL))
+    moves = told.query(QUERIES["Who went back, when and why?"], VALUES).rows
+    assert [row[1:] for row in moves] == [
+        (first.digest, second.digest, "rolled back by Ada: was right"),
+        (second.digest, first.digest, "rolled back by Ada: looks wrong"),
+    ]
 
 
 def test_datasette_offers_the_same_queries() -> None:

@@ -77,7 +77,7 @@ def test_a_missing_checkpoint_is_found(synced: Ledger, files: CheckpointFiles) -
         ("UPDATE holding SET held_to = held_from WHERE id = (SELECT max(id) FROM holding)", "holdings"),
         ("DELETE FROM subject_state", "states"),
         ("UPDATE source_cursor SET read_to = '9999-01-01T00:00:00.000000Z', lag_at = NULL", "cursors"),
-        ("UPDATE edit SET status = 'failed'", "queue"),
+        ("UPDATE edit SET status = 'dropped'", "queue"),
     ],
 )
 def test_what_only_a_person_can_settle_is_reported_and_left(

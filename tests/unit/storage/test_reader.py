@@ -64,6 +64,18 @@ def test_a_rollback_is_part_of_the_past(nights: Ledger) -> None:
     assert (head.id, head.state) == (first.id, "promoted")
 
 
+def test_each_checkpoint_is_told_the_last_rollback_that_took_it_off(nights: Ledger) -> None:
+    model = nights.model(steps.MODEL)
+    first, second, third = (row.id for row in nights.lineage(model))
+    assert nights.undone(model) == {}
+    with nights.writer(steps.MODEL, holder="a person") as lease:
+        nights.rollback(lease, first, reason="looks wrong", review=False)
+        nights.rollback(lease, second, reason="was right", review=False)
+        nights.rollback(lease, None, reason="start over", review=False)
+    why = {key: reason for key, (_, reason) in nights.undone(model).items()}
+    assert why == {first: "start over", second: "start over", third: "looks wrong"}
+
+
 def test_a_checkpoint_is_found_by_key_digest_or_beginning(nights: Ledger) -> None:
     model = nights.model(steps.MODEL)
     for row in nights.checkpoints(model):
@@ -109,7 +121,7 @@ def test_an_unknown_model_is_said_to_be_unknown(ledger: Ledger) -> None:
         pass
 
 
-def test_a_failed_edit_goes_back_and_the_others_are_applied(ledger: Ledger, files: CheckpointFiles) -> None:
+def test_only_what_was_planned_is_recorded_and_applied(ledger: Ledger, files: CheckpointFiles) -> None:
     ledger.ensure_model(steps.MODEL, "local", steps.BASE)
     world = steps.World()
     world.set("Q1", "P6", "Q10")
@@ -127,12 +139,12 @@ def test_a_failed_edit_goes_back_and_the_others_are_applied(ledger: Ledger, file
         candidate = {"digest": digest, "path": digest, "size_bytes": 1, "files": {}, "metrics": {}}
         with pytest.raises(CheckpointStateError, match="not planned"):
             ledger.record_candidate(lease, intent.id, **candidate, edits=[EditRow("Q9", "P6", "")])  # type: ignore[arg-type]
-        edits = [EditRow("Q1", "P6", ""), EditRow("Q2", "P6", "", status="failed", error="never works")]
+        edits = [EditRow("Q1", "P6", ""), EditRow("Q2", "P6", "")]
         ledger.record_candidate(lease, intent.id, **candidate, edits=edits)  # type: ignore[arg-type]
         ledger.promote(lease, intent.id, reason="good enough")
-        assert [(row.subject, row.attempts) for row in ledger.owed(lease.model)] == [("Q2", 1)]
-    assert steps.held(ledger) == {("Q1", "P6"): "Q10"}
-    assert ledger.status(lease.model).live_facts == 1
+        assert ledger.owed(lease.model) == []
+    assert steps.held(ledger) == world.values
+    assert ledger.status(lease.model).live_facts == 2
 
 
 def test_a_rebuild_carries_all_states_and_no_edits(ledger: Ledger, files: CheckpointFiles) -> None:
