@@ -34,7 +34,7 @@ def opened_feed(settings: Settings, relations: Relations) -> Iterator[SparqlFeed
     """
     if settings.is_embedded:
         with LocalStore(settings.store_dir).serve() as url:
-            yield SparqlFeed(Endpoint.local(url), relations=relations)
+            yield SparqlFeed(_worded(Endpoint.local(url), settings), relations=relations)
         return
     endpoint = endpoint_of(settings)
     bans = BanFile(settings.home / "bans.json")
@@ -53,13 +53,24 @@ def endpoint_of(settings: Settings) -> Endpoint:
         SettingsError: a URL, a concept base or a property is none.
     """
     try:
-        return Endpoint(
+        endpoint = Endpoint(
             settings.endpoint,
             user_agent=USER_AGENT.format(contact=settings.contact) if settings.contact else "",
             timeout_s=settings.endpoint_timeout_s,
             parallel=settings.endpoint_parallel,
             max_attempts=settings.endpoint_attempts,
             layout=settings.endpoint_layout,
+        )
+    except BadTermError as error:
+        raise SettingsError(f"{error} FACTSYNC_ENDPOINT is a URL, or `embedded`.") from error
+    return _worded(endpoint, settings)
+
+
+def _worded(endpoint: Endpoint, settings: Settings) -> Endpoint:
+    """The endpoint, with the ids and languages of the settings."""
+    try:
+        return replace(
+            endpoint,
             namespaces=Namespaces.of(settings.wikibase) if settings.wikibase else Namespaces(),
             properties=Properties(**settings.wikibase_properties),
             languages=tuple(settings.languages),
@@ -67,6 +78,6 @@ def endpoint_of(settings: Settings) -> Endpoint:
     except (BadTermError, TypeError) as error:
         known = ", ".join(Properties.__dataclass_fields__)
         raise SettingsError(
-            f"{error} FACTSYNC_ENDPOINT and FACTSYNC_WIKIBASE are URLs; FACTSYNC_WIKIBASE_PROPERTIES is JSON "
-            f'such as {{"start": "P5"}} with any of: {known}.'
+            f"{error} FACTSYNC_WIKIBASE is a URL; FACTSYNC_WIKIBASE_PROPERTIES is JSON such as "
+            f'{{"start": "P5"}} with any of: {known}.'
         ) from error

@@ -12,6 +12,7 @@ from kb.entity_data import EntityDataFeed
 from kb.errors import ContactMissingError
 from kb.feed import SparqlFeed
 from kb.relations import Relations
+from kb.store import LocalStore
 
 WIKI = "https://wiki.example.net"
 
@@ -48,6 +49,16 @@ def test_another_wikibase_is_settings(tmp_path):
     assert found.languages == ("de", "en")
 
 
+def test_the_local_store_is_asked_in_the_same_words(tmp_path):
+    """It may hold another language than English, or a dump of another Wikibase."""
+    settings = read(tmp_path, languages="fr, mul", wikibase=WIKI, wikibase_properties='{"start": "P5"}')
+    LocalStore(settings.store_dir).load_night(1)
+    with opened_feed(settings, Relations.load()) as feed:
+        assert feed.endpoint.languages == ("fr", "mul")
+        assert feed.endpoint.namespaces == Namespaces.of(WIKI)
+        assert feed.endpoint.properties == Properties(start="P5")
+
+
 def test_documents_are_read_beside_the_index(tmp_path):
     values = {"endpoint": f"{WIKI}/query", "contact": "ann@wiki.invalid"}
     relations = Relations.load()
@@ -77,16 +88,16 @@ def test_a_contact_that_reaches_nobody_is_refused(tmp_path, contact):
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("values", "named"),
     [
-        {"endpoint": "query.wikidata.org"},
-        {"wikibase": "<nowhere>"},
-        {"wikibase_properties": '{"begin": "P5"}'},
-        {"wikibase_properties": '{"start": "five"}'},
+        ({"endpoint": "query.wikidata.org"}, "FACTSYNC_ENDPOINT"),
+        ({"wikibase": "<nowhere>"}, "FACTSYNC_WIKIBASE"),
+        ({"wikibase_properties": '{"begin": "P5"}'}, "FACTSYNC_WIKIBASE_PROPERTIES"),
+        ({"wikibase_properties": '{"start": "five"}'}, "FACTSYNC_WIKIBASE_PROPERTIES"),
     ],
     ids=str,
 )
-def test_what_is_no_source_is_named(tmp_path, values):
+def test_what_is_no_source_is_named(tmp_path, values, named):
     settings = read(tmp_path, **{"endpoint": f"{WIKI}/query", **values})
-    with pytest.raises(SettingsError, match="FACTSYNC_WIKIBASE_PROPERTIES"):
+    with pytest.raises(SettingsError, match=named):
         endpoint_of(settings)
