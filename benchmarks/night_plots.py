@@ -22,6 +22,9 @@ TITLES = (
 SPAN = 3
 """Nights whose median stands for an early or a late one: one night's seconds wobble."""
 
+_BESIDE = 3
+"""Panels in a line of a picture."""
+
 WIDE = 8
 """A panel whose largest value is so many times its least, shares apart, is drawn on a logarithmic scale."""
 
@@ -75,8 +78,11 @@ def _batches(found: Mapping[str, Found], out: Path) -> str:
         lines.append(f"| {name} | {row['edits']} | {' | '.join(cells)} |")
     panels = (
         ("first batch, exact", lambda row: row["first"].get("efficacy_exact")),
+        ("its paraphrases, exact", lambda row: row["first"].get("paraphrase_exact")),
+        ("latest batch, exact", lambda row: row["latest"].get("efficacy_exact")),
         ("perplexity", lambda row: row["perplexity"]),
         ("distance of the weights", lambda row: row["norm"]),
+        ("CPU seconds an edit", lambda row: row["s_per_edit"]),
     )
     _draw(out / "batches.png", {name: one["rows"] for name, one in found.items()}, "edits", panels)
     return "\n".join(lines)
@@ -133,9 +139,10 @@ def _subjects(name: str, found: Found) -> str:
 
 def _draw(path: Path, lines: Mapping[str, Sequence[Found]], over: str, panels: Sequence[Any]) -> None:
     with mpl.rc_context({"svg.hashsalt": "factsync"}):
-        figure = Figure(figsize=(11, 3.2), layout="constrained")
+        high = -(-len(panels) // _BESIDE)
+        figure = Figure(figsize=(11, 3.2 * high), layout="constrained")
         for number, (title, value) in enumerate(panels):
-            axes = figure.add_subplot(1, len(panels), number + 1)
+            axes = figure.add_subplot(high, _BESIDE, number + 1)
             for name, rows in lines.items():
                 points = [(row[over], value(row)) for row in rows if value(row) is not None]
                 axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
