@@ -107,14 +107,14 @@ def rollback(
     undone = "superseded" if review else "rolled_back"
     for checkpoints, old, new in (
         (removed, ("applied",), undone),
-        (added, ("rolled_back", "superseded"), "applied"),
+        (added, ("rolled_back", "superseded", "pending", "failed"), "applied"),
     ):
         for part in batches(checkpoints):
             behind = select(Edit.request_id).where(Edit.checkpoint_id.in_(part), Edit.status == "applied")
             connection.execute(
                 update(EditRequest)
                 .where(EditRequest.id.in_(behind), EditRequest.state.in_(old))
-                .values(state=new, updated_at=now)
+                .values(state=new, error=None, updated_at=now)
             )
     if review:
         _review_again(connection, lease.model.id, [*added, *removed], now)

@@ -59,7 +59,8 @@ def record_plan(
     _write_desired(plan, changes)
     write_held_back(plan, changes, pairs)
     point("record_plan.changes")
-    write_requests(plan, requests, change_ids, pairs)
+    unchanged = {scope(row) for row in changes if row.kind == "unchanged"}
+    write_requests(plan, requests, change_ids, pairs, unchanged=unchanged)
     point("record_plan.requests")
     _clear_marks(plan, reviewed)
     return PlanReport(

@@ -39,9 +39,25 @@ _REVIVED = ("superseded", "applied")
 
 
 def write_requests(
-    plan: Recording, requests: Sequence[EditRequestRow], change_ids: Mapping[int, int], pairs: Sequence[Pair]
+    plan: Recording,
+    requests: Sequence[EditRequestRow],
+    change_ids: Mapping[int, int],
+    pairs: Sequence[Pair],
+    *,
+    unchanged: Collection[Scope] = (),
 ) -> None:
-    """Queue what is wished now; withdraw pending wishes of the reviewed groups that are wished no more."""
+    """Queue what is wished now; withdraw pending wishes of the reviewed groups that are wished no more.
+
+    What a rollback undid is not queued again while the statements behind it are the same, whatever else of it
+    has changed. A retraction rests on none: it may be made again once something stood in between.
+
+    Args:
+        plan: The recording.
+        requests: What is wished.
+        change_ids: Key of this run's change, by fact.
+        pairs: The reviewed groups.
+        unchanged: Scopes of facts that the model holds as they stand.
+    """
     live = {
         scope(row): row.checkpoint
         for row in held_rows(plan.connection, plan.model_id, {request.subject for request in requests})
@@ -52,8 +68,13 @@ def write_requests(
     for wished, (key, identity) in pending.items():
         if keys.get(wished) != identity:
             _supersede(plan, key)
+    stands = {*unchanged, *(scope(row) for row in requests if row.op != "retract")}
+    undone = _undone(plan, pairs, stands)
     known = _known(plan, keys.values())
     for row in requests:
+        if _resting_on(row) in undone[scope(row)]:
+            plan.counts["known"] += 1
+            continue
         identity = keys[scope(row)]
         found = known.get(identity)
         if found is None:
@@ -94,6 +115,34 @@ def _pending(plan: Recording, pairs: Sequence[Pair]) -> dict[Scope, tuple[int, s
         )
         for row in plan.connection.execute(query):
             found[row.subject, row.property, row.slot] = (row.id, row.idem_key)
+    return found
+
+
+_RestingOn = tuple[str | None, frozenset["Source"]]
+
+
+def _resting_on(row: EditRequestRow) -> _RestingOn:
+    """The value that comes or leaves, and the statements that say so."""
+    return row.old_value if row.op == "retract" else row.value, frozenset(row.sources)
+
+
+def _undone(
+    plan: Recording, pairs: Sequence[Pair], stands: Collection[Scope]
+) -> dict[Scope, set[_RestingOn]]:
+    """Read what a rollback undid in the reviewed groups, and let go of retractions of what stands again."""
+    found: dict[Scope, set[_RestingOn]] = defaultdict(set)
+    for part in batches(pairs):
+        query = _with_scope().where(
+            EditRequest.model_id == plan.model_id,
+            EditRequest.state.in_(("rolled_back", "failed")),
+            tuple_(Fact.subject, Fact.property).in_(part),
+        )
+        rows = list(plan.connection.execute(query))
+        for row, request in zip(rows, request_rows(plan.connection, rows), strict=True):
+            if row.op == "retract" and scope(request) in stands:
+                _supersede(plan, row.id)
+            elif row.state == "rolled_back":
+                found[scope(request)].add(_resting_on(request))
     return found
 
 

@@ -69,10 +69,14 @@ class World:
     def entities(self) -> list[EntityRow]:
         """All subjects, and labels of the values."""
         subjects = [
-            EntityRow(s, self.names.get(s, f"label {s}"), "en", revision=r, modified_at=START)
+            EntityRow(s, self.name(s), "en", revision=r, modified_at=START)
             for s, r in sorted(self.revisions.items())
         ]
-        return [*subjects, *(EntityRow(v, f"label {v}", "en") for v in sorted(set(self.values.values())))]
+        return [*subjects, *(EntityRow(v, self.name(v), "en") for v in sorted(set(self.values.values())))]
+
+    def name(self, item: str) -> str:
+        """What an item is called."""
+        return self.names.get(item, f"label {item}")
 
     def statements(self) -> list[StatementRow]:
         """All statements."""

@@ -187,6 +187,38 @@ def test_what_was_undone_stays_undone_until_its_statements_change(
     assert steps.held(ledger) == world.values
 
 
+def test_no_name_and_no_second_undoing_brings_back_what_was_undone(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    """A wish is the same while its value and statements are, whatever it replaces or is called."""
+    steps.sync(ledger, files, world, 1)
+    world.set("Q1", "P6", "Q999")
+    steps.sync(ledger, files, world, 2)
+    with ledger.writer(steps.MODEL, holder="test") as lease:
+        ledger.rollback(lease, None, reason="both nights", review=False)
+    world.names |= {"Q1": "Kyiv", "Q999": "Ada"}
+    world.revisions["Q1"] += 1
+    steps.sync(ledger, files, world, 3)
+    assert steps.held(ledger) == {}
+
+
+def test_a_retraction_that_was_undone_is_made_once_its_value_stood_again(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    first = steps.sync(ledger, files, world, 1)["checkpoint"]
+    world.set("Q2", "P6", None)
+    steps.sync(ledger, files, world, 2)
+    with ledger.writer(steps.MODEL, holder="test") as lease:
+        ledger.rollback(lease, first, reason="it was a prank", review=False)
+    steps.sync(ledger, files, world, 3)
+    assert ("Q2", "P6") in steps.held(ledger), "nothing has changed since"
+    world.set("Q2", "P6", "Q102")
+    steps.sync(ledger, files, world, 4)
+    world.set("Q2", "P6", None)
+    steps.sync(ledger, files, world, 5)
+    assert steps.held(ledger) == world.values
+
+
 def test_content_that_was_made_twice_is_the_one_that_was_live(
     ledger: Ledger, files: CheckpointFiles, world: steps.World
 ) -> None:
@@ -201,6 +233,7 @@ def test_content_that_was_made_twice_is_the_one_that_was_live(
     with ledger.writer(steps.MODEL, holder="test") as lease:
         ledger.rollback(lease, ledger.checkpoint(model, digest).id, reason="was right")
     assert steps.held(ledger) == world.values
+    assert ledger.owed(model) == [], "the live model carries it"
 
 
 def test_what_is_owed_is_taught_under_todays_name(
