@@ -50,7 +50,7 @@ class Decision:
     def ending(self) -> Ending:
         """How it ended."""
         if self.promoted:
-            then = f" A rebuild is due ({self.due}): run `factsync rebuild`." if self.due else ""
+            then = f" A rebuild is due ({self.due}): run `factsync rebuild --refine`." if self.due else ""
             return Ending("Promoted", f"Checkpoint {self.digest[:12]} is live: {self.reason}.{then}")
         return Ending(
             "Rejected", f"Checkpoint {self.digest[:12]} is turned down; {self.requeued} edits are owed again."

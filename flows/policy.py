@@ -14,16 +14,19 @@ if TYPE_CHECKING:
     from storage.records.checkpoints import CheckpointRow
     from storage.records.runs import Lease
 
+PATIENCE = 20
+"""Checkpoints that bounds rest for after a rebuild that failed, where no number of nights is set."""
 GROWN = 1.1
 """The norm must have grown by this factor since the last rebuild, or another one could not mend it."""
 
 
 def wanted(ws: Workspace, lease: Lease) -> str:
     """Say why a rebuild is due now by the policy of the home; empty if it is not."""
+    # A night that writes everything live anew stands on the base too, and carries edits.
     failed = [
         row.id
         for row in ws.ledger.checkpoints(lease.model)
-        if row.from_base and row.state in {"rejected", "abandoned"}
+        if row.from_base and not row.edits and row.state in {"rejected", "abandoned"}
     ]
     return due(ws.settings, ws.ledger.lineage(lease.model), failed=max(failed, default=0))
 
@@ -49,7 +52,7 @@ def due(settings: Settings, lineage: Sequence[CheckpointRow], *, failed: int = 0
     waited = sum(row.id > failed for row in since)
     if settings.rebuild_nights and waited >= settings.rebuild_nights:
         return f"{waited} checkpoints since the base or the last rebuild"
-    if settings.rebuild_nights and waited < len(since):
+    if waited < min(len(since), settings.rebuild_nights or PATIENCE):
         return ""
     if bound is not None and norm is not None and norm > bound:
         return f"the edited weights are {norm:.3f} of their norm from the base's (bound {bound:.3f})"

@@ -278,7 +278,7 @@ def test_who_promotes_is_told_that_a_rebuild_is_due(settings, monkeypatch):
     """A run that leaves the decision to a person makes no second checkpoint behind it."""
     monkeypatch.setenv("FACTSYNC_REBUILD_NIGHTS", "1")
     assert sync(approval=True).rebuilt is None
-    assert "run `factsync rebuild`" in promote().ending.message
+    assert "run `factsync rebuild --refine`" in promote().ending.message
     rebuild()
     LocalStore(settings.store_dir).load_night(2)
     monkeypatch.setenv("FACTSYNC_REBUILD_NIGHTS", "20")
