@@ -104,11 +104,16 @@ class Backfill:
         if last == batch.CANDIDATE:
             return Ending("Waits for approval", f"Promote or reject its checkpoint, then go on; {what}.")
         if not self.batches and self.plan is not None and self.plan.burst.stop:
-            return Ending("Held: burst", f"{'; '.join(self.plan.burst.reasons)}; {what}.", ok=False)
+            return Ending("Held: burst", f"{self.plan.burst.held}; {what}.", ok=False)
         if self.stopped:
-            return Ending("Budget used", f"{self.stopped}; {what}. Start it again to go on.")
+            return Ending("Budget used", f"{self.stopped}; {what}. Start it again to go on.{self._beside}")
+        return Ending("Promoted" if self.batches else "Nothing to do", f"{what}.{self._beside}")
+
+    @property
+    def _beside(self) -> str:
+        burst = self.plan.burst.held if self.plan is not None else ""
         after = f" Rebuild: {self.rebuilt.ending.message}" if self.rebuilt else ""
-        return Ending("Promoted" if self.batches else "Nothing to do", f"{what}.{after}")
+        return after + (f" Held by the burst guard: {burst}." if burst else "")
 
 
 @flow(name="backfill")

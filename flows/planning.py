@@ -202,10 +202,10 @@ def _with_decisions(trust: Trust, pending: Sequence[PendingRow]) -> Trust:
 
 
 def _held_for_burst(change: Change, burst: BurstVerdict) -> Change:
-    caught = change.kind.is_edit and (not burst.properties or change.property in burst.properties)
-    if not caught:
+    why = burst.properties.get(change.property)
+    if why is None or not change.kind.is_edit:
         return change
-    reason = f"{Reason.BURST.value}: {burst.reasons[0]}; look at it, then sync with the burst approved"
+    reason = f"{Reason.BURST.value}: {why}; look at it, then sync with the burst approved"
     return replace(change, kind=ChangeKind.QUARANTINE, would_be=change.kind, reason=reason)
 
 

@@ -64,28 +64,24 @@ class Night:
         return counts or ("nothing changed" if self.candidate is None else "nothing new, edits were owed")
 
     @property
-    def burst(self) -> str:
-        """What the burst guard holds back of this night, and why; empty if nothing."""
-        return "; ".join(self.plan.burst.reasons) if self.plan.burst.stop else ""
-
-    @property
     def held(self) -> str:
-        """Likewise, where nothing was edited besides; empty if something was."""
-        return self.burst if self.candidate is None and not self.waiting else ""
+        """Why the burst guard let nothing be edited; empty if something was, or the guard has no say."""
+        return self.plan.burst.held if self.candidate is None and not self.waiting else ""
 
     @property
     def beside(self) -> str:
-        """Likewise as a sentence, where something was edited or waits; empty if nothing was."""
-        return f" Held by the burst guard: {self.burst}." if self.burst and not self.held else ""
+        """What came beside a checkpoint, in sentences: a rebuild, and what the burst guard holds back."""
+        burst = self.plan.burst.held
+        after = f" Rebuild: {self.rebuilt.ending.message}" if self.rebuilt else ""
+        return after + (f" Held by the burst guard: {burst}." if burst and not self.held else "")
 
     @property
     def ending(self) -> Ending:
         """How it ended, for the interface."""
         counts = self.news
         if self.promoted:
-            after = f" Rebuild: {self.rebuilt.ending.message}" if self.rebuilt else ""
             digest = self.candidate.digest[:12] if self.candidate else ""
-            return Ending("Promoted", f"{counts}; {digest} is live.{after}{self.beside}")
+            return Ending("Promoted", f"{counts}; {digest} is live.{self.beside}")
         if self.waiting:
             return Ending("Waits for approval", f"{counts}. {self.waiting}{self.beside}")
         if self.candidate is not None:
@@ -111,7 +107,7 @@ def sync(
     Args:
         as_of: The moment to judge everything at. Empty: now (for the local sample, the moment it was taken).
         limit: Most edits in this run; the rest stays owed.
-        approve_burst: Let a night through that changes unusually much; set it after looking at the plan.
+        approve_burst: Let through what the burst guard holds back; set it after looking at the plan.
         approval: Stop at a checkpoint that passed its gates, and let a person promote or reject it.
     """
     settings = Settings.read()

@@ -15,7 +15,7 @@ modification date if that is earlier: the item has not changed since then, so th
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -299,12 +299,18 @@ class BurstVerdict:
     Attributes:
         stop: True: hold the edits of these relations back, ask a person.
         reasons: one sentence each; empty if all is well.
-        properties: those that changed too much; all that changed, where all together did.
+        properties: those that changed too much, each with its reason; all that changed, where all together
+            did.
     """
 
     stop: bool
     reasons: tuple[str, ...] = ()
-    properties: frozenset[str] = frozenset()
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def held(self) -> str:
+        """Why edits are held back; empty if none are."""
+        return "; ".join(self.reasons) if self.stop else ""
 
 
 def guard(planned: Sequence[Change], facts: Mapping[str, int], trust: Trust) -> BurstVerdict:
@@ -323,17 +329,16 @@ def guard(planned: Sequence[Change], facts: Mapping[str, int], trust: Trust) -> 
         if one.kind in {ChangeKind.REPLACE, ChangeKind.RETRACT, ChangeKind.SUPPRESS}
         or (one.kind is ChangeKind.INSERT and facts.get(one.property, 0) > 0)
     )
-    reasons = []
-    burst = set()
+    burst = {}
     for prop, count in sorted(disturbing.items()):
         limit = max(trust.burst_floor, trust.burst_share * facts.get(prop, 0))
         if count > limit:
-            burst.add(prop)
-            reasons.append(
+            burst[prop] = (
                 f"{count} of {facts.get(prop, 0)} facts of {prop} would change; the limit is {limit:g}"
             )
+    reasons = list(burst.values())
     total = sum(disturbing.values())
     if total > trust.burst_total:
-        burst.update(disturbing)
         reasons.append(f"{total} facts would change in one night; the limit is {trust.burst_total}")
-    return BurstVerdict(bool(reasons), tuple(reasons), frozenset(burst))
+        burst = dict.fromkeys(disturbing, reasons[-1]) | burst
+    return BurstVerdict(bool(reasons), tuple(reasons), burst)

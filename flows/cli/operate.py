@@ -79,6 +79,8 @@ def _backfill_json(done: Any) -> dict[str, Any]:  # noqa: ANN401 - flows.backfil
             for one in done.batches
         ],
         "left": done.left,
+        "burst": done.plan.burst.held if done.plan else "",
+        "rebuilt": done.rebuilt.ending.message if done.rebuilt else None,
         "ending": done.ending.name,
     }
 
@@ -201,6 +203,7 @@ def _say(decision: Any, *, as_json: bool) -> None:  # noqa: ANN401 - flows.decid
             "checkpoint": decision.digest,
             "promoted": decision.promoted,
             "requeued": decision.requeued,
+            "due": decision.due,
         }
         show.print_json(found)
         return

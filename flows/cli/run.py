@@ -62,6 +62,8 @@ def _night_json(night: Any) -> dict[str, Any]:  # noqa: ANN401 - flows.sync is l
         "changes": night.plan.counts,
         "checkpoint": candidate.digest if candidate else None,
         "promoted": night.promoted,
+        "burst": night.plan.burst.held,
+        "rebuilt": night.rebuilt.ending.message if night.rebuilt else None,
         "metrics": candidate.metrics.to_json() if candidate else None,
         "gates": {gate.name: gate.passed for gate in candidate.gates} if candidate else {},
     }
@@ -93,7 +95,7 @@ def plan(context: typer.Context, as_of: AsOf = None, as_json: AsJson = False) ->
     out.print(show.changes_table(made, title="What a sync would do (nothing was written)"))
     out.print(", ".join(f"{count} {kind}" for kind, count in made.counts.items()) or "Nothing changed.")
     for reason in made.burst.reasons:
-        out.print(f"[yellow]The burst guard would hold this night:[/] {reason}")
+        out.print(f"[yellow]The burst guard would hold back:[/] {reason}")
 
 
 @app.command(epilog="Example: factsync --home /tmp/tour demo")

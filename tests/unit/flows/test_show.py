@@ -55,10 +55,11 @@ def test_a_night_that_the_burst_guard_held_is_no_success():
 def test_what_the_burst_guard_holds_is_told_beside_what_went_through():
     held = night_of(BurstVerdict(stop=True, reasons=("P6 changes 3 of 4 facts",)))
     candidate = SimpleNamespace(digest="3ed5090f" * 8, failures="")
-    night = replace(held, candidate=candidate, promoted=True)
+    rebuilt = SimpleNamespace(ending=SimpleNamespace(message="91dd is live."))
+    night = replace(held, candidate=candidate, promoted=True, rebuilt=rebuilt)
     assert night.ending.name == "Promoted"
     for text in (night.ending.message, show.night_summary(night)):
-        assert "Held by the burst guard: P6 changes 3 of 4 facts." in text
+        assert "Rebuild: 91dd is live. Held by the burst guard: P6 changes 3 of 4 facts." in text
     assert require_promoted(night) is night
 
 
