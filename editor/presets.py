@@ -7,7 +7,7 @@ Sources: kmeng01/memit (GPT-2 XL, GPT-J), xpq-tech/PMET (GPT-NeoX-20B), jianghou
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from editor.errors import MethodError
@@ -30,6 +30,11 @@ _CPU_SUBJECTS, _GPU_SUBJECTS = 64, 256
 PAPER_STEPS, PAPER_RATE = 24, 0.5
 """kmeng01/memit looks 25 times (v_num_grad_steps) and leaves the last look before it steps."""
 PAPER_KL_TEMPLATE = "{} is a"
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((float, int), "a number"),
+    "bool": ((bool,), "true or false"),
+}
 _CHOICES = {"optimiser": Optimiser, "contexts": Contexts, "keys": Keys, "precision": Precision}
 _BOUNDS = {
     "steps": 0,
@@ -135,9 +140,11 @@ class MemitSettings:
         """Refuse what does not go together.
 
         Raises:
-            MethodError: a choice or number is out of its range, L-BFGS would descend on another function
-                each step, the steps end before all contexts had their turn, or nothing would ever be written.
+            MethodError: a value is of another type or out of its range, L-BFGS would descend on another
+                function each step, the steps end before all contexts had their turn, or nothing would ever be
+                written.
         """
+        self._require_types()
         for name, least in _BOUNDS.items():
             if getattr(self, name) < least:
                 raise MethodError(
@@ -152,7 +159,8 @@ class MemitSettings:
         for name in ("hold", "moment_weight", "learning_rate", "clamp"):
             if not getattr(self, name) > 0:
                 raise MethodError(f"{name} is {getattr(self, name)!r}: set it above 0.", method="memit")
-        if list(self.layers) != sorted(set(self.layers)) or min(self.layers, default=0) < 0:
+        whole = all(isinstance(layer, int) for layer in self.layers)
+        if not whole or list(self.layers) != sorted(set(self.layers)) or min(self.layers, default=0) < 0:
             raise MethodError(
                 f"layers are {list(self.layers)}: name each block once, in ascending order, from 0 on.",
                 method="memit",
@@ -168,6 +176,14 @@ class MemitSettings:
                 f"{self.steps} steps end before {self.turns} turns are over: set more steps or fewer turns.",
                 method="memit",
             )
+
+    def _require_types(self) -> None:
+        """Refuse what a file may hold and Python would take: a word for true, half a step."""
+        for field in fields(self):
+            kinds, wanted = _TYPES.get(str(field.type), ((object,), ""))
+            value = getattr(self, field.name)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and kinds[0] in {int, float}):
+                raise MethodError(f"{field.name} is {value!r}: it takes {wanted}.", method="memit")
 
     def require(self, lm: LanguageModel) -> None:
         """Refuse blocks that the model does not have.

@@ -172,7 +172,7 @@ def editing_settings(settings: Settings, lm: LanguageModel) -> MemitSettings:
         return preset_for(lm)
     try:
         kept = json.loads(settings.memit_file.read_text(encoding="utf-8"))
-        made_for, whole = kept.get("model"), kept.get("settings")
+        made_for, whole = kept.pop("model", None), kept.get("settings")
         # A calibration keeps its evidence beside all settings; some written by hand stand alone.
         found = preset_for(lm).changed(kept) if whole is None else MemitSettings.from_json(whole)
         found.require(lm)

@@ -108,7 +108,13 @@ def test_lambda_second_moments_and_guards_are_the_solve_and_how_states_are_found
         ({"layers": [1, 99]}, "blocks 0 to 5"),
         ({"contexts": "prefixes"}, 'set contexts to "templates"'),
         ({"step": 3}, "'step' is no setting of MEMIT"),
-        ({"steps": "many"}, "holds no editing settings"),
+        ({"steps": "many"}, "it takes a whole number"),
+        ({"steps": 30.5}, "it takes a whole number"),
+        ({"steps": True}, "it takes a whole number"),
+        ({"moment_weight": "heavy"}, "it takes a number"),
+        ({"history": "false"}, "it takes true or false"),
+        ({"layers": [1.0, 2.0]}, "name each block once"),
+        ({"model": "another"}, "was calibrated on another model"),
     ],
 )
 def test_editing_settings_that_cannot_be_meant_are_named(
