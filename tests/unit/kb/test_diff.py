@@ -333,10 +333,10 @@ def test_the_burst_guard():
     both = [*edits(60), *(replace(one, property="P35") for one in edits(100))]
     assert guard(both, {"P6": 60, "P35": 1000}, TRUST).properties.keys() == {"P6"}
     # Too many in all: a burst of one relation does not let the others through.
-    assert guard(both, {"P6": 60, "P35": 1000}, replace(TRUST, burst_total=150)).properties.keys() == {
-        "P6",
-        "P35",
-    }
+    everything = guard(both, {"P6": 60, "P35": 1000}, replace(TRUST, burst_total=150))
+    assert everything.properties.keys() == {"P6", "P35"}
+    assert "facts of P6" in everything.properties["P6"]
+    assert "in one night" in everything.properties["P35"]
 
 
 labels_drawn = st.dictionaries(
