@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from editor.errors import BadRecordError
-from editor.requests import PLACE, EditRequest
+from editor.requests import EditRequest
+from editor.wordings import PLACE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -9,7 +9,7 @@ Differs from the paper:
 - All live edits stay in the solve (`editor.solve`), and guards beside them (`editor.write`); from the night
   after, at the keys that they had on the written weights and counted more often (`editor.settle`).
 - Contexts are the relation's templates rather than random prefixes, as they stand and again with words left
-  out (`editor.requests.contexts`); every context keeps its own key. Where facts have one template only
+  out (`editor.wordings.contexts`); every context keeps its own key. Where facts have one template only
   (`editor.methods`), random prefixes stand before it. In other phrasings 200 real names are then said in
   82 % for 67 (benchmarks/RESULTS.md, "Editor").
 - What is written is refined on the written weights (`editor.refine`). A target state is optimised while all

@@ -89,7 +89,7 @@ class MemitSettings:
             before them.
         prefix_count: how many random prefixes.
         word_dropout: share of words left out where templates are taught a second time, with holes
-            (`editor.requests.contexts`); 0 is the paper.
+            (`editor.wordings.contexts`); 0 is the paper.
         keys: "each" writes every context's own key; "mean" is the paper: one averaged key a subject.
         refine_steps: most steps in which written values are refined (`editor.refine`): of a context each
             where contexts are taken in turns, of all where they are not; 0 is the paper.

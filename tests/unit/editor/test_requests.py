@@ -16,7 +16,8 @@ from editor.errors import (
     SubjectNotInPromptError,
     TargetTooLongError,
 )
-from editor.requests import EditRequest, contexts, encode_prompt, encode_target, plan, render, thinned
+from editor.requests import EditRequest, encode_prompt, encode_target, plan, render
+from editor.wordings import contexts, thinned
 from tests.unit.editor import tiny
 
 KINDS = [(kind, bos) for kind in ("bytes", "pieces", "llama", "gemma", "unigram") for bos in (False, True)]
