@@ -1,7 +1,7 @@
 """Time target states against the plain transcription: same model, same facts, same run.
 
     python -m benchmarks.editor_speed MODEL_FOLDER [--edits 33] [--reference 3] [--steps 4]
-    python -m benchmarks.editor_speed MODEL_FOLDER --converge [--edits 200] [--reference 3]
+    python -m benchmarks.editor_speed MODEL_FOLDER --converge [--edits 64] [--reference 3]
 
 The first compares the same objective, step by step. The second lets both go on until their loss is below
 0.05, the published stop: the transcription over five random prefixes and the KL prompt, ours over the
@@ -143,13 +143,21 @@ def converged(lm: LanguageModel, *, edits: int, reference: int) -> dict[str, obj
         }
     }
     in_turns = replace(preset_for(lm), steps=MOST_STEPS)
-    units = plan(lm, facts(edits, TEMPLATES), endings=True)
-    for rate in (in_turns.learning_rate, 0.35, 0.5):
-        settings = replace(in_turns, learning_rate=rate)
+    quick = replace(in_turns, optimiser="lbfgs", shift_cost=0.4, turns=1)
+    rates = (in_turns.learning_rate, 0.35, 0.5)
+    for name, prompts, settings in (
+        *(
+            (f"adam, five templates in turns, rate {rate}", TEMPLATES, replace(in_turns, learning_rate=rate))
+            for rate in rates
+        ),
+        ("lbfgs, five templates", TEMPLATES, quick),
+        ("lbfgs, two templates", TEMPLATES[:2], quick),
+    ):
+        units = plan(lm, facts(edits, prompts), endings=True)
         start = Clock()
         found = targets.optimise(lm, units, anchors_of(lm, units, settings), settings)
         ours = start.since() / edits
-        result[f"rate {rate}"] = {
+        result[name] = {
             "per_edit": ours.shown(),
             "times_faster": round(plain.s / ours.s, 1),
             "times_faster_cpu": round(plain.cpu_s / ours.cpu_s, 1),

@@ -64,21 +64,21 @@ def bytes_of_a_token(lm: LanguageModel) -> int:
     return layers.count * block + _LOGITS_BYTES * vocabulary
 
 
-def with_smaller_batches(longest: int, batch_tokens: int, attempt: Callable[[int], Result]) -> Result:
+def with_smaller_batches(longest: int, batch_tokens: int, attempt: Callable[..., Result]) -> Result:
     """Run `attempt` with a batch size, and again with half of it while memory runs out.
 
     Args:
-        longest: tokens of the longest sequence that it runs; 1 where sequences are counted.
+        longest: tokens of the longest sequence that it runs.
         batch_tokens: most tokens of one forward, to start with.
-        attempt: does the work, called with the batch size.
+        attempt: does the work, called with `batch_tokens`.
 
     Raises:
         OutOfMemoryError: memory ran out with a single row in the batch.
     """
     while True:
         try:
-            return attempt(batch_tokens)
-        except (MemoryError, RuntimeError, OutOfMemoryError) as error:
+            return attempt(batch_tokens=batch_tokens)
+        except (MemoryError, RuntimeError) as error:
             batch_tokens = _half(batch_tokens, error, alone=batch_tokens <= longest)
 
 

@@ -82,7 +82,7 @@ class KeyReader:
         longest = max(map(len, self._texts), default=0)
         return with_smaller_batches(longest, self._batch_tokens, partial(self._read, layer))
 
-    def _read(self, layer: int, batch_tokens: int) -> tuple[Tensor, Tensor]:
+    def _read(self, layer: int, *, batch_tokens: int) -> tuple[Tensor, Tensor]:
         if batch_tokens != self._batch_tokens:
             self._cut(batch_tokens)  # they run from the first block again: those below `layer` are final
         keys, states = [], []

@@ -99,7 +99,7 @@ class MemitSettings:
         history: carry the keys of live edits in the solve.
         hold: how often the solve counts a fact from the night after it was written, at the keys that it had
             when all was written; 1 keeps it as it was written.
-        precision: of the target-state forwards after a subject's first; "auto" takes
+        precision: of the target-state forwards after the first (`editor.targets.EXACT_STEPS`); "auto" takes
             bfloat16 where the processor is faster with it.
         batch_tokens: most tokens of one forward that is followed back, halved when memory runs out; keys are
             read eight times as many at once. 0 takes what fits (`editor.batching`).

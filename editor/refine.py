@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -116,12 +117,7 @@ def refine(
     """
     counts = [len(state.keys[settings.layers[0]]) for state in states]
     owner = torch.arange(len(states)).repeat_interleave(torch.tensor(counts)).to(lm.device)
-
-    def attempt(batch_tokens: int) -> tuple[dict[int, Tensor], Tensor]:
-        return _descend(
-            lm, units, owner, spans, settings, drift=drift, batch_tokens=batch_tokens, progress=progress
-        )
-
+    attempt = partial(_descend, lm, units, owner, spans, settings, drift=drift, progress=progress)
     longest = max(unit.longest for unit in units)
     found, steps = with_smaller_batches(longest, tokens_at_once(lm, settings), attempt)
     give_back_freed_memory()  # blocks of what comes next are of other sizes

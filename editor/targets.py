@@ -12,8 +12,7 @@ reference code):
 with ‖δ‖ ≤ clamp · ‖h‖ after each step, until all but the last term are below the stop. The loss is summed
 over subjects, so rows stay independent and the result does not depend on what else is in the batch. Only
 what depends on δ is run: blocks above the last edited one, tokens from the subject's last on (the keys and
-values of those before are kept), logits at target positions; finished subjects leave, and others take their
-places (continuous batching, as of Yu et al., OSDI 2022).
+values of those before are kept), logits at target positions; finished subjects leave.
 
 Differs from the paper, where the settings ask for it:
 - A step takes a part of the contexts, the next step another (`turns`): Adam goes as far in a step whatever it
@@ -28,9 +27,8 @@ Differs from the paper, where the settings ask for it:
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -38,9 +36,9 @@ import torch
 
 from editor.allocator import give_back_freed_memory
 from editor.attention import plain_attention
-from editor.batching import tokens_at_once, with_smaller_batches
-from editor.chunks import compacted
-from editor.cohorts import Cohort
+from editor.batching import in_groups, tokens_at_once, with_smaller_batches
+from editor.chunks import compacted, require_finite
+from editor.descent import RowAdam, RowLBFGS
 from editor.drafts import batched, draft, in_turns
 from editor.lanes import lanes
 from editor.layers import logits_of
@@ -53,10 +51,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from editor.chunks import Chunk
+    from editor.descent import Descent
     from editor.lanes import Lanes
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
     from editor.requests import Unit
+
+EXACT_STEPS = 1
+"""First evaluations in the model's own precision: Adam's first step goes as far in a component whose gradient
+is nearly nothing as in any other, so what rounding makes of it is not small."""
 
 
 @dataclass(slots=True)
@@ -73,12 +76,6 @@ class Targets:
     losses: Float[Tensor, " units"]
     steps: Int[Tensor, " units"]
 
-    def left(self) -> list[int]:
-        """Return the units that are still to be found."""
-        return (self.steps == _UNKNOWN).nonzero().flatten().tolist()
-
-
-_UNKNOWN = -1
 
 Search: TypeAlias = "Callable[..., Targets]"
 """How target states are found: `optimise`, or what takes the same and remembers what it found."""
@@ -108,149 +105,109 @@ def optimise(
         NonFiniteError: a loss is not finite.
         OutOfMemoryError: memory ran out at the smallest batch.
     """
-    found = Targets(
+    result = Targets(
         torch.zeros(len(units), anchors.shape[1], device=lm.device),
         torch.zeros(len(units), device=lm.device),
-        torch.full((len(units),), _UNKNOWN, device=lm.device),
+        torch.zeros(len(units), dtype=torch.long, device=lm.device),
     )
 
-    def together(places: int) -> None:
-        def attempt(batch_tokens: int) -> None:
-            _search(
-                lm,
-                units,
-                anchors.float(),
-                settings,
-                found=found,
-                places=places,
-                progress=progress,
-                batch_tokens=batch_tokens,
-            )
+    def of_wave(numbers: list[int]) -> Targets:
+        def report(finished: int) -> None:
+            if progress is not None:
+                progress(numbers[0] + finished, len(units))
 
-        longest = max((units[number].longest for number in found.left()), default=0)
-        with_smaller_batches(longest, tokens_at_once(lm, settings), attempt)
+        wave = [units[number] for number in numbers]
+        attempt = partial(_optimise_wave, lm, wave, anchors[numbers].float(), settings, report=report)
+        longest = max(unit.longest for unit in wave)
+        found = with_smaller_batches(longest, tokens_at_once(lm, settings), attempt)
+        give_back_freed_memory()  # blocks of what comes next are of other sizes
+        return found
 
-    # What stands before their subjects is kept for all that are sought together: where that does not fit,
-    # fewer are.
-    with_smaller_batches(1, settings.subjects_at_once(lm.device), together)
-    give_back_freed_memory()  # blocks of what comes next are of other sizes
-    return found
+    # What stands before their subjects is kept for all subjects of a wave: where that does not fit, half of
+    # them are sought together.
+    at_once = settings.subjects_at_once(lm.device)
+    for numbers, found in in_groups(range(len(units)), at_once, lambda _: 1, of_wave):
+        result.shifts[numbers], result.losses[numbers], result.steps[numbers] = (
+            found.shifts,
+            found.losses,
+            found.steps,
+        )
+    return result
 
 
-def _search(
+def _optimise_wave(
     lm: LanguageModel,
     units: Sequence[Unit],
-    anchors: Float[Tensor, "units d"],
+    anchors: Tensor,
     settings: MemitSettings,
     *,
-    found: Targets,
-    places: int,
-    progress: Callable[[int, int], None] | None,
     batch_tokens: int,
-) -> None:
-    """Find what is left to be found, so many subjects together.
-
-    Once half of the places are free, subjects that wait come in, so that a few that take long keep nobody
-    waiting. All are asked for the same turn, and each began with the first.
-    """
-    waiting, turn = deque(found.left()), 0
-    with plain_attention(lm), lanes(lm) as side, ExitStack() as rounding:
-        table = _Table(lm, side, rounding, settings, found, batch_tokens=batch_tokens)
-        while waiting or table.going:
-            table.step(turn)
-            free = places - table.going
-            if waiting and (free == places or (turn == 0 and 2 * free >= places)):
-                numbers = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-                table.join(Cohort(numbers, [units[n] for n in numbers], anchors[numbers], settings))
-                turn = 0
-            if progress is not None:
-                progress(len(units) - len(found.left()), len(units))
-            turn = (turn + 1) % settings.turns
+    report: Callable[[int], None],
+) -> Targets:
+    with plain_attention(lm), lanes(lm) as side:
+        prepare = partial(_prepared, lm, side, settings=settings, batch_tokens=batch_tokens)
+        turns = in_turns(units, settings.turns)
+        by_turn = [prepare(part) for part in turns[:EXACT_STEPS]]
+        if len(turns) > EXACT_STEPS:  # their first evaluation is a lowered one
+            with lowered(lm, settings.precision):
+                by_turn += [prepare(part) for part in turns[EXACT_STEPS:]]
+        return _descend(lm, units, anchors, by_turn, settings, side=side, report=report)
 
 
-class _Table:
-    """Subjects that are sought together.
+def _descend(
+    lm: LanguageModel,
+    units: Sequence[Unit],
+    anchors: Tensor,
+    by_turn: list[list[Chunk]],
+    settings: MemitSettings,
+    *,
+    side: Lanes,
+    report: Callable[[int], None],
+) -> Targets:
+    """Descend until every unit's loss is below the stop, or the steps are used up."""
+    lengths = anchors.norm(dim=1)
+    descent = _descent(lengths, anchors.shape[1], settings)
+    decay = settings.weight_decay / lengths.square()
+    cost = settings.shift_cost / lengths
+    active = torch.ones(len(units), dtype=torch.bool, device=anchors.device)
+    # Of each turn's last evaluation; what was not asked yet is far from learnt.
+    losses, beside, missed = torch.full((3, len(by_turn), len(units)), torch.inf, device=anchors.device)
+    said = torch.zeros_like(active, dtype=torch.long)
+    with ExitStack() as stack:
+        for step in range(settings.steps + 1):
+            if step == EXACT_STEPS:
+                stack.enter_context(lowered(lm, settings.precision, start=settings.layers[-1] + 1))
+                for chunk in itertools.chain(*by_turn):
+                    chunk.store_as(dtype_of(lm))
+            turn, point = step % len(by_turn), descent.point
+            earlier = losses[turn].clone()
+            *found, gradient = _evaluate(side, by_turn[turn], point, settings)
+            for kept, now in zip((losses, beside, missed), found, strict=True):
+                kept[turn] = torch.where(active, now, kept[turn])
+            size = point.norm(dim=1)
+            require_finite(found[0] + found[1] + decay * size, active, units, where="targets")
+            # d/dδ of ‖δ‖, zero where δ is zero.
+            gradient += (decay + cost)[:, None] * torch.nn.functional.normalize(point, dim=1)
+            total = losses.mean(dim=0) + beside.mean(dim=0) + decay * size
+            said += active & (missed.sum(dim=0) == 0)
+            finished = active & (total < settings.stop_loss)
+            if settings.stop_said:
+                finished |= active & (said >= settings.stop_said)
+            taken = descent.step(total + cost * size, gradient, active, finished)
+            losses[turn] = torch.where(taken, losses[turn], earlier)
+            active = active & ~finished
+            report(int((~active).sum()))
+            if not active.any():
+                break
+            by_turn = [compacted(chunks, active) for chunks in by_turn]
+    return Targets(descent.value, losses.mean(dim=0), descent.steps)
 
-    Args:
-        lm: the model.
-        side: where chunks run.
-        rounding: holds the model in a lower precision between two that come in.
-        settings: how to search.
-        found: where it goes.
-        batch_tokens: most tokens of one forward.
-    """
 
-    def __init__(
-        self,
-        lm: LanguageModel,
-        side: Lanes,
-        rounding: ExitStack,
-        settings: MemitSettings,
-        found: Targets,
-        *,
-        batch_tokens: int,
-    ) -> None:
-        self._lm, self._side, self._rounding, self._settings = lm, side, rounding, settings
-        self._found, self._batch_tokens = found, batch_tokens
-        self._cohorts: list[Cohort] = []
-        self._by_turn: list[list[Chunk]] = []
-
-    @property
-    def going(self) -> int:
-        """How many are not found yet."""
-        return sum(one.going for one in self._cohorts)
-
-    def join(self, cohort: Cohort) -> None:
-        """Let subjects come in, and take their first step.
-
-        It is taken in the model's own precision: Adam's first step goes as far in a component whose gradient
-        is nearly nothing as in any other, so what rounding makes of it is not small.
-        """
-        lm, precision = self._lm, self._settings.precision
-        self._rounding.close()
-        self._by_turn = []
-        give_back_freed_memory()
-        first = self._prepared([cohort], 0)
-        self._ask([cohort], first, 0)
-        self._cohorts = [one for one in (*self._cohorts, cohort) if one.going]
-        if self._cohorts == [cohort]:
-            by_turn = [compacted(first, cohort.active)]
-        else:
-            by_turn = [self._prepared(self._cohorts, 0)]
-        with lowered(lm, precision):  # the first evaluation of the other turns is a lowered one
-            by_turn += [self._prepared(self._cohorts, turn) for turn in range(1, self._settings.turns)]
-        self._rounding.enter_context(lowered(lm, precision, start=self._settings.layers[-1] + 1))
-        for chunk in itertools.chain(*by_turn):
-            chunk.store_as(dtype_of(lm))
-        self._by_turn = by_turn
-
-    def step(self, turn: int) -> None:
-        """Ask everyone for a turn's contexts, and let them step."""
-        if self._cohorts:
-            self._ask(self._cohorts, self._by_turn[turn], turn)
-            active = torch.cat([one.active for one in self._cohorts])
-            self._by_turn = [compacted(chunks, active) for chunks in self._by_turn]
-
-    def _ask(self, cohorts: list[Cohort], chunks: list[Chunk], turn: int) -> None:
-        point = torch.cat([one.point for one in cohorts])
-        sizes = [len(one.units) for one in cohorts]
-        parts = (torch.split(each, sizes) for each in _evaluate(self._side, chunks, point, self._settings))
-        for cohort, *own in zip(cohorts, *parts, strict=True):
-            ended = cohort.take(turn, *own)
-            numbers = torch.tensor(cohort.numbers, device=ended.device)[ended]
-            self._found.shifts[numbers] = cohort.shifts[ended]
-            self._found.losses[numbers] = cohort.losses[ended]
-            self._found.steps[numbers] = cohort.steps[ended]
-
-    def _prepared(self, cohorts: list[Cohort], turn: int) -> list[Chunk]:
-        """Return chunks of those who go on, and run what does not depend on δ."""
-        resting = ((one.units[row], on) for one in cohorts for row, on in enumerate(one.active.tolist()))
-        units = [unit if on else replace(unit, rows=()) for unit, on in resting]
-        lm, start = self._lm, self._settings.layers[-1] + 1
-        drafts = draft(lm, in_turns(units, self._settings.turns)[turn], self._batch_tokens, start=start)
-        chunks = batched(lm, drafts, self._batch_tokens, start=start, lanes=self._side.count)
-        self._side.each(partial(_complete, self._settings), chunks, lambda _: None)
-        return chunks
+def _descent(lengths: Float[Tensor, " units"], width: int, settings: MemitSettings) -> Descent:
+    limit = settings.clamp * lengths
+    if settings.optimiser == "adam":
+        return RowAdam(limit, width, rate=settings.learning_rate)
+    return RowLBFGS(limit, width, scale=lengths)
 
 
 def _evaluate(
@@ -281,6 +238,16 @@ def _evaluate(
 def _shifted(chunk: Chunk, shift: Float[Tensor, "units d"]) -> Float[Tensor, "rows tokens d"]:
     first = chunk.states[:, :1] + shift[chunk.unit][:, None].to(chunk.states.dtype)
     return torch.cat([first, chunk.states[:, 1:]], dim=1)
+
+
+def _prepared(
+    lm: LanguageModel, side: Lanes, units: Sequence[Unit], *, settings: MemitSettings, batch_tokens: int
+) -> list[Chunk]:
+    start = settings.layers[-1] + 1
+    drafts = draft(lm, units, batch_tokens, start=start)
+    chunks = batched(lm, drafts, batch_tokens, start=start, lanes=side.count)
+    side.each(partial(_complete, settings), chunks, lambda _: None)
+    return chunks
 
 
 @torch.no_grad()

@@ -236,20 +236,20 @@ def test_memory_is_halved_until_it_fits(
 ) -> None:
     """Out of memory halves the batch; with a single sequence left it is a named, retryable error."""
     asked: list[int] = []
-    real = targets._search
+    real = targets._optimise_wave
 
     def run_out() -> None:
         if device == "gpu":
             raise torch.OutOfMemoryError
         torch.empty(2**58, dtype=torch.uint8)  # torch's own words for it
 
-    def tight(*args: object, batch_tokens: int, **kwargs: object) -> None:
+    def tight(*args: object, batch_tokens: int, **kwargs: object) -> targets.Targets:
         asked.append(batch_tokens)
         if batch_tokens > 100:
             run_out()
-        real(*args, batch_tokens=batch_tokens, **kwargs)  # type: ignore[arg-type]
+        return real(*args, batch_tokens=batch_tokens, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(targets, "_search", tight)
+    monkeypatch.setattr(targets, "_optimise_wave", tight)
     settings = replace(settings, batch_tokens=256, steps=1)
     solve_for(lm, plan(lm, requests_of(2)), settings)
     assert asked == [256, 128, 64]
@@ -257,7 +257,7 @@ def test_memory_is_halved_until_it_fits(
     def never(*_args: object, **_kwargs: object) -> None:
         run_out()
 
-    monkeypatch.setattr(targets, "_search", never)
+    monkeypatch.setattr(targets, "_optimise_wave", never)
     with pytest.raises(OutOfMemoryError):
         solve_for(lm, plan(lm, requests_of(2)), settings)
 
@@ -265,53 +265,21 @@ def test_memory_is_halved_until_it_fits(
 def test_fewer_subjects_are_sought_together_where_memory_runs_out(
     lm: LanguageModel, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is kept of all subjects may be what does not fit, whatever the batch; what was found stays so."""
+    """What is kept of all subjects of a wave may be what does not fit, whatever the batch."""
     units = plan(lm, requests_of(5))
     whole = solve_for(lm, units, settings)
-    real = targets.Cohort
-    came: list[list[int]] = []
-    failed: list[list[int]] = []
+    real, sought = targets._optimise_wave, []
 
-    def tight(numbers: list[int], *args: object) -> targets.Cohort:
-        if len(numbers) > 2 or (came == [[0, 1]] and [2, 3] not in failed):
-            failed.append(numbers)
+    def tight(lm: LanguageModel, wave: list[Unit], *args: object, **kwargs: object) -> targets.Targets:
+        if len(wave) > 2:
             raise MemoryError
-        came.append(numbers)
-        return real(numbers, *args)  # type: ignore[arg-type]
+        sought.append(len(wave))
+        return real(lm, wave, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(targets, "Cohort", tight)
+    monkeypatch.setattr(targets, "_optimise_wave", tight)
     parts = solve_for(lm, units, settings)
-    assert [2, 3] in failed
-    assert came == [[0, 1], [2, 3], [4]], "what was found before memory ran out is sought again"
+    assert sought == [2, 2, 1]
     torch.testing.assert_close(parts.shifts, whole.shifts, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("turns", [1, 2])
-def test_who_waits_takes_the_places_of_those_who_are_done(
-    lm: LanguageModel, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch, turns: int
-) -> None:
-    """Five places for eleven: the last come in while others still go, and find what they find alone."""
-    monkeypatch.setattr(MemitSettings, "subjects_at_once", lambda *_: 5)
-    units = plan(lm, requests_of(11))
-    settings = replace(settings, steps=12, turns=turns)
-    losses = solve_for(lm, units, replace(settings, stop_loss=0.0)).losses
-    settings = replace(settings, stop_loss=float(losses.median()) + 0.02)
-    came: list[int] = []
-    real = targets._Table.join
-
-    def join(table: targets._Table, cohort: targets.Cohort) -> None:
-        came.append(table.going)
-        real(table, cohort)
-
-    monkeypatch.setattr(targets._Table, "join", join)
-    together = solve_for(lm, units, settings)
-    assert came[0] == 0
-    assert any(0 < going <= 2 for going in came), "nobody came in while others went on"
-    assert len(set(together.steps.tolist())) > 2
-    for number, unit in enumerate(units):
-        alone = solve_for(lm, [unit], settings)
-        assert alone.steps[0] == together.steps[number]
-        torch.testing.assert_close(together.shifts[number], alone.shifts[0], rtol=1e-2, atol=1e-3)
 
 
 def test_attention_and_blocks_are_put_back(lm: LanguageModel, settings: MemitSettings) -> None:
