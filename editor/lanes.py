@@ -1,9 +1,9 @@
 """Chunks side by side on a processor of several cores: a thread each, on modules of its own.
 
 A product of a hundred rows keeps one core busy and gains little from a second one, and what lies between
-products is one core's work anyway: two threads on every product cost a third more processor time for a tenth
-of the clock, a chunk a thread takes a third off it (docs/log.md, 2026-11-30). Blocks are told what to run by
-hooks and by what shadows their forward (`editor.activations`), so a lane has modules of its own; their
+products is one core's work anyway: two threads on every product cost a third more processor time for hardly
+any of the clock, a chunk a thread takes a third off it (docs/log.md, 2026-11-30). Blocks are told what to run
+by hooks and by what shadows their forward (`editor.activations`), so a lane has modules of its own; their
 weights are the model's own, not copies. What a forward leaves for its backward is held once a lane.
 """
 

@@ -11,10 +11,10 @@ Differs from the paper:
 - Contexts are the relation's templates rather than random prefixes, as they stand and again with words left
   out (`editor.wordings.contexts`); every context keeps its own key. Where facts have one template only
   (`editor.methods`), random prefixes stand before it. In other phrasings 200 real names are then said in
-  82 % for 67 (benchmarks/RESULTS.md, "Editor").
+  82 % for 67 (benchmarks/RESULTS.md, "Real names").
 - What is written is refined on the written weights (`editor.refine`). A target state is optimised while all
-  other weights are the old ones, and the write then moves states that it took for fixed: on 74 real facts the
-  states put in place say every name, the written weights 73% (docs/log.md).
+  other weights are the old ones, and the write then moves states that it took for fixed: of 74 real
+  facts one write leaves 73 % said (docs/log.md).
 
 `MemitSettings.as_reference` brings the paper back.
 """

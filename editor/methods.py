@@ -167,7 +167,8 @@ class MemitReference(Memit):
     """MEMIT as published: random prefixes, mean keys, no memory of earlier batches, no guards.
 
     Differs: target states may be sought in bfloat16 after their first step (`MemitSettings.precision`), which
-    leaves a cosine of 0.9997 to those of float32 in the median (benchmarks/RESULTS.md, "Editor").
+    leaves a cosine of 0.9997 to those of float32 in the median (benchmarks/RESULTS.md, "Same
+    objective").
 
     Attributes:
         remembers: whether later batches know of earlier ones.

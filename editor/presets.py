@@ -68,9 +68,9 @@ class MemitSettings:
         moment_weight: λ, how many key samples the model's own behaviour weighs in the solve.
         unrefined_weight: λ where nothing is refined after the write (`as_reference`): what a large λ leaves
             unsaid stays unsaid there; 0 takes `moment_weight`.
-        optimiser: of target states; "adam" is the paper. "lbfgs" takes half the time and wants a shift cost
-            of 0.4 and 30 steps: its facts hold as well, other phrasings a little worse
-            (benchmarks/RESULTS.md).
+        optimiser: of target states; "adam" is the paper. "lbfgs" takes a third of the evaluations and wants a
+            shift cost of 0.4 and 30 steps: its facts hold as well, other phrasings a little worse
+            (docs/log.md).
         steps: most optimiser steps of a target state.
         learning_rate: of Adam on the state's shift.
         clamp: longest shift, as a multiple of the state's norm.

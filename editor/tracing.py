@@ -7,7 +7,7 @@ subject's last token peaks.
 
 Differs: windows that reach the first block are drawn and not chosen. What it adds to a token depends on
 hardly anything but the token, so to put it back is to put the subject back, whatever later blocks recall: in
-SmolLM2-135M it alone brings back nine tenths of the answer where the subject is one token (docs/log.md).
+SmolLM2-135M it alone brings back as much as any window does (docs/log.md, 2026-11-29).
 """
 
 from __future__ import annotations
