@@ -65,7 +65,8 @@ def _batches(found: Mapping[str, Found], out: Path) -> str:
     for name, one in found.items():
         if not one["rows"]:
             continue
-        row, end = one["rows"][-1], one.get("end", {}).get("all", {})
+        row = one["rows"][-1]
+        end = row.get("all", {})
         cells = [
             *(_percent(row[cohort].get("efficacy_exact")) for cohort in ("first", "middle", "latest")),
             _percent(end.get("efficacy_exact")),

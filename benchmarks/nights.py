@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 COHORT_PROBES = ("efficacy", "paraphrase", "clean")
 EDGE = 5
 """Nights at either end that are compared."""
+ALL_EVERY = 10
+"""Batches after which all records are asked, not the three batches alone."""
 
 
 def batches(bench: Bench, name: str, *, count: int = 10, size: int = 50) -> Log:
@@ -49,12 +51,12 @@ def batches(bench: Bench, name: str, *, count: int = 10, size: int = 50) -> Log:
     Args:
         bench: the model.
         name: of the method.
-        count: batches.
+        count: batches; more than the last time go on from there.
         size: records a batch.
     """
     cases = distinct(datasets.load(bench.data / "counterfact_dev.json").cases)[: count * size]
     parts = [cases[start : start + size] for start in range(0, len(cases), size)]
-    log = Log(bench.out, f"batches-{name}", {"count": count, "size": size, "model": bench.source})
+    log = Log(bench.out, f"batches-{name}", {"size": size, "model": bench.source})
     lm, method, originals = started(bench, name, log)
     for number in range(len(log.rows), len(parts)):
         seconds = timed(partial(method.apply, [case.request for case in parts[number]]))
@@ -67,11 +69,11 @@ def batches(bench: Bench, name: str, *, count: int = 10, size: int = 50) -> Log:
             **wear(bench, lm, method, originals, after=number + 1),
             **{label: asked_of(lm, method, part, COHORT_PROBES) for label, part in cohorts.items()},
         }
+        if (number + 1) % ALL_EVERY == 0 or number + 1 == len(parts):
+            row["all"] = asked_of(lm, method, cases[: row["edits"]], metrics.PROBES)
         log.add(row, method)
         told = ("batch", "s_per_edit", "perplexity", "passages", "norm")
         print(json.dumps({key: row[key] for key in told if key in row}), flush=True)
-    if log.end is None:
-        log.finish({"all": asked_of(lm, method, cases, metrics.PROBES), **wear(bench, lm, method, originals)})
     return log
 
 

@@ -81,10 +81,16 @@ def test_batches_resume_where_they_were_killed(bench, monkeypatch):
         [{k: v for k, v in row.items() if k != "s_per_edit"} for row in log.rows] for log in (whole, again)
     ]
     assert timeless[0] == timeless[1]
-    assert whole.end == again.end
-    assert {"efficacy", "neighbourhood", "paraphrase"} <= again.end["all"].keys()
+    assert {"efficacy", "neighbourhood", "paraphrase"} <= again.rows[-1]["all"].keys()
     with pytest.raises(SystemExit, match="name another --out"):
         nights.batches(other, "memit", count=2, size=3)
+
+
+def test_more_batches_go_on_from_those_there_are(bench):
+    some = nights.batches(bench, "memit", count=2, size=2)
+    more = nights.batches(bench, "memit", count=3, size=2)
+    assert more.rows[:2] == some.rows
+    assert [row["edits"] for row in more.rows if "all" in row] == [4, 6]
 
 
 def test_what_batches_taught_is_rebuilt_at_larger_weights(bench):
