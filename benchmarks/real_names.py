@@ -25,7 +25,7 @@ import pandas as pd
 from benchmarks.night_bench import LAST, passages
 from benchmarks.sample_night import run
 from editor.requests import EditRequest
-from flows import editing, models, neighbours
+from flows import editing, models, neighbours, recipe
 from flows.settings import Settings
 from flows.workspace import Workspace
 
@@ -88,8 +88,8 @@ def main() -> None:
         relations = ws.relations
     facts = newest_holders(given.csv, given.facts, relations)
     lm = models.load_base(settings)
-    preset = models.editing_settings(settings, lm)
-    moments_of = partial(models.load_moments, settings, lm, relations=relations)
+    preset = recipe.editing_settings(settings, lm)
+    moments_of = partial(recipe.load_moments, settings, lm, relations=relations)
     written = [replace(fact, prompts=fact.prompts[: given.templates]) for fact in facts]
     if given.a_word_each:
         written = [part for fact in written for part in a_word_each(fact)]

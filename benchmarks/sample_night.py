@@ -20,7 +20,7 @@ from benchmarks.clock import Clock
 from editor import delta as deltas
 from editor import memit, recall
 from editor.sampling import PAPER_TOP_K, sample_prefixes
-from flows import checking, editing, models, neighbours, planning
+from flows import checking, editing, models, neighbours, planning, recipe
 from flows.dry_run import dry_run
 from flows.settings import Settings
 from flows.workspace import Workspace
@@ -141,8 +141,8 @@ def main() -> None:
     settings = Settings.read()
     facts, relations = first_night(settings)
     lm = models.load_base(settings)
-    preset = models.editing_settings(settings, lm)
-    moments_of = partial(models.load_moments, settings, lm, relations=relations)
+    preset = recipe.editing_settings(settings, lm)
+    moments_of = partial(recipe.load_moments, settings, lm, relations=relations)
     asked = neighbours.asked(
         relations, {editing.scope(fact.fact_id)[1] for fact in facts}, {fact.subject_id for fact in facts}
     )

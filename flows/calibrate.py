@@ -22,7 +22,7 @@ from pydantic import Field
 
 from editor import calibrate as trials
 from editor.requests import EditRequest
-from flows import artifacts, checking, models
+from flows import artifacts, checking, models, recipe
 from flows.params import wikidata_relations
 from flows.progress import report, say
 from flows.settings import Settings
@@ -91,7 +91,7 @@ def calibrate(blocks: list[Block] | None = None) -> Calibrated:
         [(template, subject) for template, subjects in table["known"].items() for subject in subjects],
         checking.fluency_texts(settings.heldout),
         # Kept under home, where the first night finds them.
-        moments_of=lambda memit: models.load_moments(settings, lm, memit, relations, report),
+        moments_of=lambda memit: recipe.load_moments(settings, lm, memit, relations, report),
         layers=blocks or None,
         progress=report,
     )

@@ -22,7 +22,7 @@ from editor.allocator import give_back_freed_memory
 from editor.generation import References
 from editor.method import Resources
 from editor.presets import preset_for
-from flows import checking, models, neighbours
+from flows import checking, models, neighbours, recipe
 from flows.asked import LEDGER, check, chosen, cut, selections, training
 from flows.errors import EvaluationInputError
 from flows.experiments import Experiment, ExperimentFolder
@@ -124,14 +124,14 @@ def _data(settings: Settings, asked: Asked, lm: LanguageModel) -> Dataset:
 
 
 def _bench(settings: Settings, asked: Asked, lm: LanguageModel, data: Dataset, out: Path) -> _Bench:
-    preset = models.editing_settings(settings, lm) if asked.calibrated else preset_for(lm)
+    preset = recipe.editing_settings(settings, lm) if asked.calibrated else preset_for(lm)
     memit = replace(preset, seed=asked.seed)
     relations = known_relations(settings)
     made: list[Moments] = []
 
     def moments() -> Moments:
         if not made:
-            made.append(models.load_moments(settings, lm, memit, relations, report))
+            made.append(recipe.load_moments(settings, lm, memit, relations, report))
         return made[0]
 
     passages = checking.fluency_texts(asked.passages or settings.heldout)
@@ -142,7 +142,7 @@ def _bench(settings: Settings, asked: Asked, lm: LanguageModel, data: Dataset, o
 
 def _experiments(settings: Settings, asked: Asked, data: Dataset, bench: _Bench) -> list[Experiment]:
     """The smallest first, so that something is to be seen early."""
-    corpus = models.corpus(settings)
+    corpus = recipe.corpus(settings)
     guarded = neighbours.guarded(known_relations(settings))
     basis = {
         "data": data.digest,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from editor import delta as deltas
 from editor import rebuild
 from flows import checking, editing, heads, models, neighbours
+from flows.recipe import Recipe, edited_layers
 from flows.writing import Edited, keep
 
 if TYPE_CHECKING:
@@ -60,10 +61,11 @@ def remake(
     """
     lm = models.load_base(ws.settings)
     ws.ledger.ensure_model(lease.model.name, ws.settings.model, lm.digest)
-    settings = models.editing_settings(ws.settings, lm)
-    moments = models.load_moments(ws.settings, lm, settings, ws.relations, progress)
-    recipe, lineage = models.recipe_of(settings, moments), ws.ledger.lineage(lease.model)
-    intent = ws.ledger.begin_checkpoint(lease, run, [], algorithm="memit", settings=recipe, from_base=True)
+    lineage = ws.ledger.lineage(lease.model)
+    recipe = Recipe.read(ws, lm, lineage, progress)
+    intent = ws.ledger.begin_checkpoint(
+        lease, run, [], algorithm="memit", settings=recipe.to_json(), from_base=True
+    )
     held = ws.ledger.live_facts(lease.model)
     facts = [editing.from_held(row) for row in held]
     kept = {} if anew else editing.read_states(ws.files, ws.ledger.subject_states(lease.model))
@@ -71,19 +73,20 @@ def remake(
         ws.relations, {row.property for row in held}, {row.subject_label for row in held}
     )
     exam, base = checking.set_exam(lm, facts, (), asked, heldout=ws.settings.heldout)
-    originals = deltas.copies(lm, models.edited_layers(lineage, settings))
+    originals = deltas.copies(lm, edited_layers(lineage, recipe.memit))
     models.put_on(lm, ws.files, lineage)
     before = checking.ask_before(lm, exam)
     deltas.put_back(lm, originals)  # bit for bit: nothing is subtracted
     started = time.monotonic()
-    others = any(row.settings != recipe for row in heads.since_base(lineage))
+    others = any(row.settings != recipe.to_json() for row in heads.since_base(lineage))
     made = rebuild.rebuild(
         lm,
         facts,
         tuple(kept.values()),
-        settings=settings,
-        moments=moments,
+        settings=recipe.memit,
+        moments=recipe.moments,
         refine=refine or others,
+        prefixes=recipe.prefixes,
         progress=progress,
     )
     write_s = time.monotonic() - started

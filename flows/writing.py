@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from editor import delta as deltas
 from editor import memit, rebuild
@@ -16,6 +16,7 @@ from editor.allocator import give_back_freed_memory
 from flows import checking, editing, models, neighbours
 from flows.editing import RETRACT, fact_id
 from flows.gates import judge
+from flows.recipe import Recipe, edited_layers, solved_alike
 from storage.records.checkpoints import EditRow
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from editor.memit import EditOutcome, UnitReport
     from editor.model import LanguageModel
-    from editor.moments import Moments
-    from editor.presets import MemitSettings
     from editor.progress import Progress
     from editor.rebuild import Rebuilt
     from editor.recall import RecallResult
@@ -115,24 +114,23 @@ def edit(
     """
     lm = models.load_base(ws.settings)
     ws.ledger.ensure_model(lease.model.name, ws.settings.model, lm.digest)
-    settings = models.editing_settings(ws.settings, lm)
-    moments = models.load_moments(ws.settings, lm, settings, ws.relations, progress)
-    recipe, lineage = models.recipe_of(settings, moments), ws.ledger.lineage(lease.model)
-    anew = not models.solved_alike(lineage, recipe)
+    lineage = ws.ledger.lineage(lease.model)
+    recipe = Recipe.read(ws, lm, lineage, progress)
+    anew = not solved_alike(lineage, recipe)
     intent = ws.ledger.begin_checkpoint(
-        lease, run, request_ids, algorithm="memit", settings=recipe, from_base=anew
+        lease, run, request_ids, algorithm="memit", settings=recipe.to_json(), from_base=anew
     )
     held = ws.ledger.live_facts(lease.model)
     work = editing.assign(
         intent.requests, held, editing.read_states(ws.files, ws.ledger.subject_states(lease.model))
     )
     exam, base = _exam(ws, lm, intent, work, held)
-    originals = deltas.copies(lm, models.edited_layers(lineage, settings))
+    originals = deltas.copies(lm, edited_layers(lineage, recipe.memit))
     models.put_on(lm, ws.files, lineage)
     before = checking.ask_before(lm, exam)
     if anew:
         deltas.put_back(lm, originals)
-    outcome = _write(lm, work, settings, moments, anew=anew, progress=progress)
+    outcome = _write(lm, work, recipe, anew=anew, progress=progress)
     give_back_freed_memory()
     digest = keep(ws, lm, outcome, recipe, parent=intent.parent_digest, from_base=anew)
     norm = deltas.growth(lm, originals)
@@ -143,8 +141,7 @@ def edit(
 def _write(
     lm: LanguageModel,
     work: editing.Assignment,
-    settings: MemitSettings,
-    moments: Moments,
+    recipe: Recipe,
     *,
     anew: bool,
     progress: Progress | None,
@@ -157,20 +154,22 @@ def _write(
             lm,
             [*tonight, *work.watched],
             work.live,
-            settings=settings,
-            moments=moments,
+            settings=recipe.memit,
+            moments=recipe.moments,
             refine=True,
             as_stored=True,
+            prefixes=recipe.prefixes,
             progress=progress,
         )
     return memit.edit(
         lm,
         tonight,
-        settings=settings,
-        moments=moments,
+        settings=recipe.memit,
+        moments=recipe.moments,
         live=work.live,
         retired=work.retired,
         watched=work.watched,
+        prefixes=recipe.prefixes,
         progress=progress,
     )
 
@@ -179,7 +178,7 @@ def keep(
     ws: Workspace,
     lm: LanguageModel,
     outcome: EditOutcome | Rebuilt,
-    recipe: dict[str, Any],
+    recipe: Recipe,
     *,
     parent: str | None,
     from_base: bool,
@@ -194,7 +193,7 @@ def keep(
             "base": lm.digest,
             "parent": None if from_base else parent,
             "algorithm": "memit",
-            "settings": recipe,
+            "settings": recipe.to_json(),
             "weights": deltas.digests(lm, outcome.delta.changes),
             **({"from_base": True} if from_base else {}),
         },

@@ -10,7 +10,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from editor.model import LanguageModel
 from editor.moments import Moments
 from editor.presets import MemitSettings
-from flows import models
+from flows import models, recipe
 from flows.cli.main import main
 from flows.errors import SettingsError
 from flows.workspace import Workspace
@@ -35,12 +35,12 @@ def test_what_it_finds_is_what_nights_edit_by(quick, prefect_server, monkeypatch
     said = json.loads(capsys.readouterr().out)
     assert 3 <= len(said["trials"]) <= 5
     lm = LanguageModel.load(models.base_source(quick), device="cpu")
-    found = models.editing_settings(quick, lm)
+    found = recipe.editing_settings(quick, lm)
     assert found == MemitSettings.from_json(said["settings"])
     assert found.learning_rate in {trial["learning_rate"] for trial in said["trials"]}
     with Workspace.open(quick) as ws:
         kept = [Moments.load(path) for path in quick.moments_dir.glob("*.safetensors")]
-        assert models.load_moments(quick, lm, found, ws.relations).key in [each.key for each in kept]
+        assert recipe.load_moments(quick, lm, found, ws.relations).key in [each.key for each in kept]
         assert len(list(quick.moments_dir.glob("*"))) == len(kept)
     assert quick.memit_file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     with get_client(sync_client=True) as client:
@@ -51,7 +51,7 @@ def test_what_it_finds_is_what_nights_edit_by(quick, prefect_server, monkeypatch
 
 def test_settings_of_another_model_are_refused(settings):
     lm = LanguageModel.load(models.base_source(settings), device="cpu")
-    kept = {"model": "0" * 64, "settings": models.editing_settings(settings, lm).to_json()}
+    kept = {"model": "0" * 64, "settings": recipe.editing_settings(settings, lm).to_json()}
     settings.memit_file.write_text(json.dumps(kept))
     with pytest.raises(SettingsError, match="factsync calibrate"):
-        models.editing_settings(settings, lm)
+        recipe.editing_settings(settings, lm)

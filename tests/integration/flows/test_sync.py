@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from editor.digests import tensor_digest
-from flows import heads, models
+from flows import heads, models, recipe
 from flows.cli.checkpoints import checkpoint
 from flows.dry_run import dry_run
 from flows.editing import fact_id, read_states
@@ -226,7 +226,7 @@ def test_another_base_does_not_pass_for_what_was_recorded(one_night, tmp_path):
     settings, night = one_night
     with opened_model(settings) as (ws, model):
         lm = models.load_base(settings)
-        layer = models.editing_settings(settings, lm).layers[-1]
+        layer = recipe.editing_settings(settings, lm).layers[-1]
         lm.layers.matrix(lm.model, layer)[0, 0] += 1e-6
         with pytest.raises(OtherWeightsError) as caught:
             models.put_on(lm, ws.files, ws.ledger.lineage(model))

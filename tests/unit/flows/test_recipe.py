@@ -14,7 +14,7 @@ from editor.model import LanguageModel
 from editor.moments import Moments
 from editor.presets import PRESETS
 from flows.errors import SettingsError
-from flows.models import editing_settings, load_moments, recipe_of, solved_alike
+from flows.recipe import Recipe, editing_settings, load_moments, solved_alike
 from flows.settings import Settings
 from kb.relations import Relations
 from tests.unit.editor import tiny
@@ -87,16 +87,16 @@ def test_lambda_second_moments_and_guards_are_the_solve_and_how_states_are_found
     lm = tiny.language_model("llama")
     memit = replace(PRESETS["smollm2-135m"], layers=(1,))
     moments = Moments.compute(lm, ["Oslo is the capital of Norway and Bergen is not."] * 9, (1,), tokens=90)
-    recipe = recipe_of(memit, moments)
+    recipe = Recipe(memit, moments)
 
-    def night(recipe: dict[str, Any], *, from_base: bool = False) -> Any:
-        return SimpleNamespace(settings=json.loads(json.dumps(recipe)), from_base=from_base)
+    def night(recipe: Recipe, *, from_base: bool = False) -> Any:
+        return SimpleNamespace(settings=json.loads(json.dumps(recipe.to_json())), from_base=from_base)
 
     assert solved_alike([], recipe)
-    assert solved_alike([night(recipe), night(recipe_of(replace(memit, steps=7), moments))], recipe)
-    heavier = recipe_of(replace(memit, moment_weight=1.0), moments)
+    assert solved_alike([night(recipe), night(Recipe(replace(memit, steps=7), moments))], recipe)
+    heavier = Recipe(replace(memit, moment_weight=1.0), moments)
     others = [replace(moments.key, tokens=80), replace(moments.key, guards="of other relations")]
-    for other in (heavier, *(recipe_of(memit, replace(moments, key=key)) for key in others)):
+    for other in (heavier, *(Recipe(memit, replace(moments, key=key)) for key in others)):
         assert not solved_alike([night(other), night(recipe)], recipe)
         assert solved_alike([night(other), night(recipe, from_base=True), night(recipe)], recipe)
 
@@ -106,7 +106,7 @@ def test_lambda_second_moments_and_guards_are_the_solve_and_how_states_are_found
     [
         ({"layers": [2, 1]}, "ascending"),
         ({"layers": [1, 99]}, "blocks 0 to 5"),
-        ({"contexts": "prefixes"}, 'set contexts to "templates"'),
+        ({"reference": "yes"}, "'reference' is no setting"),
         ({"step": 3}, "'step' is no setting of MEMIT"),
         ({"steps": "many"}, "it takes a whole number"),
         ({"steps": 30.5}, "it takes a whole number"),
@@ -135,8 +135,13 @@ def test_settings_written_by_hand_stand_in_the_preset(
     settings = Settings(home=tmp_path, model=str(tiny_model_folder))
     lm = LanguageModel.load(str(tiny_model_folder))
     preset = replace(PRESETS["smollm2-135m"], layers=(1, 2))
-    monkeypatch.setattr("flows.models.preset_for", lambda _lm: preset)
+    monkeypatch.setattr("flows.recipe.preset_for", lambda _lm: preset)
     settings.memit_file.write_text(json.dumps({"moment_weight": 20_000.0}))
     assert editing_settings(settings, lm) == replace(preset, moment_weight=20_000.0)
     settings.memit_file.write_text(json.dumps({"layers": [2, 3]}))
     assert editing_settings(settings, lm) == replace(preset, layers=(2, 3))
+    settings.memit_file.write_text(json.dumps({"reference": True, "steps": 30}))
+    assert editing_settings(settings, lm) == replace(preset.as_reference(), steps=30)
+    calibrated = {"settings": preset.to_json(), "trials": [], "reference": True}
+    settings.memit_file.write_text(json.dumps(calibrated))
+    assert editing_settings(settings, lm) == preset.as_reference()

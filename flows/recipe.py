@@ -1,0 +1,189 @@
+"""How a home edits: settings, second moments and contexts, kept with every checkpoint that they made."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from editor.errors import MethodError
+from editor.moments import Moments
+from editor.presets import MemitSettings, preset_for
+from editor.sampling import PAPER_TOP_K, sample_prefixes
+from flows import heads, neighbours
+from flows.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from editor.model import LanguageModel
+    from editor.progress import Progress
+    from flows.settings import Settings
+    from flows.workspace import Workspace
+    from kb.relations import Relations
+    from storage.records.checkpoints import CheckpointRow
+
+_OF_THE_SOLVE = ("layers", "moment_weight", "history")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a checkpoint is written with.
+
+    Attributes:
+        memit: how to edit.
+        moments: second moments, with the guards.
+        prefixes: random texts before every template, where the settings ask for the paper's contexts.
+    """
+
+    memit: MemitSettings
+    moments: Moments
+    prefixes: tuple[str, ...] = ()
+
+    @classmethod
+    def read(
+        cls,
+        ws: Workspace,
+        lm: LanguageModel,
+        lineage: Sequence[CheckpointRow],
+        progress: Progress | None = None,
+    ) -> Recipe:
+        """Return what this home writes with.
+
+        Args:
+            ws: the home.
+            lm: the base model.
+            lineage: the live checkpoint and its ancestors, root first.
+            progress: of second moments that have to be computed.
+
+        Raises:
+            SettingsError: see `editing_settings`.
+        """
+        memit = editing_settings(ws.settings, lm)
+        moments = load_moments(ws.settings, lm, memit, ws.relations, progress)
+        return cls(memit, moments, _prefixes(memit, lm, lineage))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, for the ledger and the manifest."""
+        key = self.moments.key
+        found = {"memit": self.memit.to_json(), "moments": {**asdict(key), "layers": list(key.layers)}}
+        return {**found, "prefixes": list(self.prefixes)} if self.prefixes else found
+
+
+def _prefixes(memit: MemitSettings, lm: LanguageModel, lineage: Sequence[CheckpointRow]) -> tuple[str, ...]:
+    """Return the texts that the lineage was written with, or sample them: a seed is one machine's."""
+    if memit.contexts != "prefixes":
+        return ()
+    drawn = (memit.seed, memit.prefix_count)
+    for row in reversed(lineage):
+        of_row = row.settings.get("memit", {})
+        if row.settings.get("prefixes") and (of_row.get("seed"), of_row.get("prefix_count")) == drawn:
+            return tuple(row.settings["prefixes"])
+    return sample_prefixes(lm, memit.prefix_count, seed=memit.seed, top_k=PAPER_TOP_K)
+
+
+def solved_alike(lineage: Sequence[CheckpointRow], recipe: Recipe) -> bool:
+    """Whether all that makes the model was written by the solve of a recipe.
+
+    Where λ, the second moments or the guards are others, what an edit added to the weights is not what its
+    leaving would take out of them: up to two thirds of it would stay, or more than all of it go.
+    """
+
+    def solve(settings: Mapping[str, Any]) -> list[Any]:
+        memit = settings.get("memit", {})
+        return [settings.get("moments"), *(memit.get(name) for name in _OF_THE_SOLVE)]
+
+    asked = solve(recipe.to_json())
+    return all(solve(row.settings) == asked for row in heads.since_base(lineage))
+
+
+def edited_layers(lineage: Sequence[CheckpointRow], memit: MemitSettings) -> list[int]:
+    """The blocks that an edit with some settings writes, or that a lineage wrote with others."""
+    before = (row.settings.get("memit", {}).get("layers", ()) for row in heads.since_base(lineage))
+    return sorted({*memit.layers, *itertools.chain.from_iterable(before)})
+
+
+def load_moments(
+    settings: Settings,
+    lm: LanguageModel,
+    memit: MemitSettings,
+    relations: Relations,
+    progress: Progress | None = None,
+) -> Moments:
+    """The second moments for this model, layers and corpus: from the home folder, or computed and kept."""
+    texts = corpus(settings)
+    guarded = neighbours.guarded(relations)
+    path = settings.moments_dir / f"{_moments_key(settings, lm, memit, guarded)}.safetensors"
+    if path.exists():
+        moments = Moments.load(path)
+        moments.require(lm, memit.layers)
+        return moments
+    part = path.with_suffix(".part")
+    moments = Moments.compute(
+        lm,
+        texts,
+        memit.layers,
+        tokens=settings.moment_tokens,
+        guards=guarded,
+        part=part,
+        progress=progress,
+    )
+    moments.save(path)
+    part.unlink(missing_ok=True)
+    return moments
+
+
+def editing_settings(settings: Settings, lm: LanguageModel) -> MemitSettings:
+    """How to edit this model: as calibrated, if it was, else the preset with what stands in the file.
+
+    Where the file says `"reference": true`, either gives way to the paper's procedure.
+
+    Raises:
+        SettingsError: the file holds no editing settings, or was made on another model.
+    """
+    if not settings.memit_file.exists():
+        return preset_for(lm)
+    try:
+        kept = json.loads(settings.memit_file.read_text(encoding="utf-8"))
+        made_for, whole = kept.pop("model", None), kept.get("settings")
+        # A calibration keeps its evidence beside all settings; some written by hand stand alone.
+        start = preset_for(lm) if whole is None else MemitSettings.from_json(whole)
+        if isinstance(kept.get("reference"), bool) and kept.pop("reference"):
+            start = start.as_reference()
+        found = start.changed(kept) if whole is None else start
+        found.require(lm)
+    except (ValueError, TypeError, KeyError, AttributeError, MethodError) as error:
+        raise SettingsError(
+            f"{settings.memit_file} holds no editing settings ({error}); correct it, or run "
+            "`factsync calibrate`."
+        ) from error
+    if made_for not in {None, lm.digest}:
+        raise SettingsError(
+            f"{settings.memit_file} was calibrated on another model; run `factsync calibrate` for this one."
+        )
+    return found
+
+
+def corpus(settings: Settings) -> list[str] | None:
+    """The passages that second moments are measured on; None where text is sampled from the model."""
+    if settings.corpus is None:
+        return None
+    lines = settings.corpus.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _moments_key(
+    settings: Settings, lm: LanguageModel, memit: MemitSettings, guarded: Sequence[tuple[str, str]]
+) -> str:
+    corpus = None if settings.corpus is None else hashlib.sha256(settings.corpus.read_bytes()).hexdigest()
+    key = {
+        "model": lm.digest,
+        "layers": list(memit.layers),
+        "corpus": corpus,
+        "tokens": settings.moment_tokens,
+        "guards": guarded,
+        "tokenizer": lm.tokens_digest,
+    }
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
