@@ -32,7 +32,7 @@ from flows.params import (
 from flows.progress import report, say
 from flows.pulling import BEGINNING
 from flows.settings import Settings
-from flows.states import Ending, named_states
+from flows.states import Ending, beside, named_states
 from flows.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -111,9 +111,7 @@ class Backfill:
 
     @property
     def _beside(self) -> str:
-        burst = self.plan.burst.held if self.plan is not None else ""
-        after = f" Rebuild: {self.rebuilt.ending.message}" if self.rebuilt else ""
-        return after + (f" Held by the burst guard: {burst}." if burst else "")
+        return beside(self.rebuilt, self.plan.burst.held if self.plan is not None else "")
 
 
 @flow(name="backfill")

@@ -103,6 +103,17 @@ class Ending:
     ok: bool = True
 
 
+def beside(rebuilt: Outcome | None, held: str) -> str:
+    """What came beside a run's own work, in sentences.
+
+    Args:
+        rebuilt: the rebuild that followed by policy, if one did.
+        held: what the burst guard holds back; empty if nothing.
+    """
+    after = f" Rebuild: {rebuilt.ending.message}" if rebuilt is not None else ""
+    return after + (f" Held by the burst guard: {held}." if held else "")
+
+
 def failure_name(error: BaseException) -> str:
     """The state name of an error of ours; "Failed" for any other."""
     return next((name for kind, name in NAMES if isinstance(error, kind)), "Failed")

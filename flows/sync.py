@@ -17,7 +17,7 @@ from flows.gates import advice
 from flows.models import register
 from flows.progress import say
 from flows.settings import Settings
-from flows.states import Ending, named_states
+from flows.states import Ending, beside, named_states
 from flows.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -71,9 +71,7 @@ class Night:
     @property
     def beside(self) -> str:
         """What came beside a checkpoint, in sentences: a rebuild, and what the burst guard holds back."""
-        burst = self.plan.burst.held
-        after = f" Rebuild: {self.rebuilt.ending.message}" if self.rebuilt else ""
-        return after + (f" Held by the burst guard: {burst}." if burst and not self.held else "")
+        return beside(self.rebuilt, "" if self.held else self.plan.burst.held)
 
     @property
     def ending(self) -> Ending:

@@ -1,4 +1,4 @@
-"""Nights of the paper's procedure: random texts before every template, mean keys, no history, none refined."""
+"""Nights of the paper's procedure: random texts before every template, mean keys, no memory."""
 
 import json
 
@@ -16,8 +16,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 def recipes(settings):
     with opened_model(settings) as (ws, model):
         return [
-            (ws.files.open(row.digest).manifest["settings"], row.settings)
-            for row in ws.ledger.lineage(model)
+            (ws.files.open(row.digest).manifest["settings"], row.settings) for row in ws.ledger.lineage(model)
         ]
 
 
