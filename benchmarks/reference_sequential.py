@@ -66,7 +66,7 @@ def target_shift(lm: LanguageModel, unit: Unit, settings: MemitSettings) -> tupl
         wanted = labels[:-1] != -100
         chosen = logs.gather(2, labels[:-1].clamp(min=0)[:, :, None])[:, :, 0] * wanted
         nll = -(chosen.sum(dim=1) / wanted.sum(dim=1)).mean()
-        divergence = (kept["guard"].exp() * (kept["guard"] - guard)).sum()
+        divergence = torch.nn.functional.kl_div(kept["guard"], guard, log_target=True, reduction="sum")
         decay = settings.weight_decay * shift.norm() / kept["anchor"].norm() ** 2
         loss = nll + settings.kl_factor * divergence + decay
         if float(loss.detach()) < settings.stop_loss or step == settings.steps:

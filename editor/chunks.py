@@ -199,7 +199,7 @@ class Chunk:
                 missed = missed.index_add(0, self.unit[self.row_of], wrong.float())
         if self.guard is not None and settings.kl_factor:
             now = logits_of(lm.model, hidden[self.guarded, 0]).float().log_softmax(dim=1)
-            rows = (self.guard.exp() * (self.guard - now)).sum(dim=1)
+            rows = (now.exp() * (now - self.guard)).sum(dim=1)
             beside = beside.index_add(0, self.unit[self.guarded], settings.kl_factor * rows)
         return nll, beside, missed
 

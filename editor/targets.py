@@ -6,7 +6,7 @@ reference code):
 
     mean over contexts of  -log p(target | context, h + δ) / tokens
                            - end_weight · log p(the word ends | context, target, h + δ)
-      + kl_factor · KL(p(· | subject, h) ‖ p(· | subject, h + δ))  +  weight_decay · ‖δ‖ / ‖h‖²
+      + kl_factor · KL(p(· | subject, h + δ) ‖ p(· | subject, h))  +  weight_decay · ‖δ‖ / ‖h‖²
       + shift_cost · ‖δ‖ / ‖h‖
 
 with ‖δ‖ ≤ clamp · ‖h‖ after each step, until all but the last term are below the stop. The loss is summed

@@ -33,6 +33,18 @@ def test_product_is_exact_in_any_order(rank: int) -> None:
     assert torch.equal(total.float(), change.dense())
 
 
+def test_terms_of_one_sign_sum_to_the_same_bits() -> None:
+    """Where nothing cancels the sum is longest: the grid leaves room for as many terms as there are."""
+    rank, generator = 300, torch.Generator().manual_seed(0)
+    left = torch.rand(32, rank, generator=generator, dtype=torch.float64) + 0.5
+    right = torch.rand(rank, 80, generator=generator, dtype=torch.float64) + 0.5
+    change = LowRank.rounded(left, right)
+    total = torch.zeros(32, 80, dtype=torch.float64)
+    for i in torch.randperm(rank, generator=generator).tolist():
+        total += torch.outer(change.left[:, i].double(), change.right[i].double())
+    assert torch.equal(total, change.left.double() @ change.right.double())
+
+
 @pytest.mark.parametrize("rank", [1, 16, 300])
 def test_rounding_is_of_float32s_size(rank: int) -> None:
     """The grid costs no more than a few float32 units of the matrix's scale."""

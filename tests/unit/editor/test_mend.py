@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -107,6 +108,19 @@ def test_mend_writes_what_it_was_trained_to_preview(lm: LanguageModel) -> None:
         left, right = changes[3]
         lm.layers.matrix(lm.model, 3).add_(left @ right)
         torch.testing.assert_close(losses.nll(lm, rows), preview, rtol=1e-4, atol=1e-5)
+
+
+def test_mend_learns_the_edit_and_to_leave_the_rest(lm: LanguageModel) -> None:
+    """c_e L_e + L_loc: what moves on other prompts is added, whichever way it moves (equations 4 and 5)."""
+    batch = training(2)
+    network = mend.GradientNetwork(lm.layers.d_k, lm.layers.d, 1)
+    with torch.no_grad():
+        network.alpha.fill_(1.0)
+    whole, alone = (
+        float(mend._training_loss(lm, network, part, (3,), random.Random(0)).detach())
+        for part in (batch, [replace(case, neighbourhood=()) for case in batch])
+    )
+    assert whole > alone
 
 
 def test_mend_learns(lm: LanguageModel) -> None:

@@ -68,6 +68,16 @@ def test_too_few_tokens_are_told(lm: LanguageModel, caplog: pytest.LogCaptureFix
     assert "40 tokens are few" in caplog.text
 
 
+def test_the_excess_is_that_of_the_layer_where_it_is_largest() -> None:
+    """A pass goes on until the last layer has enough."""
+    eye = torch.eye(4, dtype=torch.float64)
+    key = MomentsKey("model", (1, 2), "corpus", 20, 0, "float32")
+    matrices = {1: torch.stack([10 * eye, 11 * eye]), 2: torch.stack([10 * eye, 15 * eye])}
+    counted = sums.Sums(key, matrices, [10, 10])
+    assert counted.excess(torch.device("cpu")) == pytest.approx(0.5)
+    assert not counted.suffice(0.2, torch.device("cpu"))
+
+
 def test_excess_falls_with_text(lm: LanguageModel) -> None:
     """The more text was counted, the nearer the solve reckons with other text."""
     few, many = (Moments.compute(lm, None, (1, 2), tokens=tokens, enough=0).excess for tokens in (600, 6000))

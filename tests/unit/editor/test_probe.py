@@ -47,6 +47,24 @@ def test_a_model_that_runs_otherwise_is_refused(config: str, more: dict[str, Any
     assert caught.value.model_type
 
 
+def test_a_model_whose_tokens_meet_otherwise_is_refused() -> None:
+    """What runs in two parts, the first as keys and values, must give what it gives in one."""
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(
+        transformers.ArceeConfig(**tiny.ARCHITECTURES["llama"][1])
+    ).float()
+
+    def mixed(_module: object, _args: object, output: Any) -> Any:
+        states = output[0] if isinstance(output, tuple) else output
+        counts = torch.arange(1, states.shape[1] + 1)[:, None]
+        mean = states.cumsum(dim=1) / counts
+        return (mean, *output[1:]) if isinstance(output, tuple) else mean
+
+    made.model.layers[3].register_forward_hook(mixed)
+    with pytest.raises(UnknownArchitectureError, match="keys and values alone"):
+        LanguageModel.wrap(made, tiny.tokenizer())
+
+
 def test_a_factor_that_no_table_names_is_measured() -> None:
     """MiniCPM scales what a block adds by scale_depth over the root of the number of blocks."""
     lm = taken("MiniCPM3Config", scale_depth=1.0, **_MLA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -217,6 +218,59 @@ def test_who_comes_back_after_a_look_is_asked_in_every_turn(
             pass
     assert torch.isfinite(asked.loss).all()
     assert (asked._losses > 0).all()
+
+
+def test_a_look_asks_the_rest_only_of_those_who_may_rest(lm: LanguageModel, settings: MemitSettings) -> None:
+    """No loss is negative: a subject whose first contexts alone keep the mean above the stop drops out.
+
+    It is not told as learnt, and other text is asked once, however many turns the look takes.
+    """
+    units = memit.units_of(lm, requests_of(2), settings, ())
+    nothing = {layer: torch.zeros(lm.layers.d, lm.layers.d_k) for layer in LAYERS}
+    both, told = torch.tensor([True, True]), []
+
+    def gradients(_texts: object, _lm: object, changes: dict[int, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        told.append(1)
+        return tuple(torch.zeros_like(change) for change in changes.values())
+
+    drift = SimpleNamespace(at=lambda _step: ["a text"], gradients=gradients)
+
+    def look(stop: float) -> tuple[int, Turns]:
+        chosen = replace(settings, refine_steps=9, turns=3, refine_stop_loss=stop)
+        asked = Turns(lm, Lanes([lm]), units, chosen, drift=drift, batch_tokens=256)  # type: ignore[arg-type]
+        return sum(1 for _ in asked.evaluate(0, nothing, both, whole=True)), asked
+
+    _, first = look(0.0)
+    low, high = sorted(first._losses[0].tolist())
+    turns, asked = look(0.9 * low)
+    assert turns > 1, "a third of its first loss is below the stop"
+    turns, asked = look((low + high) / 6)
+    assert turns > 1
+    assert torch.isinf(asked._losses[1]).tolist() == (first._losses[0] == high).tolist()
+    assert len(told) == 3, "once a look"
+
+
+def test_those_who_rest_are_asked_once_more(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others' steps may have moved them: a descent ends with a look at all that leaves nobody to go on."""
+    chosen = replace(settings, moment_weight=1.0, learning_rate=0.025, turns=3)
+    memit.edit(lm, requests_of(2), settings=chosen, moments=moments)
+    stop = float(losses_of(lm, chosen, 2).max()) - 0.005
+    chosen = replace(chosen, refine_steps=60, refine_stop_loss=stop)
+    looks: list[bool] = []
+    evaluate = Turns.evaluate
+
+    def asked(turns: Turns, *args: object, whole: bool) -> object:
+        looks.append(whole)
+        return evaluate(turns, *args, whole=whole)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Turns, "evaluate", asked)
+    outcome = memit.edit(tiny.language_model("llama"), requests_of(2), settings=chosen, moments=moments)
+    assert max(report.refined for report in outcome.reports) < 60, "both rest before their steps are over"
+    assert looks[0]
+    assert looks[-1]
+    assert looks.count(True) > 1
 
 
 def test_turns_win_back_what_the_write_left(moments: Moments, settings: MemitSettings) -> None:

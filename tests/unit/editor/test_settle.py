@@ -65,6 +65,28 @@ def test_older_facts_that_slipped_are_refined_with_tonights(
     assert_holds(lm, [*first.states[:2], *second.states], settings, moments)
 
 
+def test_who_slipped_is_who_says_another_word_or_runs_on_the_unlikeliest_fact_first(
+    lm: LanguageModel, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that goes on after its end is not said; a subject of two facts is as low as the lower one."""
+    facts = [
+        replace(one, subject_id=f"s{i // 2}", subject=f"Oslo {i // 2}")
+        for i, one in enumerate(requests_of(6))
+    ]
+    units = memit.units_of(lm, facts, settings, ())
+    older = [(unit, None) for unit in units]
+    probabilities = iter([(0.3, True), (0.01, True), (0.9, True), (0.9, False), (0.2, True), (0.2, True)])
+    rated = [
+        recall.Likelihood(p, exact=number in {2, 3}, tokens=1, matched=1, rank=1, ended=ended)
+        for number, (p, ended) in enumerate(probabilities)
+    ]
+    monkeypatch.setattr(recall, "rate", lambda _lm, _rows: rated)
+    asked = replace(settings, refine_steps=1, refine_older=3)
+    found = settle.slipped(lm, older, asked)  # type: ignore[arg-type]
+    assert [unit.subject_id for unit, _ in found] == ["s0", "s2", "s1"]
+    assert len(settle.slipped(lm, older, replace(asked, refine_older=1))) == 1  # type: ignore[arg-type]
+
+
 def test_what_had_slipped_is_refined_with_tonights(
     lm: LanguageModel, moments: Moments, settings: MemitSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,13 +64,19 @@ def test_who_finishes_early_leaves_the_others_as_they_are(lm: LanguageModel, set
         torch.testing.assert_close(together.shifts[number], alone.shifts[0], rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("end_weight", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("end_weight", "kl_factor", "kl_template"),
+    [(0.0, 0.0, None), (0.5, 0.0, None), (0.0, 3.0, "{} is a"), (0.5, 3.0, None)],
+)
 def test_gradient_equals_a_whole_model_pass(
-    lm: LanguageModel, settings: MemitSettings, end_weight: float
+    lm: LanguageModel, settings: MemitSettings, end_weight: float, kl_factor: float, kl_template: str | None
 ) -> None:
-    """The loss and gradient of the cut-down run equal those of the whole model with a hook, all positions."""
-    units = plan(lm, requests_of(1), endings=end_weight > 0)
-    settings = replace(settings, kl_factor=0.0, end_weight=end_weight, stop_said=1)
+    """The loss and gradient of the cut-down run equal those of the whole model with a hook, all positions.
+
+    The divergence is that of what the model says now from what it said, KL(now ‖ before), as published.
+    """
+    units = plan(lm, requests_of(1), endings=end_weight > 0, kl_template=kl_template)
+    settings = replace(settings, kl_factor=kl_factor, end_weight=end_weight, stop_said=1)
     chunks = chunks_of(lm, units, settings.layers[-1] + 1)
     for chunk in chunks:
         targets._complete(settings, lm, chunk)
@@ -78,8 +84,9 @@ def test_gradient_equals_a_whole_model_pass(
     nll, beside, missed, gradient = targets._evaluate(Lanes([lm]), chunks, shift, settings)
 
     delta = shift[0].clone().requires_grad_()
-    losses, wrong = [], 0
+    losses, wrong, divergence = [], 0, torch.zeros(())
     for row in units[0].rows:
+        plain = lm.model(input_ids=torch.tensor([row.ids])).logits[0, row.lookup].detach()
 
         def add(_module: object, _args: object, output: torch.Tensor, at: int = row.lookup) -> torch.Tensor:
             mask = torch.zeros(output.shape[1], 1)
@@ -87,11 +94,18 @@ def test_gradient_equals_a_whole_model_pass(
             return output + mask * delta
 
         handle = lm.layers.block(lm.model, settings.layers[-1]).register_forward_hook(add)
-        losses.append(whole_model_loss(lm, row, end_weight))
-        logits = lm.model(input_ids=torch.tensor([row.ids])).logits[0, row.first :]
-        wrong += int((logits[: len(row.labels)].argmax(dim=1) != torch.tensor(row.labels)).sum())
+        logits = lm.model(input_ids=torch.tensor([row.ids])).logits[0]
+        if row.labels:
+            losses.append(whole_model_loss(lm, row, end_weight))
+            said = logits[row.first : row.first + len(row.labels)].argmax(dim=1)
+            wrong += int((said != torch.tensor(row.labels)).sum())
+        if row.guard:
+            now = torch.distributions.Categorical(logits=logits[row.lookup])
+            before = torch.distributions.Categorical(logits=plain)
+            divergence = divergence + torch.distributions.kl_divergence(now, before)
         handle.remove()
-    oracle = torch.stack(losses).mean()
+    assert sum(row.guard for row in units[0].rows) == 1
+    oracle = torch.stack(losses).mean() + kl_factor * divergence
     oracle.backward()
     assert int(missed[0]) == wrong
     torch.testing.assert_close(nll[0] + beside[0], oracle.detach(), rtol=1e-5, atol=1e-5)
@@ -173,8 +187,9 @@ def test_what_does_not_go_with_turns_is_refused(settings: MemitSettings) -> None
         replace(settings, optimiser="lbfgs", turns=2)
     with pytest.raises(MethodError, match="1 steps end before 3 turns"):
         replace(settings, steps=1, turns=3)
-    with pytest.raises(MethodError, match="set it above 0"):
-        replace(settings, hold=0.0)
+    for name in ("hold", "moment_weight", "learning_rate", "clamp"):
+        with pytest.raises(MethodError, match=f"{name} is 0.0: set it above 0"):
+            replace(settings, **{name: 0.0})
 
 
 @pytest.mark.parametrize(
