@@ -49,7 +49,7 @@ def test_an_interrupted_pass_goes_on_and_leaves_one_file(
 def test_second_moments_are_kept_for_all_that_they_were_made_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another model, precision, block, corpus, number of tokens or guard asks another file."""
+    """Another model, tokenizer, precision, block, corpus, number of tokens or guard asks another file."""
     texts = [tmp_path / name for name in ("one.txt", "two.txt")]
     for number, path in enumerate(texts):
         path.write_text(f"Oslo is the capital of Norway. {number}\n", encoding="utf-8")
@@ -70,6 +70,7 @@ def test_second_moments_are_kept_for_all_that_they_were_made_from(
         (settings, lm, memit, relations),
         (settings, tiny.language_model(seed=1), memit, relations),
         (settings, lowered, memit, relations),
+        (settings, LanguageModel.wrap(model, tiny.tokenizer("pieces"), name="tiny"), memit, relations),
         (settings, lm, replace(memit, layers=(4, 5)), relations),
         (settings.model_copy(update={"moment_tokens": 2000}), lm, memit, relations),
         (settings.model_copy(update={"corpus": texts[0]}), lm, memit, relations),
@@ -77,9 +78,9 @@ def test_second_moments_are_kept_for_all_that_they_were_made_from(
         (settings, lm, memit, fewer),
     ):
         load_moments(*args)
-    assert len(asked) == 8
+    assert len(asked) == 9
     load_moments(settings, lm, replace(memit, steps=7, moment_weight=1.0), relations)
-    assert len(asked) == 8, "how target states are found and λ do not count"
+    assert len(asked) == 9, "how target states are found and λ do not count"
 
 
 def test_lambda_second_moments_and_guards_are_the_solve_and_how_states_are_found_is_not() -> None:
@@ -94,9 +95,10 @@ def test_lambda_second_moments_and_guards_are_the_solve_and_how_states_are_found
 
     assert solved_alike([], recipe)
     assert solved_alike([night(recipe), night(Recipe(replace(memit, steps=7), moments))], recipe)
-    heavier = Recipe(replace(memit, moment_weight=1.0), moments)
-    others = [replace(moments.key, tokens=80), replace(moments.key, guards="of other relations")]
-    for other in (heavier, *(Recipe(memit, replace(moments, key=key)) for key in others)):
+    solves = [replace(memit, moment_weight=1.0), replace(memit, history=False), replace(memit, layers=(2,))]
+    keys = [replace(moments.key, tokens=80), replace(moments.key, guards="of other relations")]
+    measured = [replace(moments, key=key) for key in keys]
+    for other in (*(Recipe(solve, moments) for solve in solves), *(Recipe(memit, one) for one in measured)):
         assert not solved_alike([night(other), night(recipe)], recipe)
         assert solved_alike([night(other), night(recipe, from_base=True), night(recipe)], recipe)
 
@@ -106,7 +108,7 @@ def test_lambda_second_moments_and_guards_are_the_solve_and_how_states_are_found
     [
         ({"layers": [2, 1]}, "ascending"),
         ({"layers": [1, 99]}, "blocks 0 to 5"),
-        ({"reference": "yes"}, "'reference' is no setting"),
+        ({"reference": "yes"}, "'reference' is 'yes': it takes true or false"),
         ({"step": 3}, "'step' is no setting of MEMIT"),
         ({"steps": "many"}, "it takes a whole number"),
         ({"steps": 30.5}, "it takes a whole number"),

@@ -71,6 +71,13 @@ def test_when_a_start_has_come(start, open_):
     assert (phase(statement(start=start), AT) == "open") is open_
 
 
+def test_a_start_has_come_at_its_very_first_moment():
+    begins = datetime(2026, 9, 2, tzinfo=UTC)
+    for one in (statement(start=until("2026-09-02")), statement(point_in_time=made.day("2026-09-02"))):
+        assert phase(one, begins) == "open"
+        assert phase(one, begins - timedelta(microseconds=1)) == "future"
+
+
 def test_a_preferred_statement_that_ended_loses_to_an_open_normal_one():
     old = statement("Q1", 1, rank=Rank.PREFERRED, end=until("2017-06-30"))
     new = statement("Q2", 2, start=until("2017-07-01"))
@@ -95,6 +102,15 @@ def test_two_open_values_are_a_conflict_and_two_statements_of_one_value_are_not(
     assert result.conflict == "2 open values: Q1, Q2"
     same = verdict([statement("Q1", 1), statement("Q1", 2)], ONE, AT)
     assert [source for source, _ in same.facts[0].sources] == ["Q100$A1", "Q100$A2"]
+
+
+def test_of_several_statements_of_one_value_the_best_referenced_and_the_latest_start_count():
+    """In whichever order they stand."""
+    later = statement("Q1", 1, reference_count=1, start=until("2024-05-07"))
+    sourced = statement("Q1", 2, reference_count=2, start=until("2018"))
+    for one, two in ((later, sourced), (replace(sourced, id=later.id), replace(later, id=sourced.id))):
+        (fact,) = verdict([one, two], ONE, AT).facts
+        assert (fact.references, fact.valid_from) == (2, "2024-05-07")
 
 
 def test_a_multi_valued_relation_keeps_all():

@@ -195,8 +195,7 @@ def measured(requests: Iterable[EditRequestRow]) -> tuple[list[EditRow], list[Ch
 
 def make_candidate(ledger: Ledger, lease: Lease, run: int, files: CheckpointFiles) -> int | None:
     """Make a candidate of everything owed."""
-    model = ledger.model(MODEL)
-    owed = ledger.owed(model)
+    owed = ledger.owed(lease.model)
     if not owed:
         return None
     intent = ledger.begin_checkpoint(
@@ -230,6 +229,7 @@ def sync(
     *,
     verdict: str = "promote",
     holder: str = "test",
+    model: str = MODEL,
 ) -> Mapping[str, int | None]:
     """Run a whole sync.
 
@@ -240,12 +240,13 @@ def sync(
         number: The night.
         verdict: promote, reject or leave (end the run with a candidate).
         holder: Who runs it.
+        model: The model.
 
     Returns:
         Keys of the run and the checkpoint.
     """
-    ledger.ensure_model(MODEL, "local", BASE)
-    with ledger.writer(MODEL, holder=holder) as lease:
+    ledger.ensure_model(model, "local", BASE)
+    with ledger.writer(model, holder=holder) as lease:
         ledger.recover(lease, files)
         run = ledger.begin_run(lease, "sync", reference_time=night(number))
         ingest(ledger, lease, run, world, number)
@@ -264,6 +265,6 @@ def sync(
     return {"run": run, "checkpoint": checkpoint}
 
 
-def held(ledger: Ledger) -> dict[tuple[str, str], str]:
+def held(ledger: Ledger, model: str = MODEL) -> dict[tuple[str, str], str]:
     """What the model holds."""
-    return {(r.subject, r.property): r.value for r in ledger.live_facts(ledger.model(MODEL))}
+    return {(r.subject, r.property): r.value for r in ledger.live_facts(ledger.model(model))}

@@ -160,6 +160,19 @@ def test_rollback_moves_the_head_and_forth_again(
     assert [row.state for row in ledger.checkpoints(model)] == ["rolled_back", "rolled_back", "promoted"]
 
 
+def test_rolling_forward_with_review_looks_again_at_what_came_back(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    """As on the way back: what stands today may be something else than what the checkpoint teaches."""
+    first = steps.sync(ledger, files, world, 1)["checkpoint"]
+    model = ledger.model(steps.MODEL)
+    with ledger.writer(steps.MODEL, holder="test") as lease:
+        ledger.rollback(lease, None, reason="a bad night", review=False)
+        assert ledger.status(model).to_review == 0
+        ledger.rollback(lease, first, reason="was right", review=True)
+    assert ledger.status(model).to_review == len(world.values)
+
+
 def test_what_was_undone_stays_undone_until_its_statements_change(
     ledger: Ledger, files: CheckpointFiles, world: steps.World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,6 +147,20 @@ def test_a_retraction_may_rest_on_a_statement_that_is_gone(desk: Desk) -> None:
     assert desk.ledger.owed(desk.lease.model)[0].sources == (("Q1$P6", 1),)
 
 
+def test_a_request_rests_on_the_version_that_stands_or_else_on_the_last(desk: Desk) -> None:
+    for revision, value in enumerate(("Q10", "Q11", "Q12"), start=1):
+        desk.wish(value, revision, desk.night())
+    run = desk.night()
+    desk.see(None, 4, run)
+    gone = EditRequestRow("Q1", "P6", "", "retract", "One", "", (), sources=(("Q1$P6", 3),))
+    desk.record(run, [change("retract", None)], [gone])
+    behind = desk.ledger.query(
+        "SELECT r.value, s.value FROM request_source x JOIN edit_request r ON r.id = x.request_id"
+        " JOIN statement s ON s.id = x.statement_id ORDER BY r.id"
+    ).rows
+    assert list(behind) == [("Q10", "Q10"), ("Q11", "Q11"), ("Q12", "Q12"), (None, "Q12")]
+
+
 def test_a_pull_is_a_sighting_and_the_same_night_twice_is_one(desk: Desk) -> None:
     first = desk.night()
     desk.hold("Q10", first)
@@ -258,6 +272,18 @@ def test_desired_facts_keep_both_times(desk: Desk) -> None:
     assert [(value, since, bool(standing)) for value, since, standing in rows] == [
         ("Q10", "2025-12-08", False),
         ("Q11", "2025-12-08", False),
+    ]
+
+
+@pytest.mark.parametrize("bound", ["valid_from", "valid_to"])
+def test_the_same_value_at_another_time_is_desired_anew(desk: Desk, bound: str) -> None:
+    dated = [replace(change("insert", "Q10"), **{bound: day}) for day in ("2025-12-08", "2025-12-09")]
+    for changed in (*dated, dated[-1]):
+        desk.record(desk.night(), [changed])
+    rows = desk.ledger.query(f"SELECT value, {bound}, known_to IS NULL FROM desired_fact ORDER BY id").rows
+    assert [(value, day, bool(standing)) for value, day, standing in rows] == [
+        ("Q10", "2025-12-08", False),
+        ("Q10", "2025-12-09", True),
     ]
 
 
