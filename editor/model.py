@@ -123,7 +123,7 @@ class LanguageModel:
 
         Raises:
             ModelNotFoundError: no such folder, no model in it, or a hub name that cannot be reached.
-            ModelLoadError: a file is damaged, or a weight is missing.
+            ModelLoadError: a file is damaged, a weight is missing, or the device is not there.
             NotCausalLMError: the model is of another kind.
             QuantisedModelError: its weights cannot take an additive change.
             TokenizerMismatchError: no fast tokenizer, or one with more tokens than the model has.
@@ -131,9 +131,9 @@ class LanguageModel:
             OutOfMemoryError: there is no room for the weights, or to run a sentence.
         """
         name = str(source)
+        device = chosen_device(device)
         config = _config(name)
         _refuse_other_kinds(name, config)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             model, found = AutoModelForCausalLM.from_pretrained(
@@ -186,7 +186,32 @@ class LanguageModel:
         return lm
 
 
-def _on(device: str | torch.device, model: nn.Module, name: str) -> nn.Module:
+def chosen_device(asked: str | torch.device | None) -> torch.device:
+    """Return where weights go: where it is asked for, or else on a GPU where there is one.
+
+    Raises:
+        ModelLoadError: torch has no such device, or not here.
+    """
+    if asked is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise ModelLoadError(
+            f"{asked!r} is no device of torch: name cpu, cuda, cuda:1 or mps.", device=str(asked)
+        ) from error
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = {"cuda": (device.index or 0) < cuda, "mps": torch.backends.mps.is_available()}
+    if not here.get(device.type, True):
+        raise ModelLoadError(
+            f"There is no {device} here (torch {torch.__version__} finds {cuda} CUDA devices): name another "
+            "device or none, or install a torch and a driver that know it.",
+            device=str(device),
+        )
+    return device
+
+
+def _on(device: torch.device, model: nn.Module, name: str) -> nn.Module:
     try:
         return model.to(device)
     except (MemoryError, RuntimeError) as error:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from editor.errors import MethodError
+from editor.errors import MethodError, ModelLoadError
+from editor.model import chosen_device
 from editor.moments import Moments
 from editor.presets import MemitSettings, preset_for
 from editor.sampling import PAPER_TOP_K, sample_prefixes
@@ -16,7 +18,8 @@ from flows import heads, neighbours
 from flows.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from editor.model import LanguageModel
     from editor.progress import Progress
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     from storage.records.checkpoints import CheckpointRow
 
 _OF_THE_SOLVE = ("layers", "moment_weight", "history")
+_ANY = MemitSettings(layers=(), moment_weight=1.0)
+"""What a file is read with before its model is known: what fits any preset fits these settings too."""
+_CALLED = {"blocks": "layers", "lambda": "moment_weight", "rate": "learning_rate"}
+"""Fields by the words that we say of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,27 +150,91 @@ def editing_settings(settings: Settings, lm: LanguageModel) -> MemitSettings:
     Raises:
         SettingsError: the file holds no editing settings, or was made on another model.
     """
-    if not settings.memit_file.exists():
+    file = settings.memit_file
+    if not file.exists():
         return preset_for(lm)
+    found, made_for = _read(file, lambda: preset_for(lm))
     try:
-        kept = json.loads(settings.memit_file.read_text(encoding="utf-8"))
-        made_for, whole = kept.pop("model", None), kept.get("settings")
-        # A calibration keeps its evidence beside all settings; some written by hand stand alone.
-        start = preset_for(lm) if whole is None else MemitSettings.from_json(whole)
-        if isinstance(kept.get("reference"), bool) and kept.pop("reference"):
-            start = start.as_reference()
-        found = start.changed(kept) if whole is None else start
         found.require(lm)
-    except (ValueError, TypeError, KeyError, AttributeError, MethodError) as error:
-        raise SettingsError(
-            f"{settings.memit_file} holds no editing settings ({error}); correct it, or run "
-            "`factsync calibrate`."
-        ) from error
-    if made_for not in {None, lm.digest}:
-        raise SettingsError(
-            f"{settings.memit_file} was calibrated on another model; run `factsync calibrate` for this one."
-        )
+    except MethodError as error:
+        raise _unfit(file, error) from error
+    if made_for not in (None, lm.digest):
+        raise SettingsError(f"{file} was calibrated on another model; run `factsync calibrate` for this one.")
     return found
+
+
+def require_settings(settings: Settings) -> None:
+    """Refuse what no model could be edited with here, before a run asks for statements and loads its model.
+
+    Which blocks there are, and of what model a calibration was, `editing_settings` asks of the model.
+
+    Raises:
+        SettingsError: torch has no such device here, or the file holds no editing settings.
+    """
+    if settings.device:
+        try:
+            chosen_device(settings.device)
+        except ModelLoadError as error:
+            raise SettingsError(f"FACTSYNC_DEVICE: {error}") from error
+    if settings.memit_file.exists():
+        _read(settings.memit_file, lambda: _ANY)
+
+
+def _read(file: Path, preset: Callable[[], MemitSettings]) -> tuple[MemitSettings, object]:
+    """Return what a file says, and the digest of the model that it was calibrated on, if any.
+
+    Args:
+        file: `memit.json`.
+        preset: what a file stands in that is written by hand; of a calibration's it is not asked.
+
+    Raises:
+        SettingsError: it holds no editing settings.
+    """
+    try:
+        kept = _object(file.read_bytes())
+        made_for, reference = kept.pop("model", None), kept.pop("reference", False)
+        whole = kept.get("settings")
+        # A calibration keeps its evidence beside all settings; some written by hand stand alone.
+        if whole is None:
+            start = preset()
+            return (start.as_reference() if reference else start).changed(_fields(kept)), made_for
+        found = _ANY.changed(_fields(whole, required=("layers", "moment_weight")))
+        return found.as_reference() if reference else found, made_for
+    except MethodError as error:
+        raise _unfit(file, error) from error
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise MethodError(f"it is no JSON ({error})." if text.strip() else "it is empty.") from error
+    if not isinstance(found, dict):
+        raise MethodError('it takes a JSON object, such as {"moment_weight": 20000}.')
+    if not isinstance(found.get("reference", False), bool):
+        raise MethodError(f"'reference' is {found['reference']!r}: it takes true or false.")
+    return found
+
+
+def _fields(given: object, required: Sequence[str] = ()) -> dict[str, object]:
+    """Return what is given if all of it are fields of `MemitSettings`, which looks at the values itself."""
+    if not isinstance(given, dict):
+        raise MethodError("'settings' takes a JSON object.")
+    known = [field.name for field in fields(MemitSettings)]
+    for name in given:
+        if name not in known:
+            near = [_CALLED[name]] if name in _CALLED else difflib.get_close_matches(name, known, n=1)
+            other = f"did you mean {near[0]!r}?" if near else "editor/presets.py lists all that are."
+            raise MethodError(f"{name!r} is no setting of MEMIT: {other}")
+    if lacking := [name for name in required if name not in given]:
+        raise MethodError(f"'settings' lacks {lacking[0]!r}.")
+    if not isinstance(given.get("layers", []), list):
+        raise MethodError(f"layers is {given['layers']!r}: it takes a list of blocks, such as [4, 5, 6].")
+    return given
+
+
+def _unfit(file: Path, error: MethodError) -> SettingsError:
+    return SettingsError(f"{file}: {error} Correct it, or run `factsync calibrate`.")
 
 
 def corpus(settings: Settings) -> list[str] | None:

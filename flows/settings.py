@@ -7,12 +7,14 @@ Every setting is an environment variable `FACTSYNC_<NAME>` or a line of `<home>/
 from __future__ import annotations
 
 import difflib
+import io
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableError
@@ -60,10 +62,12 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FACTSYNC_", extra="ignore")
 
     home: Path = Field(Path(".factsync"), description="folder that holds all state")
-    ledger_url: str | None = Field(None, description="SQLAlchemy URL; unset: SQLite under home")
+    ledger_url: str | None = Field(None, description="database URL, or a SQLite file; unset: one under home")
     model: str = Field("smollm2", description="`smollm2` (the bundled one), a local folder or a hub name")
     model_name: str | None = Field(None, description="the model's name in the ledger; unset: from `model`")
-    device: str | None = Field(None, description="torch device; unset: cuda where there is one, else cpu")
+    device: str | None = Field(
+        None, description="`cpu`, `cuda`, `cuda:1` or `mps`; unset: cuda where there is one, else cpu"
+    )
     endpoint: str = Field(EMBEDDED, description="SPARQL endpoint URL, or `embedded`")
     endpoint_attempts: int = Field(5, ge=1, le=20, description="tries of one request before giving up")
     endpoint_timeout_s: float = Field(70.0, gt=0, description="deadline of one request, to its last byte")
@@ -180,6 +184,21 @@ class Settings(BaseSettings):
             # pydantic reports ValueErrors; a misspelt id in a block list must not pass for no id
             raise ValueError(str(error)) from error
 
+    @field_validator("model")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if not value.strip():  # as a folder, it would be the home itself
+            raise ValueError("it is empty, and takes `smollm2`, a local folder or a hub name")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _form_of_a_device(cls, value: str | None) -> str | None:
+        # Only its form: whether this machine has it asks torch, which takes seconds to load.
+        if value and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", value):
+            raise ValueError(f"{value!r} is no device; it takes cpu, cuda, cuda:1 (the second one) or mps")
+        return value or None
+
     @field_validator("since")
     @classmethod
     def _in_utc(cls, value: datetime | None) -> datetime | None:
@@ -194,9 +213,9 @@ class Settings(BaseSettings):
 
         Raises:
             SettingsError: a variable has a value that does not fit, names a file that is not there, or is
-                misspelt; the message names it.
+                misspelt, or a line of the file is none; the message names it.
         """
-        root = (home or Path(os.environ.get("FACTSYNC_HOME", ".factsync"))).expanduser().absolute()
+        root = (home or _home()).expanduser().absolute()
         file = root / "factsync.env"
         _refuse_misspelt(file)
         # Settings of another prefix do not inherit the file: the gates read it for themselves.
@@ -225,8 +244,21 @@ class Settings(BaseSettings):
 
     @property
     def resolved_ledger_url(self) -> str:
-        """The ledger's SQLAlchemy URL."""
-        return self.ledger_url or f"sqlite:///{self.home / 'ledger.db'}"
+        """The ledger's SQLAlchemy URL; a SQLite file's path counts from the home folder.
+
+        Raises:
+            LedgerUrlError: what is set names no ledger.
+        """
+        if not self.ledger_url:
+            return f"sqlite:///{self.home / 'ledger.db'}"
+        # SQLAlchemy, which commands that open no ledger do without.
+        from storage.database import parse_url, sqlite_path  # noqa: PLC0415
+
+        url = parse_url(self.ledger_url)
+        path = sqlite_path(url)
+        if path is None:
+            return self.ledger_url
+        return url.set(database=str(self.home / path.expanduser())).render_as_string(hide_password=False)
 
     @property
     def resolved_model_name(self) -> str:
@@ -294,35 +326,68 @@ def _read(kind: type[S], file: Path, **given: Any) -> S:  # noqa: ANN401  fields
     except ValidationError as error:
         first = error.errors()[0]
         name = kind.model_config["env_prefix"] + "_".join(str(part) for part in first["loc"]).upper()
-        raise SettingsError(f"{name}: {first['msg']}. {_HELP}") from error
+        said = first["msg"].removeprefix("Value error, ")  # of pydantic, before a validator's own words
+        raise SettingsError(f"{name}: {said}. {_HELP}") from error
     except UnreadableError as error:  # of a field that is written as JSON
         raise SettingsError(f"{error}: it takes JSON. {_HELP}") from error
+
+
+def _home() -> Path:
+    named = os.environ.get("FACTSYNC_HOME", ".factsync")
+    if not named.strip():  # as a folder, it would be whatever the command is run in
+        raise SettingsError("FACTSYNC_HOME is empty: name a folder, or unset it for `.factsync`.")
+    return Path(named)
 
 
 def _refuse_misspelt(file: Path) -> None:
     """Refuse names that are nearly a setting's: what somebody meant to block must not pass for unset.
 
+    Other names under the prefix are let be, since an image or a script may have variables of its own; but
+    gates are ours alone, and one that is not asked would let through what it was set to stop.
+
     Raises:
-        SettingsError: names the setting that was meant.
+        SettingsError: names the setting that was meant, or the gates that there are.
     """
-    kinds: tuple[type[BaseSettings], ...] = (Settings, GateThresholds)
-    known = {
-        f"{kind.model_config['env_prefix']}{name}".upper().removeprefix("FACTSYNC_")
-        for kind in kinds
-        for name in kind.model_fields
-    }
+    gates = {f"GATE_{name.upper()}" for name in GateThresholds.model_fields}
+    known = {name.upper() for name in Settings.model_fields if name != "gates"} | gates
     for name in (*os.environ, *_written_in(file)):
         own = name.upper().removeprefix("FACTSYNC_")
+        if own == name.upper() or own in known:
+            continue
         near = difflib.get_close_matches(own, known, n=1, cutoff=_ALIKE)
-        if own != name.upper() and near and own not in known:
+        if near:
             raise SettingsError(f"{name} is no setting: did you mean FACTSYNC_{near[0]}?")
+        if own.startswith(("GATE_", "GATES")):
+            listed = ", ".join(f"FACTSYNC_{gate}" for gate in sorted(gates))
+            raise SettingsError(f"{name} is no setting: the gates are {listed}.")
 
 
 def _written_in(file: Path) -> list[str]:
+    """The names in a home's file.
+
+    Raises:
+        SettingsError: the file, or a line of it, cannot be read; left to themselves the readers of such files
+            log that and go on without the line.
+    """
+    if not file.is_file():
+        return []
     try:
-        return list(dotenv_values(file))
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file} cannot be read ({error}): write it as UTF-8 text.") from error
+    names = []
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error or (binding.key and binding.value is None):
+            read = binding.original.string
+            line = binding.original.line + read[: len(read) - len(read.lstrip())].count("\n")
+            # The line itself is not shown: it may hold a password.
+            raise SettingsError(
+                f"{file}, line {line} is no setting: write FACTSYNC_NAME=value, with both quotes where there "
+                "is one, or begin the line with # to leave it out."
+            )
+        if binding.key:
+            names.append(binding.key)
+    return names
 
 
 def _file(name: str, path: Path) -> Path:

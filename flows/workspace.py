@@ -85,7 +85,18 @@ class Workspace:
         )
 
     def feed(self) -> contextlib.AbstractContextManager[SparqlFeed | EntityDataFeed]:
-        """A source of statements for one run: see `flows.source.opened_feed`."""
+        """A source of statements for one run: see `flows.source.opened_feed`.
+
+        What is set for editing is looked at first, since asking a source takes minutes.
+
+        Raises:
+            SettingsError: no model could be edited with what is set.
+        """
+        if self.settings.device or self.settings.memit_file.exists():
+            # torch, which commands that edit nothing do without.
+            from flows.recipe import require_settings  # noqa: PLC0415
+
+            require_settings(self.settings)
         return opened_feed(self.settings, self.relations)
 
     def reference_time(self, lag: datetime, as_of: datetime | None) -> datetime:
@@ -121,9 +132,13 @@ def opened_model(settings: Settings) -> Iterator[tuple[Workspace, Model]]:
 
 
 def _unknown(settings: Settings) -> UnknownModelNameError:
+    where, other = f"in {settings.home}", "name another home with --home"
+    if settings.ledger_url:
+        url = parse_url(settings.resolved_ledger_url).render_as_string(hide_password=True)
+        where, other = f"with the ledger {url}", "correct FACTSYNC_LEDGER_URL"
     return UnknownModelNameError(
-        f"No sync has run in {settings.home} for the model {settings.resolved_model_name!r}: "
-        "run `factsync sync`, or name another home with --home."
+        f"No sync has run {where} for the model {settings.resolved_model_name!r}: "
+        f"run `factsync sync`, or {other}."
     )
 
 
