@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flows.settings import Settings
     from kb.feed import ChangeFeed
     from storage.records import Pair
-    from storage.records.planned import Group
+    from storage.records.planned import EditRequestRow, Group
     from storage.records.pulled import EntityRow, StatementRow
 
 
@@ -35,6 +35,20 @@ def dry_run(settings: Settings, as_of: datetime | None = None) -> Plan:
     """
     with untouched(settings) as readable, Workspace.open(readable) as ws, ws.feed() as feed:
         return plan_of(ws, feed, night.probe(ws, feed, as_of=as_of))
+
+
+def owed_beside(settings: Settings, plan: Plan) -> list[EditRequestRow]:
+    """The edits that earlier runs left owed, without those that a plan decides anew: a sync makes them too.
+
+    Args:
+        settings: the home.
+        plan: what `dry_run` came to.
+    """
+    decided = {*plan.reviewed, *((one.subject, one.property) for one in plan.changes)}
+    with untouched(settings) as readable, Workspace.open(readable) as ws:
+        model = next((one for one in ws.ledger.models() if one.name == ws.model_name), None)
+        owed = [] if model is None else ws.ledger.owed(model)
+    return [row for row in owed if (row.subject, row.property) not in decided]
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ class EvaluationInputError(FlowError):
 
 
 class CheckpointInputError(FlowError):
-    """A checkpoint is named in two ways at once."""
+    """A checkpoint is named that the step does not take."""
 
     exit_code = 2
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flows.errors import NothingLiveError
+from flows import card
+from flows.errors import CheckpointInputError, NothingLiveError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,12 +72,14 @@ def go_to(ws: Workspace, lease: Lease, which: str, *, reason: str, again: bool =
 
     Raises:
         NothingLiveError: nothing is live that one could go back from.
-        LedgerError: the checkpoint is not known or was never live, or it or what it stands on is damaged.
+        CheckpointInputError: the checkpoint was never live.
+        LedgerError: the checkpoint is not known, or it or what it stands on is damaged.
     """
     ws.ledger.recover(lease, ws.files)
     lineage = ws.ledger.lineage(lease.model)
     row = _named(ws, lease, which, lineage)
     if row is not None:
+        _require_lived(row)  # first: the files of one that was rejected may be gone
         verify(ws, lease, row)
     ws.ledger.rollback(lease, row.id if row else None, reason=reason, review=again)
     status = ws.ledger.status(lease.model)
@@ -95,6 +98,20 @@ def _named(ws: Workspace, lease: Lease, which: str, lineage: list[CheckpointRow]
             "what was live before: name it."
         )
     return lineage[-2] if len(lineage) > 1 else None
+
+
+def _require_lived(row: CheckpointRow) -> None:
+    if row.state in card.LIVED:
+        return
+    name = str(row.digest)[:12]
+    if row.state == "candidate":
+        raise CheckpointInputError(
+            f"Checkpoint {name} waits for a decision: `factsync promote` makes it live."
+        )
+    raise CheckpointInputError(
+        f"Checkpoint {name} cannot be live again, it was {row.state} and was never live: name one that was; "
+        "`factsync checkpoint list` shows the state of each."
+    )
 
 
 def reason_of(what: str, who: str, note: str) -> str:

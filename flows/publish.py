@@ -98,7 +98,7 @@ def export(
         rank: most rank of an adapter; None takes what the change needs.
 
     Raises:
-        NothingLiveError: nothing was promoted yet.
+        NothingLiveError: the base model is live.
         OutputExistsError: `out` is there already.
         CheckpointError: a file of the lineage is missing or damaged.
         OtherWeightsError: base and changes are not, to the bit, what was recorded.
@@ -106,7 +106,7 @@ def export(
     """
     row = row or ws.ledger.head(model)
     if row is None:
-        raise NothingLiveError("The model has no promoted checkpoint yet; run `factsync sync` first.")
+        raise NothingLiveError(_why_base(ws, model))
     out = out or Path(f"factsync-{str(row.digest)[:12]}")
     if out.exists():
         raise OutputExistsError(f"{out} is there already; name a folder that is not.")
@@ -132,6 +132,16 @@ def export(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Published(out, done.form, done.rounding, done.adapter)
+
+
+def _why_base(ws: Workspace, model: Model) -> str:
+    """Why there is no live checkpoint to write, and what to do."""
+    if any(one.state in card.LIVED for one in ws.ledger.checkpoints(model)):
+        return (
+            "The base model is live, without any edit: `factsync export ID` exports an earlier checkpoint; "
+            "`factsync checkpoint list` shows them."
+        )
+    return "The model has no promoted checkpoint yet; run `factsync sync` first."
 
 
 def _held(ws: Workspace, model: Model, row: CheckpointRow) -> list[HeldRow]:

@@ -259,8 +259,10 @@ class LocalStore:
         sources: dict[str, str] = {}
         for file in files:
             if file.suffix not in _FORMATS:
+                samples = ", ".join(f"night{number}" for number in sorted(nights()))
                 raise StoreLoadError(
-                    f"{file} is neither Turtle (.ttl) nor N-Triples (.nt); convert it first."
+                    f"{str(file)!r} is neither Turtle (.ttl) nor N-Triples (.nt), nor a night of the sample "
+                    f"({samples}): name one of these, or convert your file first."
                 )
             try:
                 name = file.name if file.name not in sources else str(file)
@@ -303,7 +305,10 @@ class LocalStore:
         while True:
             name = self._current()
             if name is None:
-                raise StoreEmptyError(f"{self.folder} holds nothing to serve; load a file or a night first.")
+                raise StoreEmptyError(
+                    f"{self.folder} holds nothing to serve; load a file or a night first, "
+                    "such as `factsync kb load night1`."
+                )
             with _locked(self.folder / f"{name}.lock", fcntl.LOCK_SH):
                 if self._current() == name:  # else it was replaced while we waited
                     yield self.folder / name

@@ -71,7 +71,7 @@ def query(
             raise known from error
         first = str(error.orig).splitlines()[0] if str(error.orig) else type(error.orig).__name__
         raise QueryRefusedError(
-            f"The query was refused: {first}. The views are described in docs/ledger.md."
+            f"The query was refused: {first.rstrip('.')}. The views are described in docs/ledger.md."
         ) from error
     except SQLAlchemyError as error:
         raise QueryRefusedError(f"The query cannot be run: {error}.") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -15,8 +15,32 @@ from flows.cli.main import AsJson, app
 from flows.formats import Dtype, Format
 from flows.settings import Settings
 
+if TYPE_CHECKING:
+    from flows.workspace import Workspace
+    from storage.records.checkpoints import CheckpointRow
+    from storage.records.runs import Model
+
 checkpoint = typer.Typer(help="List checkpoints, and make models of them.", no_args_is_help=True)
 app.add_typer(checkpoint, name="checkpoint")
+
+
+def _given(which: str) -> str:
+    """An empty name, such as a shell's unset variable, chooses no checkpoint."""
+    if not which.strip():
+        raise typer.BadParameter("it is empty; name a checkpoint, `factsync checkpoint list` shows them.")
+    return which
+
+
+def _to_write(ws: Workspace, model: Model, which: str) -> CheckpointRow | None:
+    """The checkpoint that a person wants as a folder; None for the live one."""
+    from flows import heads
+    from flows.errors import CheckpointInputError
+
+    if which == heads.BASE:
+        raise CheckpointInputError(
+            f"The base model carries no edits, so there is nothing to write: load {model.base_ref} itself."
+        )
+    return None if which == "live" else ws.ledger.checkpoint(model, which)
 
 
 @checkpoint.command("list", epilog="Example: factsync checkpoint list")
@@ -52,13 +76,19 @@ def list_(
         )
         for row in rows
     )
-    show.console().print(show.table(columns, cells))
+    short = ("checkpoint", "stands on", "state", "decided")
+    made = show.table(columns, cells, whole=short, wide=("stands on", "live facts", "size"))
+    show.console().print(made)
 
 
-@checkpoint.command("materialize", epilog="Example: factsync checkpoint materialize --as-of 2026-03-01")
+@checkpoint.command(
+    "materialize", epilog="Example: factsync checkpoint materialize live ./march --as-of 2026-03-01"
+)
 def materialize(
     context: typer.Context,
-    which: Annotated[str, typer.Argument(help="A digest or its beginning, or `live`.")] = "live",
+    which: Annotated[
+        str, typer.Argument(help="A digest or its beginning, or `live`.", callback=_given)
+    ] = "live",
     out: Annotated[
         Path | None, typer.Argument(help="Folder to make.", show_default="factsync-DIGEST here")
     ] = None,
@@ -77,9 +107,12 @@ def materialize(
     from flows.workspace import opened_model
 
     if as_of is not None and which != "live":
-        raise CheckpointInputError(f"--as-of goes with `live`, not with {which}: leave one of the two out.")
+        raise CheckpointInputError(
+            f"--as-of goes with `live`, not with {which}: leave it out, or write "
+            f"`factsync checkpoint materialize live {out or which} --as-of {as_of:%Y-%m-%dT%H:%M:%S}`."
+        )
     with opened_model(settings) as (ws, model):
-        row = None if which == "live" else ws.ledger.checkpoint(model, which)
+        row = _to_write(ws, model, which)
         if as_of is not None:
             row = publish.live_at(ws, model, as_of.replace(tzinfo=UTC))
         folder = publish.materialize(ws, model, row, out)
@@ -89,8 +122,10 @@ def materialize(
 @app.command(epilog="Example: factsync diff base live")
 def diff(
     context: typer.Context,
-    before: Annotated[str, typer.Argument(help="A digest or its beginning, `live`, or `base`.")],
-    after: Annotated[str, typer.Argument(help="Likewise.")],
+    before: Annotated[
+        str, typer.Argument(help="A digest or its beginning, `live`, or `base`.", callback=_given)
+    ],
+    after: Annotated[str, typer.Argument(help="Likewise.", callback=_given)],
     as_json: AsJson = False,
 ) -> None:
     """Show on which facts two checkpoints do not agree, and what was measured of each."""
@@ -121,23 +156,29 @@ def diff(
 def export(  # noqa: PLR0917 - options have no positions
     context: typer.Context,
     which: Annotated[
-        str, typer.Argument(metavar="[CHECKPOINT]", help="A digest or its beginning, or `live`.")
+        str,
+        typer.Argument(metavar="[CHECKPOINT]", help="A digest or its beginning, or `live`.", callback=_given),
     ] = "live",
     out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("model"),
     form: Annotated[Format, typer.Option("--format", help="What to make of it.")] = Format.HF,
     dtype: Annotated[Dtype, typer.Option(help="Precision of what is written.")] = Dtype.FLOAT32,
-    rank: Annotated[int | None, typer.Option(min=1, help="Most rank of an adapter; default: exact.")] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Most rank of an adapter (peft); default: exact.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Publish a checkpoint: merged, as a PEFT adapter, or merged for llama.cpp's converter, with a card."""
     settings: Settings = context.obj
+    if rank is not None and form is not Format.PEFT:
+        wrong = f"only an adapter has a rank; leave it out, or write --format peft instead of {form.value}."
+        raise typer.BadParameter(wrong, param_hint="'--rank'")
     local_prefect.configure(settings)
     from flows import publish
     from flows.cli import show
     from flows.workspace import opened_model
 
     with opened_model(settings) as (ws, model):
-        row = None if which == "live" else ws.ledger.checkpoint(model, which)
+        row = _to_write(ws, model, which)
         done = publish.export(
             ws,
             model,
@@ -162,7 +203,10 @@ def export(  # noqa: PLR0917 - options have no positions
 @app.command(epilog="Example: factsync rollback base --reason 'a bad night'")
 def rollback(
     context: typer.Context,
-    which: Annotated[str, typer.Argument(help="A digest or its beginning that was live before, or `base`.")],
+    which: Annotated[
+        str,
+        typer.Argument(help="A digest or its beginning that was live before, or `base`.", callback=_given),
+    ],
     reason: Annotated[str, typer.Option(help="Kept in the ledger.")] = "rolled back by hand",
     again: Annotated[
         bool, typer.Option(help="Let the next sync queue again whatever Wikidata still states.")

@@ -115,7 +115,7 @@ def list_held_back(context: typer.Context, as_json: AsJson = False) -> None:
             }
             for row in ws.ledger.pending(model)
         ]
-    _show_rows(rows, as_json=as_json)
+    _show_rows(rows, as_json=as_json, whole=("id", "since"), wide=("sightings", "releases", "decision"))
 
 
 def _release_of(row: PendingRow) -> str:
@@ -239,11 +239,14 @@ def _facts(facts: list[dict[str, str]], *, as_json: bool) -> None:
     typer.echo(f"{len(facts)} facts held at the end.")
 
 
-def _show_rows(rows: list[dict[str, str]], *, as_json: bool) -> None:
+def _show_rows(
+    rows: list[dict[str, str]], *, as_json: bool, whole: Sequence[str] = (), wide: Sequence[str] = ()
+) -> None:
     from flows.cli import show
 
     if as_json:
         show.print_json(rows)
         return
     columns = tuple(rows[0]) if rows else ("nothing",)
-    show.console().print(show.table(columns, (row.values() for row in rows)))
+    made = show.table(columns, (row.values() for row in rows), whole=whole, wide=wide)
+    show.console().print(made)

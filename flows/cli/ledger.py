@@ -59,11 +59,18 @@ def doctor(
         raise typer.Exit(1)
 
 
+def _query(given: str | None) -> str | None:
+    if given is not None and not given.strip():
+        raise typer.BadParameter("it is empty; write one SELECT.")
+    return given
+
+
 @app.command(epilog='Example: factsync sql "SELECT subject_label, target FROM live_facts LIMIT 5"')
 def sql(
     context: typer.Context,
     query: Annotated[
-        str | None, typer.Argument(help="One SELECT; without it, read them from the terminal.")
+        str | None,
+        typer.Argument(help="One SELECT; without it, read them from the terminal.", callback=_query),
     ] = None,
     given: Annotated[
         list[str] | None, typer.Option("--set", help="A value, as name=value, for :name; repeat for more.")

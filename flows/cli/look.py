@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+def _prompt(given: str) -> str:
+    if not given.strip():
+        raise typer.BadParameter("it is empty; give a prompt.")
+    return given
+
+
+def _subject(given: str) -> str:
+    if not given.strip():
+        raise typer.BadParameter("it is empty; write an id such as Q183 or a label.")
+    return given
+
+
 @app.command(epilog="Example: factsync status --json")
 def status(context: typer.Context, as_json: AsJson = False) -> None:
     """Show where the model stands: what is live, owed and held back, and how the last run went."""
@@ -65,7 +77,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
 @app.command(epilog='Example: factsync ask "The head of government of Germany is"')
 def ask(
     context: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="Text to complete.")],
+    prompt: Annotated[str, typer.Argument(help="Text to complete.", callback=_prompt)],
     tokens: Annotated[int, typer.Option(min=1, max=200, help="How many tokens to add.")] = 12,
     as_json: AsJson = False,
 ) -> None:
@@ -91,7 +103,9 @@ def ask(
 @app.command(epilog='Example: factsync explain "The head of government of Germany is"')
 def explain(
     context: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="Text to complete; name the subject in it.")],
+    prompt: Annotated[
+        str, typer.Argument(help="Text to complete; name the subject in it.", callback=_prompt)
+    ],
     tokens: Annotated[int, typer.Option(min=1, max=200, help="How many tokens to add.")] = 12,
     as_json: AsJson = False,
 ) -> None:
@@ -134,7 +148,7 @@ def _sources(sources: Iterable[tuple[str, int]]) -> str:
 @app.command(epilog="Example: factsync history Q183")
 def history(
     context: typer.Context,
-    subject: Annotated[str, typer.Argument(help="A Q-id, or the subject's label.")],
+    subject: Annotated[str, typer.Argument(help="A Q-id, or the subject's label.", callback=_subject)],
     as_json: AsJson = False,
 ) -> None:
     """Show every edit of a subject's facts, with the statements and revisions behind each."""
@@ -149,14 +163,16 @@ def history(
         rows = ws.ledger.history(model, item)
     if not rows:
         raise UnknownSubjectError(
-            f"The ledger holds no edit of {subject!r}; `factsync sql` can search for it."
+            f"The ledger holds no edit of {subject!r}: write an id such as Q183 or a label, the whole of it; "
+            "`factsync sql` can search for it."
         )
     if as_json:
         show.print_json([asdict(row) for row in rows])
         return
     columns = ("relation", "operation", "from", "to", "P(new)", "exact", "checkpoint", "statement @ revision")
     cells = (_history_cells(row) for row in rows)
-    show.console().print(show.table(columns, cells, title=f"Edits of {item}"))
+    narrow = {"whole": ("relation", "checkpoint"), "wide": ("operation", "P(new)", "exact")}
+    show.console().print(show.table(columns, cells, title=f"Edits of {item}", **narrow))
 
 
 def _history_cells(row: Any) -> tuple[str, ...]:  # noqa: ANN401 - storage is loaded late
@@ -169,6 +185,6 @@ def _history_cells(row: Any) -> tuple[str, ...]:  # noqa: ANN401 - storage is lo
         row.new_label or "",
         probability,
         {None: "–", True: "yes", False: "no"}[row.exact],
-        f"{(row.checkpoint or '')[:12]} {row.checkpoint_state}",
+        f"{(row.checkpoint or '')[:12]}\n{row.checkpoint_state}",
         _sources(row.sources),
     )

@@ -11,6 +11,16 @@ from flows import local_prefect
 from flows.cli.main import AsJson, app
 from flows.settings import Settings
 
+_EDITED = """
+SELECT
+    operation AS kind, subject, subject_label, property, slot,
+    old_value, old_target AS old_label, new_value, new_target AS new_label
+FROM edit_history
+WHERE model = :model AND run_id = :run AND status IN ('written', 'applied')
+ORDER BY edit_id
+"""
+"""What a run edited: in checkpoints that were promoted, or in one that waits for a person."""
+
 
 def _utc(given: datetime | None) -> datetime | None:
     """The command line's moments carry no time zone; they are UTC."""
@@ -43,23 +53,47 @@ def sync(  # noqa: PLR0917 - options have no positions
 
     with show.bars():
         night = run(as_of=as_of, limit=limit, approve_burst=approve_burst, approval=approval)
+    edited, owed = _edited(settings, night.run)
     if as_json:
-        show.print_json(_night_json(night))
+        show.print_json(_night_json(night, edited, owed))
     else:
         out = show.console()
-        out.print(show.changes_table(night.plan, title="What changed"))
+        changes = show.changes_table(night.plan, title="What changed")
+        if changes.row_count:
+            out.print(changes)
+        planned = {(one.subject, one.property, one.slot) for one in night.plan.edits}
+        if edited and {(one["subject"], one["property"], one["slot"]) for one in edited} != planned:
+            out.print(show.edits_table(edited, title="What was edited"))
         if night.candidate is not None:
             out.print(show.metrics_table([("tonight", night.candidate)], title="What was measured"))
-        out.print(show.night_summary(night))
+        counted = f" {len(edited)} edited, {owed} still owed." if night.candidate or owed else ""
+        out.print(f"{show.night_summary(night)}{counted}")
     require_promoted(night)
 
 
-def _night_json(night: Any) -> dict[str, Any]:  # noqa: ANN401 - flows.sync is loaded late
+def _edited(settings: Settings, run: int) -> tuple[list[dict[str, Any]], int]:
+    """The edits that a run made, and how many are still owed after it."""
+    from flows.workspace import opened_model
+
+    with opened_model(settings) as (ws, model):
+        found = ws.ledger.query(_EDITED, {"model": model.name, "run": run}, limit=None)
+        owed = len(ws.ledger.owed(model))
+    return [dict(zip(found.columns, row, strict=True)) for row in found.rows], owed
+
+
+def _night_json(
+    night: Any,  # noqa: ANN401 - flows.sync is loaded late
+    edited: list[dict[str, Any]],
+    owed: int,
+) -> dict[str, Any]:
     candidate = night.candidate
     return {
         "run": night.run,
         "reference_time": night.at.isoformat(),
         "changes": night.plan.counts,
+        "edited": len(edited),
+        "owed": owed,
+        "edits": edited,
         "checkpoint": candidate.digest if candidate else None,
         "promoted": night.promoted,
         "burst": night.plan.burst.held,
@@ -74,9 +108,23 @@ def plan(context: typer.Context, as_of: AsOf = None, as_json: AsJson = False) ->
     """Show what a sync would change. Nothing is written."""
     settings: Settings = context.obj
     from flows.cli import show
-    from flows.dry_run import dry_run
+    from flows.dry_run import dry_run, owed_beside
 
     made = dry_run(settings, as_of)
+    owed = [
+        {
+            "kind": row.op,
+            "subject": row.subject,
+            "subject_label": row.subject_label,
+            "property": row.property,
+            "slot": row.slot,
+            "old_value": row.old_value,
+            "old_label": row.old_label,
+            "new_value": row.value,
+            "new_label": row.target,
+        }
+        for row in owed_beside(settings, made)
+    ]
     if as_json:
         changes = [
             {
@@ -89,11 +137,16 @@ def plan(context: typer.Context, as_of: AsOf = None, as_json: AsJson = False) ->
             }
             for change in made.changes
         ]
-        show.print_json({"counts": made.counts, "changes": changes})
+        show.print_json({"counts": made.counts, "changes": changes, "owed": len(owed), "owed_edits": owed})
         return
     out = show.console()
-    out.print(show.changes_table(made, title="What a sync would do (nothing was written)"))
+    shown = show.changes_table(made, title="What a sync would do (nothing was written)")
+    if shown.row_count:
+        out.print(shown)
     out.print(", ".join(f"{count} {kind}" for kind, count in made.counts.items()) or "Nothing changed.")
+    if owed:
+        out.print(show.edits_table(owed, title="Owed from earlier runs"))
+        out.print(f"{len(owed)} owed from earlier runs: a sync edits these too.")
     for reason in made.burst.reasons:
         out.print(f"[yellow]The burst guard would hold back:[/] {reason}")
 

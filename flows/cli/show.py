@@ -24,6 +24,9 @@ from flows.progress import TITLES, shown_by
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from typing import Any
+
+    from rich.console import JustifyMethod
 
     from editor.calibrate import Calibration
     from editor.recall import RecallResult
@@ -44,12 +47,18 @@ def print_json(value: object) -> None:
     console().print_json(json.dumps(value, default=str))
 
 
+WIDE = 120
+"""From how many characters a line on, a table shows all its columns."""
+
+
 def table(
     columns: Sequence[str],
     rows: Iterable[Iterable[object]],
     *,
     title: str | None = None,
     right: Collection[str] = (),
+    whole: Collection[str] = (),
+    wide: Collection[str] = (),
 ) -> Table:
     """A table of plain text: no square bracket of a label or an answer is taken for a colour.
 
@@ -58,12 +67,20 @@ def table(
         rows: cells; None is an en dash, and `Text` keeps its colours.
         title: above it.
         right: headings of columns that are aligned to the right.
+        whole: headings of columns whose text is never broken, such as a digest to copy.
+        wide: headings of columns that only a wide console has room for.
     """
+    left_out = [] if console().width >= WIDE else [column for column in columns if column in wide]
     made = Table(title=title, title_justify="left")
+    if left_out:
+        made.caption = f"A wider terminal, or --json, shows {', '.join(left_out)} too."
     for column in columns:
-        made.add_column(column, overflow="fold", justify="right" if column in right else "left")
+        if column not in left_out:
+            justify: JustifyMethod = "right" if column in right else "left"
+            made.add_column(column, overflow="fold", justify=justify, no_wrap=column in whole)
     for row in rows:
-        cells = ("–" if cell is None else cell for cell in row)
+        shown = (cell for column, cell in zip(columns, row, strict=True) if column not in left_out)
+        cells = ("–" if cell is None else cell for cell in shown)
         made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in cells))
     return made
 
@@ -149,6 +166,13 @@ def _change_cells(change: Change, labels: Mapping[str, str]) -> tuple[str, ...]:
         labels.get(new.value.canonical, new.value.canonical) if new else "",
         change.reason,
     )
+
+
+def edits_table(edits: Iterable[Mapping[str, Any]], *, title: str) -> Table:
+    """Edits that were made, or are owed."""
+    shown = ("kind", "subject_label", "property", "old_label", "new_label")
+    rows = ([one[name] or "" for name in shown] for one in edits)
+    return table(("change", "subject", "relation", "from", "to"), rows, title=title)
 
 
 def candidate_table(candidate: Candidate, *, title: str) -> Table:

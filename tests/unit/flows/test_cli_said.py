@@ -1,0 +1,159 @@
+"""What the command line says to a slip of the hand, and how it fits into 80 columns. No model is needed."""
+
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import checkpoints, ledger, look  # noqa: F401 - they register their commands
+from flows.cli.main import app
+from flows.errors import CheckpointInputError, NothingLiveError, UnknownSubjectError
+from flows.workspace import opened_model
+from kb.errors import StoreError
+from tests.unit.storage import steps
+
+REASON = "perplexity 0.231 > 0.08: many edits at once; retention 0.912 < 0.97: older facts were lost by it"
+
+
+def call(home, *arguments, columns=200):
+    """Run a command in this process, on a console of so many columns."""
+    variables = {"COLUMNS": str(columns), "TERMINAL_WIDTH": "200"}
+    return CliRunner(env=variables).invoke(app, ["--home", str(home.home), *map(str, arguments)])
+
+
+def live(home):
+    """The live checkpoint's digest; None for the base."""
+    with opened_model(home) as (ws, model):
+        head = ws.ledger.head(model)
+    return head and head.digest
+
+
+@pytest.fixture
+def rejected(nights):
+    """The same home after a fourth night, which was rejected for many reasons; its digest."""
+    world = steps.World()
+    world.set("Q2", "P6", "Q20")
+    with opened_model(nights) as (ws, _):
+        steps.sync(ws.ledger, ws.files, world, 4, verdict="leave")
+        with ws.writer() as lease:
+            last = ws.ledger.checkpoints(lease.model)[-1]
+            ws.ledger.reject(lease, last.id, reason=REASON, requeue=True)
+    return last.digest
+
+
+@pytest.mark.parametrize("name", ["", " "])
+@pytest.mark.parametrize(
+    "words",
+    [("rollback",), ("export",), ("checkpoint", "materialize"), ("diff", "live"), ("ask",), ("explain",)],
+)
+def test_an_unset_variable_chooses_nothing(nights, words, name):
+    before = live(nights)
+    done = call(nights, *words, name)
+    assert done.exit_code == 2
+    assert "it is empty; " in done.stderr
+    assert live(nights) == before
+
+
+def test_the_form_alone_goes_back_by_one_with_an_empty_field(nights):
+    from flows.rollback import rollback
+
+    with opened_model(nights) as (ws, model):
+        _, second, _ = ws.ledger.lineage(model)
+    rollback.fn(checkpoint="")
+    assert live(nights) == second.digest
+
+
+def test_what_was_never_live_is_told_so_before_its_files_are_looked_for(nights, rejected):
+    done = call(nights, "rollback", rejected)
+    assert isinstance(done.exception, CheckpointInputError)
+    assert "it was rejected and was never live" in str(done.exception)
+    assert done.exception.exit_code == 2
+
+
+def test_a_candidate_is_promoted_not_rolled_back_to(nights):
+    world = steps.World()
+    world.set("Q2", "P6", "Q20")
+    with opened_model(nights) as (ws, model):
+        steps.sync(ws.ledger, ws.files, world, 4, verdict="leave")
+        candidate = ws.ledger.checkpoints(model)[-1].digest
+    assert "`factsync promote`" in str(call(nights, "rollback", candidate).exception)
+
+
+def test_an_export_of_the_base_names_the_way_to_an_earlier_checkpoint(nights, tmp_path):
+    assert call(nights, "rollback", "base").exit_code == 0
+    for words in (("export", "--out", tmp_path / "m"), ("checkpoint", "materialize", "live", tmp_path / "m")):
+        error = call(nights, *words).exception
+        assert isinstance(error, NothingLiveError)
+        assert "The base model is live" in str(error)
+        assert "`factsync export ID`" in str(error)
+
+
+def test_the_base_itself_is_no_checkpoint_to_write(nights, tmp_path):
+    for words in (("export", "base", "--out", tmp_path / "m"), ("checkpoint", "materialize", "base")):
+        error = call(nights, *words).exception
+        assert isinstance(error, CheckpointInputError)
+        assert "load local itself" in str(error)
+
+
+@pytest.mark.parametrize("form", [(), ("--format", "hf"), ("--format", "gguf-ready")])
+def test_only_an_adapter_has_a_rank(nights, tmp_path, form):
+    done = call(nights, "export", *form, "--rank", "3", "--out", tmp_path / "m")
+    assert done.exit_code == 2
+    assert "Invalid value for '--rank'" in done.stderr
+    assert "--format peft" in done.stderr
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_folder_in_the_place_of_live_is_told_the_whole_command(nights):
+    error = call(nights, "checkpoint", "materialize", "--as-of", "2026-01-03", "./m1").exception
+    assert isinstance(error, CheckpointInputError)
+    assert "`factsync checkpoint materialize live ./m1 --as-of 2026-01-03T00:00:00`" in str(error)
+
+
+@pytest.mark.parametrize("name", ["night3", ""])
+def test_a_load_of_no_file_names_the_samples(home, name):
+    error = call(home, "kb", "load", name).exception
+    assert isinstance(error, StoreError)
+    assert "night1, night2" in str(error)
+
+
+def test_an_empty_store_names_the_command_that_fills_it(home):
+    from flows.dry_run import dry_run
+
+    with pytest.raises(StoreError, match="`factsync kb load night1`"):
+        dry_run(home)
+
+
+def test_a_history_of_nobody_says_what_to_write(nights):
+    error = call(nights, "history", "foo").exception
+    assert isinstance(error, UnknownSubjectError)
+    assert "write an id such as Q183 or a label" in str(error)
+    done = call(nights, "history", "")
+    assert done.exit_code == 2
+    assert "write an id such as Q183 or a label" in done.stderr
+
+
+def words_of(text):
+    """The words of a table, without its lines."""
+    return set(re.sub(r"[─-╿]", " ", text).split())
+
+
+def test_checkpoints_are_listed_in_80_columns(nights, rejected):
+    said = call(nights, "checkpoint", "list", columns=80).stdout
+    assert max(map(len, said.splitlines())) <= 80
+    with opened_model(nights) as (ws, model):
+        rows = ws.ledger.checkpoints(model)
+    for row in rows:
+        assert {row.digest[:12], row.state, *f"{row.decided_at:%Y-%m-%d %H:%M}".split()} <= words_of(said)
+    assert set(REASON.split()) <= words_of(said), "no word of a reason is broken"
+    assert "A wider terminal, or --json, shows stands on, live facts, size too." in " ".join(said.split())
+    assert "stands on" in call(nights, "checkpoint", "list", columns=160).stdout
+
+
+def test_a_history_fits_into_80_columns(nights):
+    said = call(nights, "history", "Q1", columns=80).stdout
+    assert max(map(len, said.splitlines())) <= 80
+    with opened_model(nights) as (ws, model):
+        made = {row.digest[:12] for row in ws.ledger.lineage(model)}
+    assert made <= words_of(said)
+    assert {"operation", "P(new)"} <= words_of(call(nights, "history", "Q1", columns=160).stdout)
