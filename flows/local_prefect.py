@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import types
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -70,6 +72,19 @@ def configure(settings: Settings) -> None:
     # The flows read their settings themselves; `--home` holds for them too.
     os.environ["FACTSYNC_HOME"] = str(settings.home)
     settings.prefect_dir.mkdir(parents=True, exist_ok=True)
+
+
+def keep_server_apart() -> None:
+    """Have the server that Prefect starts for a run which finds none start apart from this process.
+
+    Prefect starts it in the command's own process group. There Ctrl-C ends the server too, and the run waits
+    in vain for an answer to how it ended; and a command that is killed leaves its server behind. Prefect has
+    no setting for either. Call it once its settings stand, before a flow runs here.
+    """
+    from prefect.server.api import server  # noqa: PLC0415 - two seconds, which such a run takes anyway
+
+    apart = functools.partial(subprocess.Popen, start_new_session=True, preexec_fn=die_with_parent)
+    vars(server)["subprocess"] = types.SimpleNamespace(**{**vars(subprocess), "Popen": apart})
 
 
 def free_port(wanted: int) -> int:

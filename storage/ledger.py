@@ -123,7 +123,8 @@ class Ledger(LedgerReader):
             self._point("recover.orphans")
         found = replace(settled, orphans=tuple(orphans))
         if found:
-            logger.warning("Settled what an earlier run had left: %s", found)
+            level = logging.WARNING if found.crash else logging.INFO
+            logger.log(level, "Settled what an earlier run had left: %s.", found)
         return found
 
     # Runs

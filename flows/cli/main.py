@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import logging
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -35,41 +36,87 @@ FAMILIES = ("run", "look", "checkpoints", "operate", "curate", "ledger", "evalua
 
 EXIT_CODES = """\
 Exit codes: 0 done · 1 failed · 2 wrong input or settings · 3 a source or server could not be reached ·
-4 another writer holds the model · 5 held back by a gate or guard."""
+4 another writer holds the model · 5 held back by a gate or guard · 130 Ctrl-C."""
+
+
+def _folder(given: str) -> Path:
+    if not given.strip():  # as a path, it would be whatever the command is run in
+        raise typer.BadParameter("it is empty: name a folder.")
+    return Path(given)
 
 
 @app.callback(epilog=EXIT_CODES)
 def root(
     context: typer.Context,
     home: Annotated[
-        Path | None, typer.Option(help="Folder that holds all state; also FACTSYNC_HOME.")
+        Path | None,
+        typer.Option(
+            parser=_folder, metavar="DIRECTORY", help="Folder that holds all state; also FACTSYNC_HOME."
+        ),
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what every step does.")] = False,
 ) -> None:
     """Keep the facts inside a language model in step with Wikidata."""
+    handler = RichHandler(console=Console(stderr=True), show_path=False)
+    if not verbose:
+        handler.addFilter(_worth_a_look)
     logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler]
     )
     check_import_names()
     tune_threads()
     context.obj = Settings.read(home)
 
 
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended, as shells have it; typer makes it of a KeyboardInterrupt."""
+
+
 def main() -> None:
     """Run a command; turn a named error into one sentence on stderr and a documented exit code."""
-    for family in FAMILIES:
-        importlib.import_module(f"flows.cli.{family}")
     try:
+        for family in FAMILIES:
+            importlib.import_module(f"flows.cli.{family}")
         app()
+    except KeyboardInterrupt:
+        _interrupted()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _interrupted()
+        raise
     except Exception as error:
-        code = error.exit_code if isinstance(error, FlowError) else package_exit_code(error)
+        code = exit_code(error)
         if code is None:
             raise
         log.info("Where it went wrong", exc_info=True)
         say(error)
         sys.exit(code)
+
+
+def _interrupted() -> NoReturn:
+    """Say what Ctrl-C leaves, and go; whoever presses it again need not wait for Prefect's server to end."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    said = "Interrupted. Nothing is lost: what was begun and not finished is settled by the next run."
+    Console(stderr=True).print(said, highlight=False, soft_wrap=True)
+    sys.exit(INTERRUPTED)
+
+
+def _worth_a_look(record: logging.LogRecord) -> bool:
+    """Whether a record belongs on the terminal: all but what Prefect says of an end that `main` tells itself.
+
+    Prefect writes a traceback of each error for every task and flow that it passes. Its server still gets
+    them, and `--verbose` shows them; those of errors that have no name here are shown always.
+    """
+    if not record.name.startswith("prefect."):
+        return True
+    if record.exc_info and record.exc_info[1] is not None:
+        return exit_code(record.exc_info[1]) is None
+    return not record.getMessage().startswith(("Crash detected!", "Finished in state"))
+
+
+def exit_code(error: BaseException) -> int | None:
+    """The documented exit code of a named error; None for anything else."""
+    return error.exit_code if isinstance(error, FlowError) else package_exit_code(error)
 
 
 def package_exit_code(error: BaseException) -> int | None:

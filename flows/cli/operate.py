@@ -39,6 +39,7 @@ def backfill(  # noqa: PLR0917 - options have no positions
     from flows.cli import show
     from flows.errors import GateError
 
+    local_prefect.keep_server_apart()
     with show.bars():
         done = run(
             relations=relation or [],
@@ -100,6 +101,7 @@ def calibrate(
     from flows.calibrate import calibrate as run
     from flows.cli import show
 
+    local_prefect.keep_server_apart()
     with show.bars():
         done = run(blocks=block)
     out = show.console()
@@ -130,6 +132,7 @@ def rebuild(
     from flows.errors import GateError
     from flows.rebuild import rebuild as run
 
+    local_prefect.keep_server_apart()
     with show.bars():
         done = run(anew=anew, refine=refine, approval=approval)
     out = show.console()

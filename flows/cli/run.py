@@ -51,6 +51,7 @@ def sync(  # noqa: PLR0917 - options have no positions
     from flows.sync import require_promoted
     from flows.sync import sync as run
 
+    local_prefect.keep_server_apart()
     with show.bars():
         night = run(as_of=as_of, limit=limit, approve_burst=approve_burst, approval=approval)
     edited, owed = _edited(settings, night.run)

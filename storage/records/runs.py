@@ -72,7 +72,27 @@ class Recovery:
     orphans: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.abandoned or self.rejected or self.requeued or self.crashed_runs or self.orphans)
+        return bool(self.crash or self.orphans)
+
+    @property
+    def crash(self) -> bool:
+        """Whether something had ended midway; the files of a rejected night are orphans without that."""
+        return bool(self.abandoned or self.rejected or self.requeued or self.crashed_runs)
+
+    def __str__(self) -> str:
+        said = (
+            (len(self.crashed_runs), "run that had not ended", "runs that had not ended"),
+            (len(self.abandoned), "checkpoint half built", "checkpoints half built"),
+            (len(self.rejected), "candidate nobody had decided about", "candidates nobody had decided about"),
+            (self.requeued, "edit back in the queue", "edits back in the queue"),
+            (len(self.kept), "candidate left to wait for approval", "candidates left to wait for approval"),
+            (
+                len(self.orphans),
+                "folder that no checkpoint needs removed",
+                "folders that no checkpoint needs removed",
+            ),
+        )
+        return ", ".join(f"{count} {one if count == 1 else many}" for count, one, many in said if count)
 
 
 @dataclass(frozen=True, slots=True)
