@@ -64,7 +64,8 @@ class Calibrated:
             f"{best.perplexity_ratio - 1:+.1%}"
         )
         after = f"; `factsync rebuild` gives the {self.held} live facts the new settings" if self.held else ""
-        return Ending("Calibrated", f"{text}{after}.")
+        vain = " No trial made it say a fact word for word: try other blocks with --block, or a larger model."
+        return Ending("Calibrated", f"{text}{after}.{'' if best.exact else vain}")
 
 
 @flow(name="calibrate")
