@@ -85,14 +85,14 @@ NOTES = {
     "efficacy": Note(
         "tonight's facts took",
         "100 % on two real nights; the unedited model 3 and 4 %",
-        "look at the facts that fell short (`edit_history`); a weak write on all of them asks for a "
-        "calibration or a smaller moment weight",
+        "look at the facts that fell short (`edit_history`); where the write is weak on all of them, run "
+        "`factsync calibrate`, or lower `moment_weight` in memit.json",
     ),
     "exact": Note(
         "the model says tonight's facts word for word",
         "100 % on two real nights; 73 % where the weights were written only once",
-        "look for long or unusual labels; more steps of target states or refinement help where many facts "
-        "fall short",
+        "look for long or unusual labels; where many facts fall short, raise `steps` or `refine_steps` in "
+        "memit.json",
     ),
     "heldback": Note(
         "the facts hold in words nobody trained",
@@ -107,12 +107,12 @@ NOTES = {
     "neighbours": Note(
         "subjects nobody touched keep their own answers",
         "95 and 97 % on two real nights with guards; 45 % kept their first word without",
-        "raise the moment weight, or give the relation's kind more guard subjects",
+        "raise `drift_weight` in memit.json, or give the relation's kind more guard subjects",
     ),
     "perplexity": Note(
         "the model still writes well",
         "+0.2 % on each of two real nights; +43 % after ten batches of published MEMIT",
-        "raise the moment weight or lower the rate, then `factsync rebuild`",
+        "raise `drift_weight` or lower `learning_rate` in memit.json, then `factsync rebuild`",
     ),
 }
 """By name of the gate."""
