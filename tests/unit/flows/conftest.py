@@ -3,6 +3,7 @@
 import pytest
 
 from flows.settings import Settings
+from flows.workspace import opened_model
 from storage.checkpoints import CheckpointFiles
 from storage.ledger import Ledger
 from tests.unit.storage import steps
@@ -28,3 +29,13 @@ def nights(home):
             world.set("Q1", "P6", f"Q1{number}")
             steps.sync(ledger, files, world, number)
     return home
+
+
+@pytest.fixture
+def waiting(nights):
+    """Settings of a home in which a candidate waits that carries one edit, of Q2 and P6."""
+    world = steps.World()
+    world.set("Q2", "P6", "Q20")
+    with opened_model(nights) as (ws, _):
+        steps.sync(ws.ledger, ws.files, world, 4, verdict="leave")
+    return nights

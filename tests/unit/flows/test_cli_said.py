@@ -29,15 +29,11 @@ def live(home):
 
 
 @pytest.fixture
-def rejected(nights):
+def rejected(waiting):
     """The same home after a fourth night, which was rejected for many reasons; its digest."""
-    world = steps.World()
-    world.set("Q2", "P6", "Q20")
-    with opened_model(nights) as (ws, _):
-        steps.sync(ws.ledger, ws.files, world, 4, verdict="leave")
-        with ws.writer() as lease:
-            last = ws.ledger.checkpoints(lease.model)[-1]
-            ws.ledger.reject(lease, last.id, reason=REASON, requeue=True)
+    with opened_model(waiting) as (ws, _), ws.writer() as lease:
+        last = ws.ledger.checkpoints(lease.model)[-1]
+        ws.ledger.reject(lease, last.id, reason=REASON, requeue=True)
     return last.digest
 
 

@@ -5,17 +5,6 @@ import pytest
 from flows.decide import reject
 from flows.errors import NotCarriedError
 from flows.workspace import opened_model
-from tests.unit.storage import steps
-
-
-@pytest.fixture
-def waiting(nights):
-    """Settings of a home in which a candidate waits that carries one edit, of Q2 and P6."""
-    world = steps.World()
-    world.set("Q2", "P6", "Q20")
-    with opened_model(nights) as (ws, _):
-        steps.sync(ws.ledger, ws.files, world, 4, verdict="leave")
-    return nights
 
 
 @pytest.mark.parametrize(
