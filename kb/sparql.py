@@ -222,7 +222,8 @@ class Transport:
 
     def _raise_for(self, reply: Reply, query: str) -> NoReturn:
         url, status = self.endpoint.url, reply.status
-        text = reply.body[:20_000].decode("utf-8", "replace")
+        # Blazegraph's page of an error begins with the query that was asked, all of it.
+        text = reply.body.decode("utf-8", "replace").replace(query, "", 1)
         retry_after_s = self._retry_after_s(reply.headers.get("Retry-After"))
         if status == 429:  # noqa: PLR2004
             raise ThrottledError(
@@ -307,7 +308,7 @@ class Transport:
             raise self._not_sparql(content_type, reply.body, f"content type {content_type}")
         try:
             raw = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if any(word in text for word in _TIMEOUT_WORDS):
                 raise EndpointTimeoutError(
                     f"{self.endpoint.url} ended the query at its own deadline, in its reply; ask for less.",

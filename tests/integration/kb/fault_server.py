@@ -7,6 +7,7 @@ import json
 import socket
 import struct
 import time
+import urllib.parse
 import urllib.request
 from collections import deque
 from collections.abc import Callable
@@ -98,6 +99,14 @@ def truncated_with_trace(reply: bytes) -> bytes:
         truncated(reply)
         + b"\njava.util.concurrent.TimeoutException\n\tat java.util.concurrent.FutureTask.get\n"
     )
+
+
+def timeout_behind_the_query(handler: Handler, _: bytes) -> None:
+    """As Blazegraph's page of an error: all of the query first, however long it is."""
+    (query,) = urllib.parse.parse_qs(handler.server.requests[-1][1].decode())["query"]
+    query += "# " + "x" * 30_000
+    text = f"SPARQL-QUERY: queryStr={query}\njava.util.concurrent.TimeoutException\n\tat java"
+    handler.send(500, text.encode(), "text/plain")
 
 
 def short(handler: Handler, reply: bytes) -> None:

@@ -70,7 +70,7 @@ FAULTS = {
         EndpointDownError,
     ),
     "500 with a timeout": (
-        answer(500, b"SPARQL-QUERY: ...\njava.util.concurrent.TimeoutException"),
+        faults.timeout_behind_the_query,
         EndpointTimeoutError,
     ),
     "502": (answer(502, b"<html>Bad Gateway</html>", "text/html"), EndpointDownError),
