@@ -19,6 +19,7 @@ from kb.endpoint import Namespaces, Properties
 from kb.errors import BadEntityError, BadTermError
 from kb.model import (
     DAY,
+    JULIAN,
     Bound,
     Rank,
     Statement,
@@ -27,6 +28,7 @@ from kb.model import (
     entity_id,
     id_order,
     julian_to_gregorian,
+    last_day,
     statement_id,
 )
 from kb.rows import Skipped, pick
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-_JULIAN = "Q1985786"
 _ENTITY_TYPES = {"wikibase-item", "wikibase-property", "wikibase-lexeme", "wikibase-entityid"}
 _TEXT_TYPES = {"string", "external-id", "url", ""}
 
@@ -265,8 +266,8 @@ class DocumentReader:
 def time_of(value: Mapping[str, Any]) -> WikiTime:
     """A JSON time value by the conventions of Wikibase's RDF export.
 
-    JSON counts 1 BCE as year -1 and keeps Julian dates as they are; RDF counts it as year 0 and turns Julian
-    dates of day precision into Gregorian ones.
+    JSON counts 1 BCE as year -1 and keeps Julian dates as they are; RDF counts it as year 0, turns Julian
+    dates of day precision into Gregorian ones, and takes a month's last day for one past it.
 
     Raises:
         BadTermError: it is no date.
@@ -284,12 +285,14 @@ def time_of(value: Mapping[str, Any]) -> WikiTime:
         if year == 0:
             raise BadTermError("There is no year -0.", value=text)
         year += 1
-    julian = str(value.get("calendarmodel", "")).endswith(_JULIAN)
+    julian = str(value.get("calendarmodel", "")).endswith(JULIAN.rpartition("/")[2])
     if julian and precision >= DAY and month and day:
         if not (1 <= month <= 12 and 1 <= day <= 31):  # noqa: PLR2004  (months and days)
             raise BadTermError(f"There is no date {text!r}.", value=text)
         year, month, day = julian_to_gregorian(year, month, day)
-    return WikiTime.of(year, month, day, precision)
+    month = min(month, 12)
+    day = min(day, last_day(year, month)) if month else day
+    return WikiTime.of(year, month, day, precision, julian=julian)
 
 
 def _claim_id(claim: object) -> str:

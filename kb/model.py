@@ -12,13 +12,23 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 from kb.errors import BadEntityError, BadTermError
-from kb.wikitime import DAY, MONTH, YEAR, WikiTime, julian_to_gregorian
+from kb.wikitime import (
+    DAY,
+    JULIAN,
+    MONTH,
+    YEAR,
+    WikiTime,
+    gregorian_to_julian,
+    julian_to_gregorian,
+    last_day,
+)
 
 if TYPE_CHECKING:
     from datetime import datetime
 
 __all__ = [
     "DAY",
+    "JULIAN",
     "MONTH",
     "YEAR",
     "Bound",
@@ -33,8 +43,10 @@ __all__ = [
     "ValueKind",
     "WikiTime",
     "entity_id",
+    "gregorian_to_julian",
     "id_order",
     "julian_to_gregorian",
+    "last_day",
     "statement_id",
 ]
 
@@ -106,7 +118,7 @@ class Value:
 
     Attributes:
         kind: what it is.
-        canonical: one text per value, by which values are compared. Items: the id. Times: ``iso/precision``.
+        canonical: one text per value, by which values are compared. Items: the id. Times: that of `WikiTime`.
             Quantities: the plain decimal, then a space and the unit's id if there is one. Strings: NFC.
             Monolingual: ``text@language``. somevalue and novalue: their own names.
     """
@@ -122,7 +134,7 @@ class Value:
     @classmethod
     def time(cls, time: WikiTime) -> Value:
         """A date."""
-        return cls(ValueKind.TIME, f"{time.iso}/{time.precision}")
+        return cls(ValueKind.TIME, time.canonical)
 
     @classmethod
     def quantity(cls, amount: str, unit: str | None) -> Value:
@@ -260,11 +272,16 @@ class Statement:
 
 
 def _time_to(time: WikiTime | None) -> dict[str, Any] | None:
-    return None if time is None else {"iso": time.iso, "precision": time.precision}
+    if time is None:
+        return None
+    known = {"iso": time.iso, "precision": time.precision}
+    return known | {"julian": True} if time.julian else known
 
 
 def _time_from(raw: dict[str, Any] | None) -> WikiTime | None:
-    return None if raw is None else WikiTime(raw["iso"], int(raw["precision"]))
+    if raw is None:
+        return None
+    return WikiTime(raw["iso"], int(raw["precision"]), raw.get("julian", False))
 
 
 def _bound_to(bound: Bound | None) -> dict[str, Any] | None:

@@ -2,8 +2,8 @@
 
 * Items read as their label.
 * Dates, ``render = "date"``: ``7 May 2003``, ``May 2003``, ``2003``, ``the 2010s``, ``the 20th century``,
-  ``the 2nd millennium``, as far as they are known; ``44 BC`` before the year 1. ``render = "year"``: the year
-  alone, and nothing if not even that is known.
+  ``the 2nd millennium``, as far as they are known, in the calendar that Wikidata gives; ``44 BC`` before the
+  year 1. ``render = "year"``: the year alone, and nothing if not even that is known.
 * Quantities: digits in groups of three with commas, a point before decimals; then the unit's name, which the
   relation must give.
 * Strings as they are. Monolingual texts likewise, if in one of the relation's languages.
@@ -56,8 +56,7 @@ def reading(value: Value, relation: Relation, labels: Mapping[str, Label]) -> st
         label = labels.get(value.canonical)
         return label.text if label is not None else None
     if value.kind is ValueKind.TIME:
-        iso, _, precision = value.canonical.rpartition("/")
-        time = WikiTime(iso, int(precision))
+        time = WikiTime.of_canonical(value.canonical)
         return _year_only(time) if relation.render == "year" else date_text(time)
     if value.kind is ValueKind.QUANTITY:
         return _quantity(value.canonical, dict(relation.unit_names))
@@ -71,7 +70,7 @@ def reading(value: Value, relation: Relation, labels: Mapping[str, Label]) -> st
 
 def date_text(time: WikiTime) -> str | None:  # noqa: PLR0911  (one return a precision)
     """A date in English, as far as it is known; None below millennia."""
-    year, month, day = time.parts()
+    year, month, day = time.as_given()
     if time.precision >= DAY:
         return f"{day} {_MONTHS[month - 1]} {_year(year)}"
     if time.precision == MONTH:
@@ -89,7 +88,7 @@ def date_text(time: WikiTime) -> str | None:  # noqa: PLR0911  (one return a pre
 
 
 def _year_only(time: WikiTime) -> str | None:
-    return _year(time.parts()[0]) if time.precision >= YEAR else None
+    return _year(time.as_given()[0]) if time.precision >= YEAR else None
 
 
 def _year(year: int) -> str:

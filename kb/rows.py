@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from kb.errors import BadTermError
 from kb.model import (
     DAY,
+    JULIAN,
+    YEAR,
     Bound,
     Probe,
     Rank,
@@ -263,7 +265,13 @@ class StatementReader:
     def _time(self, full: dict[str, Node], node: Node) -> WikiTime:
         text = self._part(full, "timeValue") or node
         precision = _whole(self._part(full, "timePrecision"))
-        return WikiTime.parse(text.text, DAY if precision is None else precision)
+        calendar = self._part(full, "timeCalendarModel")
+        julian = calendar is not None and calendar.text == JULIAN
+        time = WikiTime.parse(text.text, DAY if precision is None else precision, julian=julian)
+        if time.precision < YEAR and time.iso.startswith("-"):
+            # The export counts 1 BCE as year 0 where a year is known, and as year -1 where it is not.
+            return WikiTime.of(time.parts()[0] + 1, 0, 0, time.precision)
+        return time
 
     def _times(self, one: _Parts, prop: str) -> tuple[list[WikiTime], bool]:
         """All readable dates of a qualifier, and whether an unreadable one stands beside them."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kb import terms
 from kb.endpoint import Namespaces, Properties
-from kb.model import Bound, Rank, Statement, Value, ValueKind, WikiTime
+from kb.model import JULIAN, YEAR, Bound, Rank, Statement, Value, ValueKind, WikiTime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -96,8 +96,8 @@ class TurtleWriter:
         if value.kind is ValueKind.NOVALUE:
             yield self._novalue(iri, one.property)
         elif value.kind is ValueKind.TIME:
-            iso, _, precision = value.canonical.rpartition("/")
-            yield from self._time(iri, names.ps, names.psv, one.property, WikiTime(iso, int(precision)))
+            time = WikiTime.of_canonical(value.canonical)
+            yield from self._time(iri, names.ps, names.psv, one.property, time)
         elif value.kind is ValueKind.QUANTITY:
             yield from self._quantity(iri, one)
         else:
@@ -136,15 +136,19 @@ class TurtleWriter:
 
     def _time(self, iri: str, plain: str, full: str, prop: str, time: WikiTime) -> Iterator[str]:
         year, month, day = time.parts()
+        if year <= 0 and time.precision < YEAR:  # Wikibase counts a year 0 only where a year is known
+            year -= 1
         stem = f"-{-year:04d}" if year < 0 else f"{year:04d}"
         stamp = self._typed(f"{stem}-{month or 1:02d}-{day or 1:02d}T00:00:00Z", "dateTime")
-        digest = hashlib.sha1(f"{time.iso}/{time.precision}".encode(), usedforsecurity=False).hexdigest()
+        digest = hashlib.sha1(time.canonical.encode(), usedforsecurity=False).hexdigest()
         node = f"{self._names.site}/value/{digest}"
         yield self._line(iri, plain + prop, stamp)
         yield self._line(iri, full + prop, terms.iri(node))
         yield self._line(node, self._names.wikibase + "timeValue", stamp)
         precision = self._typed(str(time.precision), "integer")
         yield self._line(node, self._names.wikibase + "timePrecision", precision)
+        if time.julian:
+            yield self._line(node, self._names.wikibase + "timeCalendarModel", terms.iri(JULIAN))
 
     def _quantity(self, iri: str, one: Statement) -> Iterator[str]:
         amount, _, unit = one.value.canonical.partition(" ")

@@ -97,6 +97,9 @@ def test_literal_values_round_trip(served):
     values = [
         Value.time(WikiTime("1949-05-23", 11)),
         Value.time(WikiTime("-0043", 9)),
+        Value.time(WikiTime("-0499", 7)),
+        Value.time(WikiTime("0000", 6)),
+        Value.time(WikiTime("1616-05-03", 11, julian=True)),
         Value.quantity("84358845", None),
         Value.quantity("-12.5", "Q712226"),
         Value.string('a "quoted" \\ text'),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from calendar import monthrange
 from typing import Any
 
 WD = "http://www.wikidata.org/entity/"
@@ -35,13 +36,21 @@ def digest(value: Any) -> str:
 
 
 def gregorian(time: dict[str, Any]) -> str:
-    """Wikibase's JulianDateTimeValueCleaner: astronomical years; Julian dates converted; 00 becomes 01."""
+    """Wikibase's JulianDateTimeValueCleaner: astronomical years from precision 9 on, Julian days converted.
+
+    00 becomes 01, and a day past its month's end the last one.
+    """
     sign, year, month, day = re.match(r"([+-])(\d+)-(\d\d)-(\d\d)", time["time"]).groups()
     y, m, d = int(sign + year), int(month), int(day)
-    if y < 0:
+    if y < 0 and time["precision"] >= 9:
         y += 1
     if time["calendarmodel"].endswith("Q1985786") and time["precision"] >= 11 and m and d:
         y, m, d = julian_day_to_gregorian(julian_day(y, m, d))
+    if time["precision"] < 10:
+        m = d = 1
+    m = min(m, 12)
+    if d > 28:
+        d = min(d, monthrange(y % 400 + 2000, m)[1])
     stem = f"-{-y:04d}" if y < 0 else f"{y:04d}"
     return f"{stem}-{m or 1:02d}-{d or 1:02d}T00:00:00Z"
 

@@ -50,14 +50,24 @@ def statement(item: str = "Q1", number: int = 1, **changed: Any) -> Statement:
 
 
 def dates() -> st.SearchStrategy[WikiTime]:
-    def build(year: int, month: int, one: int, precision: int) -> WikiTime:
-        return WikiTime.of(year, month, one, precision)
+    def build(year: int, month: int, one: int, precision: int, julian: bool) -> WikiTime:
+        return WikiTime.of(year, month, one, precision, julian=julian)
 
     near = st.builds(
-        build, st.integers(2023, 2029), st.integers(1, 12), st.integers(1, 28), st.integers(7, DAY)
+        build,
+        st.integers(2023, 2029),
+        st.integers(1, 12),
+        st.integers(1, 28),
+        st.integers(7, DAY),
+        st.booleans(),
     )
     far = st.builds(
-        build, st.integers(-3000, 12000), st.integers(1, 12), st.integers(1, 28), st.integers(0, DAY)
+        build,
+        st.integers(-3000, 12000),
+        st.integers(1, 12),
+        st.integers(1, 28),
+        st.integers(0, DAY),
+        st.booleans(),
     )
     return near | far
 

@@ -57,7 +57,7 @@ def test_old_documents_without_ids_revisions_or_maps():
         claim(
             mainsnak={
                 "snaktype": "value",
-                "datavalue": {"type": "time", "value": {"time": "+2003-02-31T00:00:00Z"}},
+                "datavalue": {"type": "time", "value": {"time": "2003-02"}},
             }
         ),
         claim(mainsnak={"snaktype": "value", "datavalue": {"type": "time", "value": []}}),
@@ -136,6 +136,9 @@ def test_the_newest_of_several_documents_counts():
         ("-0044-00-00T00:00:00Z", 9, "Q1985786", "-0043"),
         ("+1564-04-26T00:00:00Z", 11, "http://www.wikidata.org/entity/Q1985786", "1564-05-06"),
         ("+1564-04-00T00:00:00Z", 10, "http://www.wikidata.org/entity/Q1985786", "1564-04"),
+        ("-0500-00-00T00:00:00Z", 7, "", "-0499"),
+        ("+2003-02-30T00:00:00Z", 11, "", "2003-02-28"),
+        ("+2003-13-01T00:00:00Z", 11, "", "2003-12-01"),
     ],
 )
 def test_json_dates_become_what_rdf_says(text, precision, calendar, iso):
@@ -143,7 +146,7 @@ def test_json_dates_become_what_rdf_says(text, precision, calendar, iso):
 
 
 @pytest.mark.parametrize(
-    "text", ["-0000-01-01T00:00:00Z", "2003", "+2003-13-01T00:00:00Z", "+" + "9" * 17 + "-01-01"]
+    "text", ["-0000-01-01T00:00:00Z", "2003", "+2003-1a-01T00:00:00Z", "+" + "9" * 17 + "-01-01"]
 )
 def test_json_dates_that_are_none(text):
     with pytest.raises(BadTermError):

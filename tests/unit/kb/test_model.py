@@ -13,6 +13,7 @@ from kb.model import (
     ValueKind,
     WikiTime,
     entity_id,
+    gregorian_to_julian,
     id_order,
     julian_to_gregorian,
     statement_id,
@@ -95,7 +96,8 @@ def test_years_outside_the_calendar_are_clamped():
 @given(made.dates())
 def test_a_span_begins_before_it_ends(time):
     assert time.earliest() <= time.latest()
-    assert WikiTime.of(*time.parts(), time.precision) == time
+    assert WikiTime.of(*time.parts(), time.precision, julian=time.julian) == time
+    assert WikiTime.of_canonical(time.canonical) == time
 
 
 @given(st.dates(min_value=date(1582, 10, 15), max_value=date(2100, 1, 1)))
@@ -107,6 +109,7 @@ def test_julian_dates_differ_by_the_days_the_reform_left_out(gregorian):
     if julian.month != gregorian.month and 2 in {julian.month, gregorian.month}:
         return  # around the end of February the shift itself changes
     assert julian_to_gregorian(julian.year, julian.month, julian.day) == (year, month, gregorian.day)
+    assert gregorian_to_julian(year, month, gregorian.day) == (julian.year, julian.month, julian.day)
 
 
 def test_julian_dates_known_from_history():

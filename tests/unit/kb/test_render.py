@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 
 from kb.diff import ChangeKind, Held, Reason, Trust, changes
-from kb.model import Label, Value, ValueKind, WikiTime
+from kb.documents import time_of
+from kb.model import JULIAN, Label, Value, ValueKind, WikiTime
 from kb.render import date_text, reading
 from kb.semantics import verdict
 from tests.unit.kb import made
@@ -31,6 +32,23 @@ LABELS = {"Q100": Label("Q100", "Ruritania", "en"), "Q1": Label("Q1", "Ada", "en
 )
 def test_dates_read_as_far_as_they_are_known(iso, precision, text):
     assert date_text(WikiTime(iso, precision)) == text
+
+
+@pytest.mark.parametrize(
+    ("given", "known_as", "text"),
+    [
+        ("+1616-04-23T00:00:00Z", "1616-05-03/11/julian", "23 April 1616"),
+        ("-0044-03-15T00:00:00Z", "-0043-03-13/11/julian", "15 March 44 BC"),
+        ("+1700-12-25T00:00:00Z", "1701-01-05/11/julian", "25 December 1700"),
+    ],
+)
+def test_a_julian_day_is_compared_as_the_gregorian_one_and_reads_as_it_was_given(given, known_as, text):
+    time = time_of({"time": given, "precision": 11, "calendarmodel": JULIAN})
+    value = Value.time(time)
+    assert value.canonical == known_as
+    assert reading(value, relation(render="date"), {}) == text
+    assert reading(value, relation(render="year"), {}) == text.split(" ", 2)[2]
+    assert time.earliest().date().isoformat() == known_as[:10] or time.iso.startswith("-")
 
 
 @given(made.dates())
