@@ -30,10 +30,10 @@ from flows.params import (
     synced_relations,
 )
 from flows.progress import report, say
-from flows.pulling import BEGINNING
 from flows.settings import Settings
 from flows.states import Ending, beside, named_states
 from flows.workspace import Workspace
+from kb.feed import FIRST_DAY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -279,7 +279,7 @@ def find(ws: Workspace, feed: ChangeFeed, scope: Scope) -> list[str]:
         return list(scope.subjects)
     say("looking for items")
     chosen = ws.relations.only(scope.relations)
-    return feed.discover(scope.since or BEGINNING, scope.until or datetime.now(UTC), chosen.values())
+    return feed.discover(scope.since or FIRST_DAY, scope.until or datetime.now(UTC), chosen.values())
 
 
 def whole(seen: Seen) -> Seen:

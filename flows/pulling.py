@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+import logging
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from kb import cursor as cursors
+from kb.feed import FIRST_DAY
 from kb.model import ValueKind
 
 if TYPE_CHECKING:
@@ -15,10 +17,10 @@ if TYPE_CHECKING:
     from kb.feed import ChangeFeed
     from kb.model import Label, Probe, Statement
     from kb.relations import Relations
+    from kb.rows import Skipped
     from storage.records.pulled import EntityRow
 
-BEGINNING = datetime(2012, 10, 29, tzinfo=UTC)
-"""Wikidata's first day: discovery without a cursor begins here."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def probe(
         subjects: look at these only (a backfill by hand), and discover nothing.
         anew: fetch everything, as if nothing had been read yet.
     """
-    start = (None if anew else cursors.window_start(cursor)) or since or BEGINNING
+    start = (None if anew else cursors.window_start(cursor)) or since or FIRST_DAY
     # The window is half-open; the source's own second still belongs to it.
     found = list(subjects) or feed.discover(start, lag + timedelta(seconds=1), relations.values())
     probes = feed.probe({*found} if subjects else {*known, *found})

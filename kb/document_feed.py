@@ -99,7 +99,8 @@ class DocumentFeed:
         wanted = list(relations)
         found = []
         for entity, one in self._documents.items():
-            if one.modified_at is None or not since <= one.modified_at < until:
+            dated = one.modified_at
+            if not entity.startswith("Q") or dated is None or not since <= dated < until:
                 continue
             properties = {statement.property for statement in one.statements}
             if any(

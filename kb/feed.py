@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _TOO_MUCH = (EndpointTimeoutError, TruncatedReplyError, ReplyTooLargeError)
-_FIRST_DAY = datetime(2012, 10, 29, tzinfo=UTC)
+FIRST_DAY = datetime(2012, 10, 29, tzinfo=UTC)
+"""Wikidata's."""
 _SMALLEST_WINDOW = timedelta(seconds=1)
 _EASY = 4  # an answer in less than this part of the deadline invites a wider window
 
@@ -259,15 +260,15 @@ class SparqlFeed:
     ) -> set[str]:
         """A span in windows: halved while the service cannot answer, the next doubled where it was easy.
 
-        A span from before Wikidata's first day asks for everything, which is tried whole once: few items of a
+        A span that begins with Wikidata asks for everything, which is tried whole once: few items of a
         rare relation are found sooner by the relation than by date.
         """
         found: set[str] = set()
         first = until - since
         if self.endpoint.first_window_s is not None:
             first = min(first, timedelta(seconds=self.endpoint.first_window_s))
-        everything = since < _FIRST_DAY
-        since = max(since, _FIRST_DAY)
+        everything = since <= FIRST_DAY
+        since = max(since, FIRST_DAY)
         width = until - since if everything else first
         while since < until:
             end = min(until, since + width)
@@ -277,7 +278,7 @@ class SparqlFeed:
             except _TOO_MUCH:
                 if end - since <= _SMALLEST_WINDOW:
                     raise
-                half = timedelta(seconds=int((end - since).total_seconds() / 2))
+                half = max(_SMALLEST_WINDOW, timedelta(seconds=int((end - since).total_seconds() / 2)))
                 width = min(half, first) if everything else half
                 everything = False
                 continue
@@ -313,7 +314,7 @@ class SparqlFeed:
             since=terms.date(since),
             until=terms.date(until),
             claims=terms.entities(names.p, properties),
-            entities=terms.literal(names.wd),
+            items=terms.literal(f"{names.wd}Q"),
             after=terms.literal(after),
             scope=scope,
             limit=terms.number(self.endpoint.page_rows),

@@ -10,7 +10,7 @@ import pytest
 from kb.budget import BanFile
 from kb.endpoint import Endpoint
 from kb.errors import BadQueryError, BannedError, ContactMissingError, EndpointTimeoutError, ThrottledError
-from kb.feed import SparqlFeed
+from kb.feed import FIRST_DAY, SparqlFeed
 from kb.sparql import Transport
 from tests.integration.kb import fault_server as faults
 from tests.integration.kb.fault_server import altered, answer
@@ -122,8 +122,16 @@ def test_windows_are_halved_until_they_fit(feed, server):
         feed.discover(until - timedelta(seconds=4), until, [P6])
 
 
+def test_a_window_that_is_no_whole_number_of_seconds_is_halved_to_one(feed, server):
+    until = datetime(2026, 9, 1, tzinfo=UTC)
+    server.requests.clear()
+    server.faults.append(answer(504))
+    feed.discover(until - timedelta(seconds=1.5), until, [P6])
+    assert len(server.requests) <= 4
+
+
 def test_everything_is_asked_for_whole_first_and_by_date_when_that_is_too_much(feed, server):
-    beginning, until = datetime(2000, 1, 1, tzinfo=UTC), datetime(2026, 9, 1, tzinfo=UTC)
+    beginning, until = FIRST_DAY, datetime(2026, 9, 1, tzinfo=UTC)
     feed.endpoint = replace(feed.endpoint, first_window_s=7 * 86400.0)
     server.requests.clear()
     assert feed.discover(beginning, until, [P6]) == IDS

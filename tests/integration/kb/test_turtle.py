@@ -166,3 +166,16 @@ def test_the_samples_nights_rehearsed_give_what_the_sample_expects(tmp_path):
         assert found.kind.value == row["kind"], row
         if "reason" in row:
             assert found.held_back_for().value == row["reason"], row
+
+
+def test_discovery_finds_items_alone(served):
+    """Properties and lexemes carry statements too, and are nobody's subject."""
+    rows = [
+        statement(number=number, subject=one, id=f"{one}${number}")
+        for number, one in enumerate(("Q100", "P31", "L7"))
+    ]
+    probes = [Probe(row.subject, 7, AT - timedelta(days=1)) for row in rows]
+    relation = replace(Relations.load()["P6"], classes=())
+    with served(graph((), rows, probes)) as url:
+        feed = SparqlFeed(Endpoint.local(url))
+        assert feed.discover(AT - timedelta(days=2), AT, [relation]) == ["Q100"]

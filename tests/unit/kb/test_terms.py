@@ -93,7 +93,7 @@ def test_what_is_put_in_is_not_looked_at_again():
         since=terms.date(datetime(2026, 1, 1, tzinfo=UTC)),
         until=terms.date(datetime(2026, 1, 2, tzinfo=UTC)),
         claims=terms.entities(NAMES.p, ["P6"]),
-        entities=terms.literal(NAMES.wd),
+        items=terms.literal(f"{NAMES.wd}Q"),
         after=terms.literal("$limit \\1 \\g<0>"),
         scope=Term(""),
         limit=terms.number(5),
