@@ -108,13 +108,15 @@ def from_held(row: HeldRow) -> EditRequest:
 def with_rivals(requests: Iterable[EditRequest], answers: Mapping[str, str]) -> tuple[EditRequest, ...]:
     """Give each fact something to beat: its superseded object, else what the base model says in its place.
 
+    Another item of the same name is nothing to beat.
+
     Args:
         requests: facts.
         answers: the base model's completion of each fact's first prompt, by fact id.
     """
     return tuple(
         request
-        if request.old_target
+        if request.old_target and request.old_target.casefold() != request.target.casefold()
         else replace(request, old_target=rival(answers.get(request.fact_id, ""), request.target))
         for request in requests
     )

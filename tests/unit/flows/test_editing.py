@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 import pytest
 import torch
 
+from editor.requests import EditRequest
 from editor.state import SubjectState
-from flows.editing import assign
+from flows.editing import assign, with_rivals
 from storage.records.facts import HeldRow
 from storage.records.planned import EditRequestRow
 
@@ -81,3 +82,18 @@ def test_a_new_subject_leaves_all_others_live():
     assert work.companions == work.retired == ()
     assert [one.subject_id for one in work.live] == ["Q1", "Q2"]
     assert [one.fact_id for one in work.watched] == ["Q1/P6/", "Q1/P35/", "Q2/P6/"]
+
+
+def test_another_item_of_the_same_name_is_nothing_to_beat():
+    fact = EditRequest(
+        fact_id="f",
+        subject_id="Q1",
+        subject="Ruritania",
+        prompts=PROMPTS,
+        target="Ann Smith",
+        old_target="Ann smith",
+    )
+    (asked,) = with_rivals([fact], {"f": "Rudolf V and nobody else."})
+    assert asked.old_target == "Rudolf V"
+    (asked,) = with_rivals([replace(fact, old_target="Ada")], {"f": "Rudolf V"})
+    assert asked.old_target == "Ada"
