@@ -53,18 +53,40 @@ class Pulled:
             or that waits: an object's label lives on its own item, whose edits no tracked subject's revision
             shows.
         cursor_to: where the read cursor may move, once this is stored.
-        skipped: statements that could not be read, with the reason.
+        skipped: statements that could not be read.
+        objects: what the probe says of those objects that are not tracked themselves, by id.
     """
 
     seen: Seen
     statements: tuple[Statement, ...]
     labels: Mapping[str, Label]
     cursor_to: datetime
-    skipped: tuple[str, ...]
+    skipped: tuple[Skipped, ...] = ()
+    objects: Mapping[str, Probe] = field(default_factory=dict)
+
+    @property
+    def redirects(self) -> dict[str, str]:
+        """Target by merged item, of all that was probed."""
+        probes = (*self.seen.probes, *self.objects.values())
+        return {one.subject: one.redirect_to for one in probes if one.redirect_to}
+
+    @property
+    def object_modified(self) -> dict[str, datetime]:
+        """When objects' own items were last edited."""
+        return {one: probe.modified_at for one, probe in self.objects.items() if probe.modified_at}
 
     def pairs(self, relations: Relations) -> list[tuple[str, str]]:
-        """The groups that were pulled completely: a known statement missing from one of them is gone."""
-        return [(subject, prop) for subject in self.seen.changed for prop in relations]
+        """The groups that were pulled completely: a known statement missing from one of them is gone.
+
+        What could not be read may be what the ledger knows, so its group is left out.
+        """
+        unread = {(one.subject, one.property) for one in self.skipped}
+        return [
+            (subject, prop)
+            for subject in self.seen.changed
+            for prop in relations
+            if unread.isdisjoint({(subject, prop), (subject, "")})
+        ]
 
 
 def probe(
@@ -127,14 +149,26 @@ def pull(
         StaleSourceError: the source is too far behind.
         SourceWentBackError: another replica answered, with older content.
     """
+    before = len(feed.skipped)
     statements = feed.statements(seen.changed, tuple(relations)) if seen.changed else []
+    skipped = tuple(feed.skipped[before:])
+    if skipped:
+        told = ", ".join(f"{one.statement or 'all'} of {one.subject}" for one in skipped[:5])
+        log.warning("%d statements could not be read and change nothing: %s", len(skipped), told)
     values = {one.value.canonical for one in statements if one.value.kind is ValueKind.ITEM}
     labels = feed.labels({*seen.changed, *values, *objects})
+    probed = feed.probe({*values, *objects} - {one.subject for one in seen.probes})
     cursor_to = cursors.advance(seen.cursor, seen.lag, feed.lag(), seen.at, max_lag_hours=max_lag_hours)
-    skipped = tuple(str(one) for one in getattr(feed, "skipped", ()))
     read = {one: feed.revisions[one] for one in seen.changed if one in feed.revisions}
     probes = tuple(_as_read(one, read.get(one.subject)) for one in seen.probes)
-    return Pulled(replace(seen, probes=probes), tuple(statements), labels, cursor_to, skipped)
+    return Pulled(
+        replace(seen, probes=probes),
+        tuple(statements),
+        labels,
+        cursor_to,
+        skipped,
+        {one.subject: one for one in probed},
+    )
 
 
 def _as_read(probe: Probe, revision: int | None) -> Probe:

@@ -58,7 +58,6 @@ class DocumentFeed:
         self._languages = tuple(languages)
 
     def _take(self, one: Document) -> None:
-        self.skipped.extend(one.skipped)
         entity = one.entity
         if one.target is not None:
             self._redirects[one.entity] = one.target
@@ -114,11 +113,13 @@ class DocumentFeed:
     def statements(self, ids: Collection[str], properties: Collection[str]) -> list[Statement]:
         """See `kb.feed.ChangeFeed.statements`."""
         wanted = {entity_id(one) for one in properties}
+        asked = {entity_id(one) for one in ids}
+        documents = [one for entity, one in self._documents.items() if entity in asked]
+        self.skipped += [row for one in documents for row in one.skipped if row.property in {*wanted, ""}]
         found = [
             statement
-            for entity in {entity_id(one) for one in ids}
-            if entity in self._documents
-            for statement in self._documents[entity].statements
+            for one in documents
+            for statement in one.statements
             if statement.property in wanted and self._in_scope(statement)
         ]
         return sorted(found, key=lambda one: (id_order(one.property), id_order(one.subject), one.id))

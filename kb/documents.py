@@ -163,15 +163,15 @@ class DocumentReader:
         found: list[Statement] = []
         skipped: list[Skipped] = []
         if not isinstance(claims, dict):
-            return found, [Skipped("", entity, "bad-claims")]
+            return found, [Skipped("", entity, "", "bad-claims")]
         for prop, group in claims.items():
             for claim in group if isinstance(group, list) else [group]:
                 try:
                     found.append(self._statement(entity, str(prop), claim, revision))
                 except BadTermError:
-                    skipped.append(Skipped(_claim_id(claim), entity, "unreadable"))
+                    skipped.append(Skipped(_claim_id(claim), entity, str(prop), "unreadable"))
                 except (KeyError, TypeError, AttributeError, ValueError):
-                    skipped.append(Skipped(_claim_id(claim), entity, "bad-claim"))
+                    skipped.append(Skipped(_claim_id(claim), entity, str(prop), "bad-claim"))
         found.sort(key=lambda one: (id_order(one.property), one.id))
         return found, skipped
 

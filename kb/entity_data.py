@@ -104,7 +104,7 @@ class EntityDataFeed:
         found = []
         for one in documents:
             if one.target is None and not one.missing:
-                self.skipped.extend(one.skipped)
+                self.skipped.extend(row for row in one.skipped if row.property in {*wanted, ""})
                 self.revisions |= {one.entity: one.revision} if one.revision else {}
                 found += [row for row in one.statements if row.property in wanted]
         found.sort(key=lambda row: (id_order(row.property), id_order(row.subject), row.id))

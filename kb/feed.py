@@ -47,9 +47,11 @@ class ChangeFeed(Protocol):
     Attributes:
         revisions: by item, the revision at which its statements were read, where the source says so; 0 where
             it did not know the item. It need not be the one that was probed.
+        skipped: statements that could not be read, over all calls.
     """
 
     revisions: dict[str, int]
+    skipped: list[Skipped]
 
     def lag(self) -> datetime:
         """The moment up to which the source has followed Wikidata."""

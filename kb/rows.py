@@ -44,10 +44,18 @@ _LANG_STRING = "http://www.w3.org/1999/02/22-rdf-syntax-ns#langString"
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A statement that was left out, and why. ``reason`` is a stable short word."""
+    """A statement that was left out, and why.
+
+    Attributes:
+        statement: its id or IRI; empty where it has none, or where all statements of an item are meant.
+        subject: its item.
+        property: its property; empty for all of the item.
+        reason: a stable short word.
+    """
 
     statement: str
     subject: str
+    property: str
     reason: str
 
 
@@ -168,7 +176,8 @@ class StatementReader:
             try:
                 yield self._statement(iri, one, self.revisions.get(one.item, 0))
             except BadTermError as error:
-                self.skipped.append(Skipped(iri, one.item, "unreadable"))
+                prop = one.claim.removeprefix(self._names.p)
+                self.skipped.append(Skipped(iri, one.item, prop, "unreadable"))
                 _LOG.debug("Statement %s of %s was left out: %s", iri, one.item, error)
 
     def _statement(self, iri: str, one: _Parts, revision: int) -> Statement:
