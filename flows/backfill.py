@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from flows.pulling import Pulled, Seen
     from flows.rebuild import Rebuild
     from kb.feed import ChangeFeed
+    from kb.model import Label, Probe
     from storage.records.planned import EditRequestRow
     from storage.records.runs import Lease
 
@@ -230,7 +231,8 @@ class _Work:
         """
         ws, lease = self.ws, self.lease
         pulled: Pulled | None = None
-        labels: dict[str, object] = {}
+        labels: dict[str, Label] = {}
+        objects: dict[str, Probe] = {}
         done = 0
         for start in range(0, len(found), PULL_PAGE):
             if start and time.monotonic() > self.deadline:
@@ -240,11 +242,12 @@ class _Work:
             pulled = tasks.pull(ws, lease.model, feed, whole(seen))
             tasks.diff(ws, lease, run, pulled, move_cursor=False)
             labels |= pulled.labels
+            objects |= pulled.objects
             done = start + len(page)
             report("pull", done, len(found))
         if pulled is None:
             return None, 0
-        return replace(pulled, labels=labels), done  # type: ignore[arg-type]
+        return replace(pulled, labels=labels, objects=objects), done
 
     def _owed(self, found: Sequence[str]) -> list[EditRequestRow]:
         """What is owed in this backfill's scope, also from an earlier start of it."""

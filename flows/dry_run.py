@@ -66,9 +66,9 @@ def plan_of(ws: Workspace, feed: ChangeFeed, seen: Seen, *, burst_approved: bool
     """Plan what a probe found; nothing is written."""
     model = next((one for one in ws.ledger.models() if one.name == ws.model_name), _UNKNOWN)
     pulled = night.pull(ws, model, feed, seen)
-    merged = night.redirects(ws) | {one.subject: one.redirect_to for one in seen.probes if one.redirect_to}
+    merged = night.redirects(ws) | pulled.redirects
     groups = _overlaid(ws, model, pulled, merged)
-    return night.decide(ws, model, groups, seen.at, redirects=merged, burst_approved=burst_approved)
+    return night.decide(ws, model, groups, pulled, redirects=merged, burst_approved=burst_approved)
 
 
 _UNKNOWN = Model(id=-1, name="", base_ref="", base_digest="", head=None, head_digest=None, epoch=0)

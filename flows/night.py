@@ -103,9 +103,9 @@ def plan(
     ws: Workspace, lease: Lease, run: int, pulled: Pulled, *, burst_approved: bool = False
 ) -> tuple[Plan, PlanReport]:
     """Decide every group that changed or waits, and record changes, holds and owed edits: one transaction."""
-    merged = redirects(ws)
+    merged = redirects(ws) | pulled.redirects
     groups = ws.ledger.groups(lease.model, merging.family(under_review(ws, lease.model, pulled), merged))
-    made = decide(ws, lease.model, groups, pulled.seen.at, redirects=merged, burst_approved=burst_approved)
+    made = decide(ws, lease.model, groups, pulled, redirects=merged, burst_approved=burst_approved)
     report = ws.ledger.record_plan(
         lease,
         run,
@@ -141,7 +141,7 @@ def decide(
     ws: Workspace,
     model: Model,
     groups: Iterable[Group],
-    at: datetime,
+    pulled: Pulled,
     *,
     redirects: Mapping[str, str],
     burst_approved: bool = False,
@@ -153,9 +153,10 @@ def decide(
         groups,
         ws.relations,
         ws.settings.trust,
-        at,
+        pulled.seen.at,
         held_per_relation=held,
         redirects=redirects,
+        object_modified=pulled.object_modified,
         tracked=[label for row in followed if (label := translate.label(row)) is not None],
         burst_approved=burst_approved,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from flows import merging, translate
@@ -13,7 +14,7 @@ from kb.diff import changes as diff_changes
 from kb.diff import guard
 from kb.model import Label, Value, ValueKind
 from kb.render import reading
-from kb.semantics import time_decides, verdict
+from kb.semantics import resolve_value, time_decides, verdict
 from kb.trust import Change, ChangeKind, Held, Pending, Reason, Trust
 from storage.records.planned import ChangeRow, EditRequestRow
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from flows.merging import Scope
     from kb.diff import BurstVerdict
+    from kb.model import Statement
     from kb.relations import Relation, Relations
     from storage.records import Pair
     from storage.records.facts import HeldRow
@@ -86,6 +88,7 @@ def make_plan(
     *,
     held_per_relation: Mapping[str, int],
     redirects: Mapping[str, str],
+    object_modified: Mapping[str, datetime] = MappingProxyType({}),
     tracked: Iterable[Label] = (),
     burst_approved: bool = False,
 ) -> Plan:
@@ -97,12 +100,14 @@ def make_plan(
         trust: how much to believe.
         at: the reference time.
         held_per_relation: live facts by property before tonight.
-        redirects: target by merged item.
+        redirects: target by merged item, of subjects and of objects.
+        object_modified: when objects' own items were last edited, where that is known.
         tracked: labels of all items that are followed, also of those that nothing is decided about tonight.
         burst_approved: a person has looked at the burst and lets it through.
     """
     known = [group for group in groups if group.property in relations]
     reviewed, holders = merging.follow(known, redirects)
+    redirects = {**redirects, **_merged(reviewed)}
     labels = _labels(reviewed)
     called = {one.entity: one for one in tracked} | {
         group.subject: labels[group.subject]
@@ -113,7 +118,16 @@ def make_plan(
     planned = [
         change
         for group in reviewed
-        for change in _decide(group, relations[group.property], labels, shared, trust, at=at)
+        for change in _decide(
+            group,
+            relations[group.property],
+            labels,
+            shared,
+            trust,
+            at=at,
+            redirects=redirects,
+            object_modified=object_modified,
+        )
     ]
     burst = guard(planned, held_per_relation, trust)
     if burst_approved:
@@ -148,13 +162,14 @@ def _decide(
     trust: Trust,
     *,
     at: datetime,
+    redirects: Mapping[str, str],
+    object_modified: Mapping[str, datetime],
 ) -> list[Change]:
-    said = verdict(
-        [translate.statement(row) for row in group.statements], relation, at, subject=group.subject
-    )
-    redirects = {entity.id: entity.redirect_to for entity in group.labels.values() if entity.redirect_to}
+    read = [translate.statement(row) for row in group.statements]
+    # A value that was merged into another is that one, in every statement and in what is held.
+    statements = [replace(one, value=resolve_value(one.value, redirects)) for one in read]
     decided = diff_changes(
-        said,
+        verdict(statements, relation, at, subject=group.subject),
         [_held(row) for row in group.held],
         [_pending(row) for row in group.pending],
         labels,
@@ -165,20 +180,22 @@ def _decide(
         _with_decisions(trust, group.pending),
         shared=shared,
         redirects=redirects,
+        object_modified=object_modified,
     )
     blocked = {(row.slot, row.value or "") for row in _decided(group.pending, BLOCKED)}
     return [
-        _blocked(change) if change.kind.is_edit and _key(change) in blocked else _with_ended(change, group)
+        _blocked(change)
+        if change.kind.is_edit and _key(change) in blocked
+        else _with_ended(change, statements)
         for change in decided
     ]
 
 
-def _with_ended(change: Change, group: Group) -> Change:
+def _with_ended(change: Change, statements: Sequence[Statement]) -> Change:
     """Name the statements that say of a suppressed value that it ended."""
     if change.kind is not ChangeKind.SUPPRESS or change.old is None:
         return change
-    gone = change.old.value.canonical
-    behind = tuple((row.id, row.revision) for row in group.statements if row.value == gone)
+    behind = tuple((one.id, one.revision) for one in statements if one.value == change.old.value)
     return replace(change, sources=behind)
 
 
@@ -207,6 +224,12 @@ def _held_for_burst(change: Change, burst: BurstVerdict) -> Change:
         return change
     reason = f"{Reason.BURST.value}: {why}; look at it, then sync with the burst approved"
     return replace(change, kind=ChangeKind.QUARANTINE, would_be=change.kind, reason=reason)
+
+
+def _merged(groups: Sequence[Group]) -> dict[str, str]:
+    """Target by merged item, of the objects that the ledger knows as merged."""
+    objects = (row for group in groups for row in group.labels.values())
+    return {row.id: row.redirect_to for row in objects if row.redirect_to}
 
 
 def _labels(groups: Sequence[Group]) -> dict[str, Label]:

@@ -13,6 +13,7 @@ from kb.model import ValueKind
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+    from datetime import datetime
 
     from kb.feed import ChangeFeed
     from kb.model import Label, Probe, Statement
@@ -125,6 +126,8 @@ def probe(
 def _moved(now: Probe, known: EntityRow | None) -> bool:
     if known is None:
         return not now.is_deleted
+    if now.revision is None:  # gone or merged; the ledger keeps the last revision
+        return (now.redirect_to, now.is_deleted) != (known.redirect_to, known.deleted)
     return (now.revision, now.redirect_to, now.is_deleted) != (
         known.revision,
         known.redirect_to,
@@ -142,7 +145,7 @@ def pull(
         relations: what is synced.
         seen: what the probe found.
         objects: items that the model names as objects, or that wait to be; their labels are looked at every
-            night.
+            night, and whether they were merged.
         max_lag_hours: a source further behind is refused.
 
     Raises:

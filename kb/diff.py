@@ -4,9 +4,11 @@ A change passes these gates in order, and the first that holds it names the reas
 
 1. two open values where one is allowed: *conflict*, nothing is edited;
 2. the same value, whatever its label: *unchanged* or *relabel*, nothing is edited;
-3. block lists; labels that are missing, misshapen or shared; a subject that reads differently than before;
+3. block lists, which a person's release does not pass; labels that are missing; then, unless a person
+   released it or allowed the subject: labels that are misshapen or shared, too few references, a subject that
+   reads differently than before;
 4. the hold: a value must have stood for the hold window and been seen twice; a value that went and came back
-   must stand for the flip window.
+   must stand for the flip window; an object whose item was edited meanwhile must read the same in two pulls.
 
 A value counts as standing since it was first seen in an unbroken run of pulls, or since the item's own
 modification date if that is earlier: the item has not changed since then, so the value stood there already.
@@ -17,6 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from kb import labels as label_rules
@@ -32,8 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BurstVerdict", "Change", "ChangeKind", "Held", "Pending", "Reason", "Trust", "changes", "guard"]
 
-_NO_REDIRECTS: Mapping[str, str] = {}
-
 
 @dataclass(frozen=True, slots=True)
 class _Night:
@@ -48,6 +49,7 @@ class _Night:
     trust: Trust
     shared: Collection[str]
     ended: Collection[Value]
+    object_modified: Mapping[str, datetime]
 
 
 def changes(  # noqa: PLR0917  (a night is these eight things)
@@ -61,7 +63,8 @@ def changes(  # noqa: PLR0917  (a night is these eight things)
     trust: Trust,
     *,
     shared: Collection[str] = (),
-    redirects: Mapping[str, str] = _NO_REDIRECTS,
+    redirects: Mapping[str, str] = MappingProxyType({}),
+    object_modified: Mapping[str, datetime] = MappingProxyType({}),
 ) -> list[Change]:
     """Compare one group's verdict with what the model holds.
 
@@ -76,6 +79,7 @@ def changes(  # noqa: PLR0917  (a night is these eight things)
         trust: how much to believe.
         shared: entities whose label is not theirs alone.
         redirects: target by merged item, for objects held under an old id.
+        object_modified: when the items among the objects were last edited, where that is known.
 
     Returns:
         One change a slot (wanted, held or waited for), in order of slots, `unchanged` ones included.
@@ -87,7 +91,7 @@ def changes(  # noqa: PLR0917  (a night is these eight things)
         by_slot[slot] = replace(one, value=value, slot=slot)
     waiting = {one.slot: one for one in pending}
     ended = {resolve_value(value, redirects) for value in verdict.ended}
-    night = _Night(verdict, waiting, labels, modified_at, at, relation, trust, shared, ended)
+    night = _Night(verdict, waiting, labels, modified_at, at, relation, trust, shared, ended, object_modified)
     if verdict.conflict is not None:
         reason = f"{verdict.conflict}; edit Wikidata or wait until one of them ends"
         return [
@@ -277,15 +281,23 @@ def _standing(change: Change, night: _Night) -> Change | None:
     if sightings < trust.min_sightings:
         why = f"seen {sightings} of {trust.min_sightings} times; the next pull decides"
         return _quarantine(change, Reason.FLIP if flipped else Reason.HOLD, why, at)
-    new = change.new
-    if new is not None and new.value.kind is ValueKind.ITEM and seen is not None and seen.label:
-        text = night.labels[new.value.canonical].text
-        if seen.label != text:
-            why = (
-                f"{new.value.canonical} read {seen.label!r} last time and {text!r} now; the next pull decides"
-            )
-            return _quarantine(change, Reason.LABEL_UNSETTLED, why, at)
-    return None
+    return _label_standing(change, night, seen, window)
+
+
+def _label_standing(change: Change, night: _Night, seen: Pending | None, window: timedelta) -> Change | None:
+    """An object's label lives on an item of its own: how long the subject's has stood says nothing of it."""
+    new, at = change.new, night.at
+    if new is None or new.value.kind is not ValueKind.ITEM:
+        return None
+    item, text = new.value.canonical, night.labels[new.value.canonical].text
+    edited = night.object_modified.get(item)
+    if seen is not None and seen.label and seen.label != text:
+        why = f"{item} read {seen.label!r} last time and {text!r} now; the next pull decides"
+    elif seen is None and edited is not None and at - edited < window:
+        why = f"{item} was edited {edited:%Y-%m-%d %H:%M} UTC and reads {text!r}; the next pull decides"
+    else:
+        return None
+    return _quarantine(change, Reason.LABEL_UNSETTLED, why, at)
 
 
 def _hours(window: timedelta) -> str:

@@ -1,14 +1,15 @@
 """What a night hands to the ledger."""
 
 from datetime import timedelta
-from types import SimpleNamespace
 
 import pytest
 
 from flows import night, translate
+from flows.pulling import Pulled, Seen
 from flows.settings import Settings
 from flows.workspace import Workspace
 from kb.model import Label, Probe, Rank, Statement, Value
+from kb.rows import Skipped
 from storage.records.pulled import EntityRow
 from tests.unit.storage import steps
 
@@ -42,7 +43,7 @@ def test_a_value_that_went_is_remembered_as_long_as_the_settings_say(
                     statements=[says(value, number)] if value else [],
                     pulled_groups=[("Q1", "P6")],
                 )
-                night.plan(ws, lease, run, SimpleNamespace(seen=SimpleNamespace(at=at), labels={}))
+                night.plan(ws, lease, run, Pulled(Seen(at, at, None, (), ()), (), {}, at))
                 ws.ledger.finish_run(lease, run, "nothing")
             (pending,) = ws.ledger.pending(lease.model)
     assert pending.previous_values == remembered
@@ -53,6 +54,7 @@ class Feed:
 
     def __init__(self):
         self.at = steps.START
+        self.skipped, self.objects = [], {}
         self.texts = {"Q1": "Anywhere", "Q10": "Ada Example", "Q66": "A Prank"}
         self.probed, self.revisions = 1, {"Q1": 1}
         self.values = ["Q10"]
@@ -63,8 +65,9 @@ class Feed:
     def discover(self, *_window):
         return ["Q1"]
 
-    def probe(self, _ids):
-        return [Probe("Q1", self.probed, steps.START)]
+    def probe(self, ids):
+        known = {"Q1": Probe("Q1", self.probed, steps.START), **self.objects}
+        return [known[one] for one in sorted(ids) if one in known]
 
     def statements(self, _ids, _properties):
         revision = self.revisions["Q1"]
@@ -74,7 +77,7 @@ class Feed:
         ]
 
     def labels(self, ids):
-        return {one: Label(one, self.texts[one], "en") for one in ids}
+        return {one: Label(one, self.texts[one], "en") for one in ids if one in self.texts}
 
 
 def a_night(ws, lease, feed):
@@ -148,3 +151,58 @@ def test_the_label_of_what_waits_is_read_again_each_night(tmp_path, monkeypatch)
             (owed,) = ws.ledger.owed(lease.model)
     assert seen.changed == ()
     assert (owed.value, owed.target) == ("Q10", "Ada Example")
+
+
+def test_an_object_edited_this_hour_is_read_twice_also_where_its_subject_is_old(opened):
+    """A first night takes what has stood for days; whoever defaced the object's label did it just now."""
+    ws, lease = opened
+    feed = Feed()
+    feed.at += timedelta(days=30)
+    feed.texts["Q10"] = "A prank"
+    feed.objects["Q10"] = Probe("Q10", 7, feed.at - timedelta(hours=1))
+    a_night(ws, lease, feed)
+    (pending,) = ws.ledger.pending(lease.model)
+    assert pending.reason.startswith("label-unsettled: Q10 was edited")
+    feed.texts["Q10"] = "Ada Example"
+    a_night(ws, lease, feed)
+    assert ws.ledger.owed(lease.model) == []
+    a_night(ws, lease, feed)
+    (owed,) = ws.ledger.owed(lease.model)
+    assert owed.target == "Ada Example"
+
+
+@pytest.mark.parametrize("property_", ["P6", ""])
+def test_a_statement_that_cannot_be_read_takes_none_away(opened, caplog, property_):
+    ws, lease = opened
+    feed = Feed()
+    a_night(ws, lease, feed)
+    feed.probed = feed.revisions["Q1"] = 2
+    feed.values = []
+    feed.skipped.append(Skipped("Q9$OLD", "Q9", "P6", "unreadable"))  # of an earlier pull
+    read = feed.statements
+
+    def torn(ids, properties):
+        feed.skipped.append(Skipped("Q1$Q10", "Q1", property_, "unreadable"))
+        return read(ids, properties)
+
+    feed.statements = torn
+    with caplog.at_level("WARNING"):
+        _, report = a_night(ws, lease, feed)
+    assert report.deleted == 0
+    assert "1 statements could not be read and change nothing: Q1$Q10 of Q1" in caplog.text
+    feed.statements, feed.probed, feed.revisions["Q1"] = read, 3, 3
+    _, report = a_night(ws, lease, feed)
+    assert report.deleted == 1
+
+
+@pytest.mark.parametrize("target", [None, "Q2"])
+def test_an_item_that_is_gone_is_fetched_once(opened, target):
+    ws, lease = opened
+    feed = Feed()
+    a_night(ws, lease, feed)
+    feed.values = []
+    feed.objects["Q1"] = Probe("Q1", None, None, target)
+    assert a_night(ws, lease, feed)[0].changed == ("Q1",)
+    assert a_night(ws, lease, feed)[0].changed == ()
+    feed.objects.clear()
+    assert a_night(ws, lease, feed)[0].changed == ("Q1",), "it was restored"

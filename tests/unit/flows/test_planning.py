@@ -3,9 +3,11 @@
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
+
 from flows import translate
 from flows.planning import make_plan, requests
-from kb.model import Label, ValueKind
+from kb.model import Label, Value, ValueKind
 from kb.relations import Relations
 from kb.trust import Trust
 from storage.records.facts import HeldRow
@@ -129,3 +131,27 @@ def test_a_burst_that_a_person_approved_stops_nothing():
     through = burst(approved=True)
     assert (through.burst.stop, len(through.edits)) == (False, 1)
     assert through.burst.reasons
+
+
+@pytest.mark.parametrize("stated", ["Q55", "Q56"])
+def test_an_object_that_was_merged_changes_nothing_before_and_after_the_statement_follows(stated):
+    """Q55 is held; Wikidata merged it into Q56, and some day names Q56 in the statement too."""
+    row = translate.statement_row(made.statement(value=Value.item(stated)))
+    entity = EntityRow(row.subject, "Foo Inc.", "en", revision=1, modified_at=night(-30))
+    held = replace(
+        deleted_tonight("quarantine", None).held[0],
+        subject=row.subject,
+        value="Q55",
+        label="Ann Smith",
+        subject_label="Foo Inc.",
+    )
+    labels = {"Q56": EntityRow("Q56", "Ann Smith", "en")}
+    group = Group(row.subject, "P6", entity, statements=(row,), held=(held,), pending=(), labels=labels)
+
+    def kind(redirects):
+        plan = make_plan([group], RELATIONS, Trust(), night(2), held_per_relation={}, redirects=redirects)
+        (change,) = plan.changes
+        return change.kind.value
+
+    assert kind({"Q55": "Q56"}) == "unchanged"
+    assert kind({}) == ("unchanged" if stated == "Q55" else "replace")
