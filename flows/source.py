@@ -34,7 +34,8 @@ def opened_feed(settings: Settings, relations: Relations) -> Iterator[SparqlFeed
     """
     if settings.is_embedded:
         with LocalStore(settings.store_dir).serve() as url:
-            yield SparqlFeed(_worded(Endpoint.local(url), settings), relations=relations)
+            local = replace(Endpoint.local(url), layout=settings.endpoint_layout)
+            yield SparqlFeed(_worded(local, settings), relations=relations)
         return
     endpoint = endpoint_of(settings)
     bans = BanFile(settings.home / "bans.json")

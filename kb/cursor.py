@@ -46,7 +46,8 @@ def advance(
     if (at - lag).total_seconds() > max_lag_hours * 3600:
         raise StaleSourceError(
             f"The source has followed Wikidata only until {lag:%Y-%m-%d %H:%M} UTC; "
-            "try again when it has caught up.",
+            f"try again when it has caught up, or allow more than {max_lag_hours:g} hours "
+            "(FACTSYNC_MAX_LAG_HOURS), as a weekly dump needs.",
             lag=lag,
             limit_hours=max_lag_hours,
         )

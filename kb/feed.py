@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from kb import terms
+from kb.endpoint import Layout
 from kb.errors import (
     BadTermError,
     EmptySourceError,
@@ -113,9 +114,15 @@ class SparqlFeed:
         rows = self._select(f"lag_{self.endpoint.layout.value}", ("modified",), **values)
         dates = [date for date in (moment(row.get("modified")) for row in rows) if date is not None]
         if not dates:
+            munged = self.endpoint.layout is Layout.MUNGED
             raise EmptySourceError(
-                f"{self.endpoint.url} does not say how fresh it is (no date of {names.site}); "
-                "load a complete data set, or set layout to dump.",
+                f"{self.endpoint.url} does not say how fresh it is (no date of "
+                f"{names.site if munged else 'wikibase:Dump'}); load a complete data set, or, if it holds "
+                + (
+                    "a raw dump, set FACTSYNC_ENDPOINT_LAYOUT=dump."
+                    if munged
+                    else "no raw dump, set FACTSYNC_ENDPOINT_LAYOUT=munged."
+                ),
                 url=self.endpoint.url,
             )
         return min(dates)

@@ -101,7 +101,7 @@ class Server:
             if time.monotonic() > deadline:
                 raise StoreStartError(
                     f"The server of the local store did not answer within {timeout_s:g} s; "
-                    "raise start_timeout_s."
+                    "try again when the machine has less to do."
                 )
             time.sleep(_POLL_S)
 

@@ -266,7 +266,8 @@ class LocalStore:
                 )
             try:
                 name = file.name if file.name not in sources else str(file)
-                sources[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+                with file.open("rb") as opened:
+                    sources[name] = hashlib.file_digest(opened, "sha256").hexdigest()
             except OSError as error:
                 raise StoreLoadError(f"{file} cannot be read ({error.strerror}); check the path.") from error
         return sources
@@ -291,12 +292,14 @@ class LocalStore:
                 )
             except subprocess.TimeoutExpired as error:
                 raise StoreLoadError(
-                    f"Loading took more than {timeout_s:g} s and was stopped; raise timeout_s or load less."
+                    f"Loading took more than {timeout_s:g} s and was stopped: give it more time "
+                    "(`factsync kb load --timeout-minutes`), or load less."
                 ) from error
             if done.returncode != 0:
                 raise StoreLoadError(
                     f"{', '.join(file.name for file in files)} could not be loaded "
                     f"({reason(done.stderr)}); the store holds what it held before."
+                    + ("" if lenient else " A dump of Wikidata wants `factsync kb load --lenient`.")
                 )
 
     @contextlib.contextmanager

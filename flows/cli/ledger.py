@@ -161,17 +161,27 @@ def _written(value: object) -> str:
 @kb.command("load", epilog="Example: factsync kb load night1")
 def load(
     context: typer.Context,
-    what: Annotated[str, typer.Argument(help="night1, night2, or a Turtle or N-Triples file.")],
+    what: Annotated[
+        list[str], typer.Argument(help="night1, night2, or Turtle or N-Triples files, which are one content.")
+    ],
+    lenient: Annotated[
+        bool,
+        typer.Option("--lenient", help="Take IRIs that the standard does not: Wikidata's dumps hold some."),
+    ] = False,
+    timeout_minutes: Annotated[int, typer.Option(min=1, help="How long loading may take.")] = 10,
 ) -> None:
-    """Replace the embedded knowledge base by a night of the sample or by a file."""
+    """Replace the embedded knowledge base by a night of the sample or by files.
+
+    A raw dump of Wikidata, or a part of it, also wants FACTSYNC_ENDPOINT_LAYOUT=dump.
+    """
     settings: Settings = context.obj
     from flows.cli import show
     from kb.store import LocalStore, nights
 
     store = LocalStore(settings.store_dir)
     known = {f"night{number}": number for number in nights()}
-    if what in known:
-        store.load_night(known[what])
+    if len(what) == 1 and what[0] in known:
+        store.load_night(known[what[0]])
     else:
-        store.load(Path(what))
+        store.load(*map(Path, what), lenient=lenient, timeout_s=60.0 * timeout_minutes)
     show.console().print(f"The embedded knowledge base holds {', '.join(store.sources())}.")

@@ -113,6 +113,15 @@ def test_a_load_of_no_file_names_the_samples(home, name):
     assert "night1, night2" in str(error)
 
 
+def test_a_dump_is_loaded_from_several_files_with_iris_that_are_none(home, tmp_path):
+    parts = [tmp_path / "one.nt", tmp_path / "two.nt"]
+    for number, part in enumerate(parts):
+        part.write_text(f"<http://a.test/{number}> <http://a.test/p> <http://a.test/{{x}}> .\n")
+    assert "`factsync kb load --lenient`" in str(call(home, "kb", "load", *parts).exception)
+    done = call(home, "kb", "load", "--lenient", *parts)
+    assert "holds one.nt, two.nt." in done.output
+
+
 def test_an_empty_store_names_the_command_that_fills_it(home):
     from flows.dry_run import dry_run
 

@@ -1,6 +1,7 @@
 """What the settings say of a source is what is asked."""
 
 import json
+from datetime import UTC, datetime
 
 import pytest
 
@@ -9,7 +10,7 @@ from flows.settings import Settings
 from flows.source import endpoint_of, opened_feed
 from kb.endpoint import Endpoint, Layout, Namespaces, Properties
 from kb.entity_data import EntityDataFeed
-from kb.errors import ContactMissingError
+from kb.errors import ContactMissingError, EmptySourceError
 from kb.feed import SparqlFeed
 from kb.relations import Relations
 from kb.store import LocalStore
@@ -57,6 +58,29 @@ def test_the_local_store_is_asked_in_the_same_words(tmp_path):
         assert feed.endpoint.languages == ("fr", "mul")
         assert feed.endpoint.namespaces == Namespaces.of(WIKI)
         assert feed.endpoint.properties == Properties(start="P5")
+
+
+def test_a_raw_dump_is_read_from_the_local_store(tmp_path):
+    """A part of a real one: dates and versions stand on documents, and the dump says when it was made."""
+    dump = tmp_path / "dump.ttl"
+    dump.write_text(
+        "@prefix schema: <http://schema.org/> .\n"
+        "@prefix wd: <http://www.wikidata.org/entity/> .\n"
+        "@prefix data: <https://www.wikidata.org/wiki/Special:EntityData/> .\n"
+        "@prefix xsd: <http://www.w3.org/2001/XMLSchema#> .\n"
+        '<http://wikiba.se/ontology#Dump> schema:dateModified "2026-09-01T23:00:02Z"^^xsd:dateTime .\n'
+        "data:Q42 schema:about wd:Q42 ; schema:version 7 ;"
+        ' schema:dateModified "2026-08-30T05:30:17Z"^^xsd:dateTime .\n'
+    )
+    settings = read(tmp_path, endpoint_layout="dump")
+    LocalStore(settings.store_dir).load(dump)
+    with opened_feed(settings, Relations.load()) as feed:
+        assert feed.lag() == datetime(2026, 9, 1, 23, 0, 2, tzinfo=UTC)
+        assert [one.revision for one in feed.probe(["Q42"])] == [7]
+    munged = read(tmp_path, endpoint_layout="munged")
+    asking = pytest.raises(EmptySourceError, match="set FACTSYNC_ENDPOINT_LAYOUT=dump")
+    with opened_feed(munged, Relations.load()) as feed, asking:
+        feed.lag()
 
 
 def test_documents_are_read_beside_the_index(tmp_path):
