@@ -25,7 +25,9 @@ MAX_CHARS = 120
 _JOINERS = "\u200c\u200d"
 _VARIANTS = ("en-gb", "en-us", "en-ca")  # the variants by use; the rest by name
 _ENTITY = re.compile(r"[QPL][1-9][0-9]*", re.ASCII)
-_URL = re.compile(r"https?:|www\.|\.(com|org|net)\b", re.IGNORECASE)
+_URL = re.compile(r"https?:|www\.|\.(com|org|net)/", re.IGNORECASE)
+_UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200e\u200f\ufeff"))
+"""They come along when a name is copied from a page. Overrides of direction, which deceive, are not here."""
 _RUN = re.compile(r"([^\W\d_])\1{3,}", re.IGNORECASE)
 
 
@@ -59,8 +61,8 @@ def choose(candidates: Mapping[str, str], chain: Sequence[str] = CHAIN) -> tuple
 
 
 def tidy(text: str) -> str:
-    """One line, composed Unicode, single spaces. Changes how a label is written, never what it says."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    """One line, composed Unicode, single spaces, nothing unseen: its spelling, never what it says."""
+    return " ".join(unicodedata.normalize("NFC", text.translate(_UNSEEN)).split())
 
 
 @cache

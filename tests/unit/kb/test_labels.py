@@ -90,3 +90,13 @@ def test_shared_labels():
 def test_rows_become_one_label_an_entity():
     rows = [("Q2", "de", "D"), ("Q1", "en", "Bea"), ("Q1", "en", "Ada"), ("Q1", "mul", "M")]
     assert first_choices(rows) == {"Q1": Label("Q1", "Ada", "en")}
+
+
+@pytest.mark.parametrize("text", ["Booking.com", "Salesforce.com, Inc.", "Amazon.com"])
+def test_names_that_end_like_an_address_are_names(text):
+    assert shape_problem(text) is None
+
+
+def test_marks_that_come_along_with_a_copied_name_are_dropped():
+    assert tidy("\ufeffJens Stolten\u00adberg\u200e ") == "Jens Stoltenberg"
+    assert shape_problem(tidy("Ada\u202eecilA")) == "control-characters"
