@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import zlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,6 @@ class DocumentReader:
             BadEntityError: it is no JSON, or no document.
         """
         try:
-            # ints stay text-sized: a number of ten thousand digits is no revision
             raw = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise BadEntityError(
@@ -361,7 +361,7 @@ def read_file(path: Path, reader: DocumentReader | None = None) -> Iterator[Docu
                 yield from (reader or DocumentReader()).read_text(first + stream.read())
             except BadEntityError as error:
                 yield error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise BadEntityError(
             f"{path} cannot be read: {error}.", entity="", reason="unreadable-file"
         ) from error

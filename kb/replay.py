@@ -20,6 +20,7 @@ import gzip
 import json
 import logging
 import uuid
+import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -89,7 +90,7 @@ def read_pulls(path: Path) -> list[Pull]:
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise PullFileError(
             f"The pull file {path} cannot be read: {error}.", path=str(path), line=0
         ) from error

@@ -248,6 +248,10 @@ def test_a_missing_or_torn_file_is_a_named_error(tmp_path):
     with pytest.raises(PullFileError):
         read_pulls(tmp_path / "none")
     torn = tmp_path / "torn.gz"
-    torn.write_bytes(gzip.compress(b"x" * 1000)[:20])
-    with pytest.raises(PullFileError):
-        read_pulls(torn)
+    whole = gzip.compress(json.dumps(["x"] * 1000).encode())
+    damaged = bytearray(whole)
+    damaged[12] ^= 0xFF
+    for content in (whole[:20], bytes(damaged)):
+        torn.write_bytes(content)
+        with pytest.raises(PullFileError):
+            read_pulls(torn)
