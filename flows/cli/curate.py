@@ -189,7 +189,7 @@ def _rehearse(settings: Settings, pulls: Sequence[Pull], *, as_json: bool) -> No
         NightServer(Path(scratch)) as server,
     ):
         for night in play(pulls, known, rehearsal.trust, server.feed_of, rehearsal):
-            _line(night.summary(), as_json=as_json)
+            typer.echo(json.dumps(night.summary(), ensure_ascii=False) if as_json else night.line())
     _facts(rehearsal.facts(), as_json=as_json)
 
 
