@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from kb.relations import Relation
 
-__all__ = ["BurstVerdict", "Change", "ChangeKind", "Held", "Pending", "Reason", "Trust", "changes", "guard"]
-
 
 @dataclass(frozen=True, slots=True)
 class _Night:
@@ -260,7 +258,7 @@ def _earliest(change: Change, night: _Night, *, count_modification: bool) -> dat
 def _standing(change: Change, night: _Night) -> Change | None:
     """The hold, the sightings, and the longer hold of a value that went and came back."""
     trust, at = night.trust, night.at
-    hold = trust.hold(night.relation)
+    hold = timedelta(hours=night.relation.hold_hours)
     seen = _run(change, night)
     waiting = night.pending.get(change.slot)
     canonical = change.new.value.canonical if change.new is not None else ""

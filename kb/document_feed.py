@@ -138,18 +138,6 @@ class DocumentFeed:
         """Those of the given items that belong to one of the classes, as far as the documents tell."""
         return {one for one in ids if self._reaches(one, set(classes))}
 
-    def neighbours(self, subject: str, relation: Relation, limit: int = 10) -> list[str]:
-        """See `kb.feed.SparqlFeed.neighbours`; here the lowest ids are given."""
-        classes = self._best(subject, self._properties.instance_of)
-        found = [
-            entity
-            for entity, one in self._documents.items()
-            if entity != subject
-            and any(row.property == relation.property for row in one.statements)
-            and classes & self._best(entity, self._properties.instance_of)
-        ]
-        return sorted(found, key=id_order)[:limit]
-
     def _reaches(self, entity: str, classes: set[str]) -> bool:
         seen: set[str] = set()
         ahead = self._best(entity, self._properties.instance_of)

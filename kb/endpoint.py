@@ -9,10 +9,10 @@ from enum import StrEnum
 from urllib.parse import urlsplit
 
 from kb.errors import BadTermError, ContactMissingError
+from kb.terms import IRI
 
 _CONTACT = re.compile(r"[^\s@()<>]+@[^\s@()<>]+\.[^\s@()<>]+|https?://[^\s()<>]+\.[^\s()<>]+", re.ASCII)
 _PLACEHOLDER_CONTACTS = ("example.com", "example.org", "example.net", "@localhost")
-_IRI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:[^\x00-\x20<>\"{}|^`\\]*")
 _LOCAL_ID = re.compile(r"[QPL][1-9][0-9]{0,17}", re.ASCII)
 
 
@@ -28,7 +28,7 @@ class Layout(StrEnum):
 
 
 def _check_iri(name: str, iri: str) -> None:
-    if not _IRI.fullmatch(iri):
+    if not IRI.fullmatch(iri):
         raise BadTermError(f"The setting {name} is not an IRI: {iri!r}.", value=iri)
 
 

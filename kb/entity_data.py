@@ -79,14 +79,6 @@ class EntityDataFeed:
         """See `kb.feed.ChangeFeed.labels`."""
         return self.index.labels(ids)
 
-    def instances(self, ids: Collection[str], classes: Collection[str]) -> set[str]:
-        """See `kb.feed.SparqlFeed.instances`."""
-        return self.index.instances(ids, classes)
-
-    def neighbours(self, subject: str, relation: Relation, limit: int = 10) -> list[str]:
-        """See `kb.feed.SparqlFeed.neighbours`."""
-        return self.index.neighbours(subject, relation, limit)
-
     def statements(self, ids: Collection[str], properties: Collection[str]) -> list[Statement]:
         """See `kb.feed.ChangeFeed.statements`. What could not be read is added to ``skipped``.
 

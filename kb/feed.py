@@ -204,28 +204,6 @@ class SparqlFeed:
             set(self._in_batches(ids, self.endpoint.statement_batch, ask, key=id_order)) if classes else set()
         )
 
-    def neighbours(self, subject: str, relation: Relation, limit: int = 10) -> list[str]:
-        """Other items with the relation and a class of the subject: what its edits must leave alone.
-
-        Args:
-            subject: item id.
-            relation: the relation edited.
-            limit: how many at most; which ones is the service's choice.
-
-        Returns:
-            Item ids, in numeric order.
-        """
-        names = self.endpoint.namespaces
-        rows = self._select(
-            "neighbours",
-            ("item",),
-            subject=self._items([subject]),
-            instance_of=terms.iri(names.wdt + self.endpoint.properties.instance_of),
-            claim=terms.entities(names.p, [relation.property]),
-            limit=terms.number(limit),
-        )
-        return sorted({item for row in rows if (item := entity_of(row["item"], names.wd))}, key=id_order)
-
     # Parts
 
     def _select(self, query_name: str, variables: Sequence[str], **values: Term) -> list[Row]:

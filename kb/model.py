@@ -331,7 +331,7 @@ class DesiredFact:
         value: the object.
         sources: the statements behind it.
         valid_from: the latest start among them, as a cut ISO date.
-        flags: things worth knowing, such as ``preferred-ended``.
+        flags: things worth knowing, such as ``preferred-not-open``.
         references: references that name a source, of the statement that has most of them.
     """
 

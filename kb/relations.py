@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 from kb import relation_check
 from kb.errors import RelationsError, UnknownRelationError
 from kb.model import ValueKind, id_order
+from kb.relation_check import SLOT
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-SLOT = "{subject}"
 
 
 class Cardinality(StrEnum):

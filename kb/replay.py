@@ -28,7 +28,19 @@ from typing import TYPE_CHECKING, Any
 
 from kb.diff import changes, guard
 from kb.errors import BadTermError, PullFileError
-from kb.model import Bound, Label, Probe, Rank, Statement, Value, ValueKind, WikiTime, entity_id, id_order
+from kb.model import (
+    YEAR,
+    Bound,
+    Label,
+    Probe,
+    Rank,
+    Statement,
+    Value,
+    ValueKind,
+    WikiTime,
+    entity_id,
+    id_order,
+)
 from kb.render import reading
 from kb.semantics import resolve, verdict
 from kb.sightings import observe
@@ -45,7 +57,6 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 PROPERTY = "P1308"
 _IDS = uuid.UUID("7d9f1c0e-4a53-5d0e-9a4e-3f6d8a1b2c4d")
-_YEAR = 9
 Group = tuple[str, str]
 """Subject and property."""
 
@@ -135,7 +146,7 @@ def _holder(text: str) -> str:
 
 def _year(text: str) -> WikiTime | None:
     try:
-        return WikiTime.of(int(text), 0, 0, _YEAR)
+        return WikiTime.of(int(text), 0, 0, YEAR)
     except (ValueError, BadTermError):
         return None
 

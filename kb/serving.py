@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 _HOST: Final = "127.0.0.1"
 _LISTENING: Final = "Listening for requests"
-_RESULTS: Final = "application/sparql-results+json"
 _POLL_S: Final = 0.05
 _STOP_S: Final = 5.0
 _SAID_BYTES: Final = 64 * 1024

@@ -1,8 +1,8 @@
 """Asking a SPARQL endpoint politely, and believing only whole, well-formed answers.
 
-The only network code of the package. What each fault becomes is in ``errors.py``; the faults themselves (HTML
-with 200, truncated JSON with 200, 429 storms, bans, drips, redirects) are played by a real server in the
-tests.
+How a request travels is in `kb.http`; what each fault becomes is in ``errors.py``; the faults themselves
+(HTML with 200, truncated JSON with 200, 429 storms, bans, drips, redirects) are played by a real server in
+the tests.
 """
 
 from __future__ import annotations

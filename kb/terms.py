@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _PLACE = re.compile(r"\$([a-z_]+)")
 _PREFIX = re.compile(r"^PREFIX ([a-z]+): <([^>]*)>$", re.MULTILINE)
-_IRI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:[^\x00-\x20<>\"{}|^`\\]*")
+IRI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:[^\x00-\x20<>\"{}|^`\\]*")
 _LANGUAGE = re.compile(r"[a-z]{2,8}(-[a-z0-9]{1,8})*", re.ASCII)
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
 
@@ -40,7 +40,7 @@ def iri(text: str) -> Term:
     Raises:
         BadTermError: a character that SPARQL does not allow between the brackets.
     """
-    if not _IRI.fullmatch(text):
+    if not IRI.fullmatch(text):
         raise BadTermError(f"{text!r} is not an IRI.", value=text)
     return Term(f"<{text}>")
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import datetime
 
     from kb.model import DesiredFact, Source, Value
-    from kb.relations import Relation
 
 
 UNKNOWN = "the value is not known"
@@ -112,7 +109,6 @@ class Trust:
     """How much to believe.
 
     Attributes:
-        hold_hours: hold by property, over the relation's own.
         min_sightings: pulls (or one pull and an old modification date) that must have seen a value.
         flip_memory_hours: how long a value that went is remembered.
         flip_hold_hours: hold of a value that stood before, went, and came back.
@@ -121,7 +117,8 @@ class Trust:
         burst_share: share of a relation's facts that may change in one night.
         burst_floor: that many changes of a relation never count as a burst.
         burst_total: changes of all relations together.
-        allow_subjects: exempt from hold, label-shape and shared-label rules, never from conflicts.
+        allow_subjects: exempt from all but block lists, missing labels and conflicts: from holds, from
+            references, and from what labels look like.
         block_subjects: never edited.
         block_properties: never edited.
         block_values: never edited in as objects.
@@ -129,7 +126,6 @@ class Trust:
         released: (subject, property, slot, canonical or empty for a retraction) that a person let go.
     """
 
-    hold_hours: Mapping[str, int] = field(default_factory=dict)
     min_sightings: int = 2
     flip_hold_hours: int = 24 * 7
     flip_memory_hours: int = 24 * 30
@@ -144,10 +140,6 @@ class Trust:
     block_values: frozenset[str] = frozenset()
     bad_words: frozenset[str] = frozenset()
     released: frozenset[tuple[str, str, str, str]] = frozenset()
-
-    def hold(self, relation: Relation) -> timedelta:
-        """The hold of a relation."""
-        return timedelta(hours=self.hold_hours.get(relation.property, relation.hold_hours))
 
 
 @dataclass(frozen=True, slots=True)

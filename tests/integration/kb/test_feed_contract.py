@@ -121,13 +121,6 @@ def test_labels(feed):
     }
 
 
-def test_neighbours(feed):
-    rel = relations()["P54"]
-    assert feed.neighbours("Q5", rel) == ["Q6"]
-    assert feed.neighbours("Q5", relations()["P6"]) == []
-    assert feed.neighbours("Q404", rel) == []
-
-
 def test_lag_and_nothing_asked(feed):
     assert feed.lag() == datetime.fromisoformat(UNTIL)
     assert feed.statements([], PROPERTIES) == []

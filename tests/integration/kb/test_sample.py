@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 from SPARQLWrapper import JSON, POST, SPARQLWrapper
 
-from kb.diff import Change, Held, Trust, changes
+from kb.diff import changes
 from kb.endpoint import Endpoint
 from kb.feed import SparqlFeed
 from kb.relations import Relations
 from kb.sample.tables import PROPERTIES, read
 from kb.semantics import resolve, resolve_value, verdict
 from kb.store import LocalStore, nights
+from kb.trust import Change, Held, Trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,10 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from flows import artifacts
-from kb.diff import Held
 from kb.model import DesiredFact, Value, ValueKind
 from kb.relations import Relations
-from kb.trust import Change, ChangeKind
+from kb.trust import Change, ChangeKind, Held
 from storage.errors import QueryRefusedError
 
 RELATIONS = Relations.load()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from kb.diff import Held, Pending, Trust, changes
+from kb.diff import changes
 from kb.model import Label, Value
 from kb.semantics import verdict
+from kb.trust import Held, Pending, Trust
 from tests.unit.kb.made import AT, relation
 
 ONE = relation("one_open")

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kb.diff import ChangeKind, Held, Pending, Reason, Trust, changes, guard
+from kb.diff import changes, guard
 from kb.model import Label, Value
 from kb.semantics import verdict
 from kb.sightings import observe
+from kb.trust import ChangeKind, Held, Pending, Reason, Trust
 from tests.unit.kb import made
 from tests.unit.kb.made import AT, relation, statement
 from tests.unit.kb.slots import HOUR, LABELS, OLD, TRUST, diff, holds, only, waits

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from kb.diff import ChangeKind, Reason, Trust, guard
+from kb.diff import guard
 from kb.model import Label, Rank, Value
 from kb.replay import Rehearsal
+from kb.trust import ChangeKind, Reason, Trust
 from tests.unit.kb.made import AT, relation, statement, until
 from tests.unit.kb.slots import HOUR, LABELS, TRUST, diff, holds, only, waits
 

@@ -3,11 +3,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
-from kb.diff import ChangeKind, Held, Reason, Trust, changes
+from kb.diff import changes
 from kb.documents import time_of
 from kb.model import JULIAN, Label, Value, ValueKind, WikiTime
 from kb.render import date_text, reading
 from kb.semantics import verdict
+from kb.trust import ChangeKind, Held, Reason, Trust
 from tests.unit.kb import made
 from tests.unit.kb.made import AT, relation, statement
 
