@@ -26,8 +26,8 @@ from benchmarks.night_bench import LAST, passages
 from benchmarks.sample_night import run
 from editor.requests import EditRequest
 from flows import editing, models, neighbours, recipe
+from flows.params import synced_relations
 from flows.settings import Settings
-from flows.workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,8 +84,7 @@ def main() -> None:
     parser.add_argument("--templates", type=int, default=None)
     given = parser.parse_intermixed_args()
     settings = Settings.read().model_copy(update={"corpus": given.corpus})
-    with Workspace.open(settings) as ws:
-        relations = ws.relations
+    relations = synced_relations(settings)
     facts = newest_holders(given.csv, given.facts, relations)
     lm = models.load_base(settings)
     preset = recipe.editing_settings(settings, lm)

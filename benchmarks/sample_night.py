@@ -4,7 +4,8 @@
 
 One trial an argument: the settings of `editor.presets.MemitSettings`, and `guard_share`, that differ from the
 preset; none runs the preset. HOME is one that `make demo` has filled: model and second moments are taken from
-there, and its ledger is not touched. A trial takes as long as the night's edit and its exam.
+there, its store is set to night one, and its ledger is not touched. A trial takes as long as the night's
+edit and its exam.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from editor import memit, recall
 from editor.sampling import PAPER_TOP_K, sample_prefixes
 from flows import checking, editing, models, neighbours, planning, recipe
 from flows.dry_run import dry_run
+from flows.params import synced_relations
 from flows.settings import Settings
-from flows.workspace import Workspace
 from kb.store import LocalStore
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ def first_night(settings: Settings) -> tuple[list[EditRequest], Relations]:
     """Return what a first sync of the sample would edit."""
     LocalStore(settings.store_dir).load_night(1)
     nothing_held = settings.model_copy(update={"ledger_url": f"sqlite:///{settings.home / 'never-made.db'}"})
-    with Workspace.open(settings) as ws:
-        relations = ws.relations
+    relations = synced_relations(settings)
     plan = dry_run(nothing_held)
     return [editing.from_owed(row) for row in planning.requests(plan, relations)], relations
 

@@ -17,7 +17,14 @@ _CARDINALITIES = ("functional", "one_open", "multi")
 _ENDED = ("retract", "vacate", "vacant", "former")
 _OBJECT = "{object}"
 _DATATYPES = ("item", "time", "quantity", "string", "monolingual")
-_RENDER = ("", "date", "year", "number", "text")
+_RENDER = {
+    "": _DATATYPES,
+    "date": ("time",),
+    "year": ("time",),
+    "number": ("quantity",),
+    "text": ("string", "monolingual"),
+}
+"""Which datatypes a rendering is of."""
 KINDS = ("country", "company", "club", "city", "office", "person", "organisation")
 """What the editor knows subjects of, whose answers it can keep."""
 _KEYS: dict[str, type | tuple[type, ...]] = {
@@ -99,11 +106,14 @@ def _choices(key: str, table: Mapping[str, Any]) -> Iterator[str]:
         ("cardinality", _CARDINALITIES),
         ("ended", _ENDED),
         ("datatype", _DATATYPES),
-        ("render", _RENDER),
+        ("render", tuple(_RENDER)),
     ):
         if name in table and table[name] not in allowed:
             words = ", ".join(word for word in allowed if word)
             yield f"{key}: {name} is {table[name]!r}, not one of {words}."
+    render, datatype = table.get("render", ""), table.get("datatype", "item")
+    if render in _RENDER and datatype in _DATATYPES and datatype not in _RENDER[render]:
+        yield f"{key}: render is {render!r}, which no value of datatype {datatype!r} reads as."
     hold = table.get("hold_hours", 0)
     if isinstance(hold, int) and not 0 <= hold <= 24 * 365:
         yield f"{key}: hold_hours must be between 0 and a year."

@@ -158,6 +158,8 @@ def test_an_unknown_relation_says_what_to_do():
         ({"kind": "planet"}, "kind is 'planet', not one of country, company"),
         ({"kind": ["person", ["club"]]}, "kind is ['club'], not one of"),
         ({"kind": 5}, "kind has the wrong type"),
+        ({"datatype": "time", "render": "number"}, "render is 'number', which no value of datatype 'time'"),
+        ({"render": "year"}, "render is 'year', which no value of datatype 'item'"),
         ({"neighbours": "Oslo"}, "neighbours has the wrong type"),
         ({"neighbours": ["Oslo", " "]}, "no label"),
         ({"neighbours": [5]}, "no label"),
