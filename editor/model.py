@@ -190,7 +190,7 @@ def chosen_device(asked: str | torch.device | None) -> torch.device:
     """Return where weights go: where it is asked for, or else on a GPU where there is one.
 
     Raises:
-        ModelLoadError: torch has no such device, or not here.
+        ModelLoadError: torch has no such device, or not here, or nothing is edited on its kind.
     """
     if asked is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -198,11 +198,15 @@ def chosen_device(asked: str | torch.device | None) -> torch.device:
         device = torch.device(asked)
     except RuntimeError as error:
         raise ModelLoadError(
-            f"{asked!r} is no device of torch: name cpu, cuda, cuda:1 or mps.", device=str(asked)
+            f"{asked!r} is no device of torch: name cpu, cuda or cuda:1.", device=str(asked)
         ) from error
+    if device.type not in {"cpu", "cuda"}:  # solves want float64, and free memory is asked of CUDA
+        raise ModelLoadError(
+            f"{str(device)!r} cannot be used, factsync edits on cpu or cuda: name one of them.",
+            device=str(device),
+        )
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    here = {"cuda": (device.index or 0) < cuda, "mps": torch.backends.mps.is_available()}
-    if not here.get(device.type, True):
+    if device.type == "cuda" and (device.index or 0) >= cuda:
         raise ModelLoadError(
             f"There is no {device} here (torch {torch.__version__} finds {cuda} CUDA devices): name another "
             "device or none, or install a torch and a driver that know it.",

@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     model: str = Field("smollm2", description="`smollm2` (the bundled one), a local folder or a hub name")
     model_name: str | None = Field(None, description="the model's name in the ledger; unset: from `model`")
     device: str | None = Field(
-        None, description="`cpu`, `cuda`, `cuda:1` or `mps`; unset: cuda where there is one, else cpu"
+        None, description="`cpu`, `cuda` or `cuda:1`; unset: cuda where there is one, else cpu"
     )
     endpoint: str = Field(EMBEDDED, description="SPARQL endpoint URL, or `embedded`")
     endpoint_attempts: int = Field(5, ge=1, le=20, description="tries of one request before giving up")
@@ -195,8 +195,8 @@ class Settings(BaseSettings):
     @classmethod
     def _form_of_a_device(cls, value: str | None) -> str | None:
         # Only its form: whether this machine has it asks torch, which takes seconds to load.
-        if value and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", value):
-            raise ValueError(f"{value!r} is no device; it takes cpu, cuda, cuda:1 (the second one) or mps")
+        if value and not re.fullmatch(r"cpu|cuda(:\d+)?", value):
+            raise ValueError(f"{value!r} is no device; it takes cpu, cuda or cuda:1 (the second one)")
         return value or None
 
     @field_validator("since")

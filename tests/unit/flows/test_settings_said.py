@@ -155,7 +155,7 @@ def test_what_a_model_would_take_is_not_refused_before_it_is_known(tmp_path: Pat
         require_settings(settings)
 
 
-@pytest.mark.parametrize("name", ["tpux", "cuda:", "cuda:-1", "cuda:x", "auto", "CPU"])
+@pytest.mark.parametrize("name", ["tpux", "cuda:", "cuda:-1", "cuda:x", "auto", "CPU", "mps"])
 def test_a_device_of_no_known_form_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -193,6 +193,14 @@ def test_weights_go_where_a_device_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen_device(None) == torch.device("cpu")
     with pytest.raises(ModelLoadError, match="'tpux' is no device of torch"):
         chosen_device("tpux")
+
+
+@pytest.mark.parametrize("name", ["mps", "xpu", "meta"])
+def test_weights_go_where_they_can_be_edited(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Even where torch has such a device: a solve wants float64, and batches are sized by CUDA's memory."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(ModelLoadError, match=f"'{name}' cannot be used, factsync edits on cpu or cuda"):
+        chosen_device(name)
 
 
 def test_an_empty_model_is_not_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
