@@ -178,12 +178,14 @@ class MemitSettings:
             )
 
     def _require_types(self) -> None:
-        """Refuse what a file may hold and Python would take: a word for true, half a step."""
+        """Refuse what a file may hold and Python would take: a word for true, half a step. Take 4 as 4.0."""
         for field in fields(self):
             kinds, wanted = _TYPES.get(str(field.type), ((object,), ""))
             value = getattr(self, field.name)
             if not isinstance(value, kinds) or (isinstance(value, bool) and kinds[0] in {int, float}):
                 raise MethodError(f"{field.name} is {value!r}: it takes {wanted}.", method="memit")
+            if kinds[0] is float:  # one number, one digest: what states are kept by knows no other
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
 
     def require(self, lm: LanguageModel) -> None:
         """Refuse blocks that the model does not have.

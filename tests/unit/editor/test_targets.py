@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editor import targets
+from editor.digests import digest_of
 from editor.drafts import in_turns
 from editor.errors import MethodError, OutOfMemoryError
 from editor.keys import KeyReader
@@ -207,6 +208,12 @@ def test_settings_written_by_hand_are_not_misread(
 ) -> None:
     with pytest.raises(MethodError, match=said):
         MemitSettings.from_json({**settings.to_json(), **written})
+
+
+def test_a_whole_number_is_the_same_setting(settings: MemitSettings) -> None:
+    """States are kept by a digest of the settings: 4 for 4.0 must not have all of them found anew."""
+    digests = {digest_of(settings.changed({"clamp": value}).of_targets()) for value in (4, 4.0)}
+    assert len(digests) == 1
 
 
 def test_finished_subjects_take_no_more_steps(lm: LanguageModel, settings: MemitSettings) -> None:
