@@ -7,6 +7,7 @@ Sources: kmeng01/memit (GPT-2 XL, GPT-J), xpq-tech/PMET (GPT-NeoX-20B), jianghou
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -36,14 +37,9 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "true or false"),
 }
 _CHOICES = {"optimiser": Optimiser, "contexts": Contexts, "keys": Keys, "precision": Precision}
-_BOUNDS = {
-    "steps": 0,
-    "refine_steps": 0,
-    "drift_weight": 0,
-    "turns": 1,
-    "prefix_count": 0,
-    "max_target_tokens": 1,
-}
+_LEAST = {"turns": 1, "max_target_tokens": 1}
+"""Of whole numbers that begin above 0; all others begin there."""
+_ABOVE_ZERO = ("hold", "moment_weight", "learning_rate", "clamp")
 _OF_THE_WRITE = frozenset(
     {
         "moment_weight",
@@ -145,20 +141,13 @@ class MemitSettings:
                 written.
         """
         self._require_types()
-        for name, least in _BOUNDS.items():
-            if getattr(self, name) < least:
-                raise MethodError(
-                    f"{name} is {getattr(self, name)!r}: set it to {least} or more.", method="memit"
-                )
+        self._require_bounds()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in get_args(choices):
                 raise MethodError(
                     f"{name} is {getattr(self, name)!r}: choose {' or '.join(get_args(choices))}.",
                     method="memit",
                 )
-        for name in ("hold", "moment_weight", "learning_rate", "clamp"):
-            if not getattr(self, name) > 0:
-                raise MethodError(f"{name} is {getattr(self, name)!r}: set it above 0.", method="memit")
         whole = all(isinstance(layer, int) for layer in self.layers)
         if not whole or list(self.layers) != sorted(set(self.layers)) or min(self.layers, default=0) < 0:
             raise MethodError(
@@ -186,6 +175,25 @@ class MemitSettings:
                 raise MethodError(f"{field.name} is {value!r}: it takes {wanted}.", method="memit")
             if kinds[0] is float:  # one number, one digest: what states are kept by knows no other
                 object.__setattr__(self, field.name, float(getattr(self, field.name)))
+
+    def _require_bounds(self) -> None:
+        """Refuse numbers that no search or solve could take: they would end it late, or spoil it unseen."""
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if field.type not in {"int", "float"}:
+                continue
+            if not math.isfinite(value):
+                raise MethodError(f"{name} is {value!r}: it takes a finite number.", method="memit")
+            if name in _ABOVE_ZERO and value <= 0:
+                raise MethodError(f"{name} is {value!r}: set it above 0.", method="memit")
+            if value < _LEAST.get(name, 0):
+                raise MethodError(
+                    f"{name} is {value!r}: set it to {_LEAST.get(name, 0)} or more.", method="memit"
+                )
+        if self.word_dropout > 1:
+            raise MethodError(
+                f"word_dropout is {self.word_dropout!r}: it is a share, set it to 1 or less.", method="memit"
+            )
 
     def require(self, lm: LanguageModel) -> None:
         """Refuse blocks that the model does not have.

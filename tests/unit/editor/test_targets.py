@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import Field, fields, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -201,6 +202,7 @@ def test_what_does_not_go_with_turns_is_refused(settings: MemitSettings) -> None
         ({"precision": "half"}, "choose auto or float32 or bfloat16"),
         ({"turns": 0}, "set it to 1 or more"),
         ({"refine_steps": -1}, "set it to 0 or more"),
+        ({"word_dropout": 1.5}, "it is a share, set it to 1 or less"),
     ],
 )
 def test_settings_written_by_hand_are_not_misread(
@@ -208,6 +210,19 @@ def test_settings_written_by_hand_are_not_misread(
 ) -> None:
     with pytest.raises(MethodError, match=said):
         MemitSettings.from_json({**settings.to_json(), **written})
+
+
+@pytest.mark.parametrize(
+    "field",
+    [field for field in fields(MemitSettings) if field.type in {"int", "float"}],
+    ids=lambda f: f.name,
+)
+def test_every_number_is_bounded(settings: MemitSettings, field: Field[object]) -> None:
+    """JSON as Python reads it knows NaN and Infinity, which compare with nothing or with everything."""
+    values = [-1] if field.type == "int" else [-1.0, math.nan, math.inf, -math.inf]
+    for value in values:
+        with pytest.raises(MethodError, match=f"{field.name} is {value}: "):
+            settings.changed({field.name: value})
 
 
 def test_a_whole_number_is_the_same_setting(settings: MemitSettings) -> None:
