@@ -10,6 +10,7 @@ import os
 import shutil
 import struct
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ from editor.recall import surprise
 from editor.sampling import everyday_openings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from jaxtyping import Bool
     from torch import Tensor, nn
 
@@ -136,9 +139,10 @@ class LanguageModel:
         _refuse_other_kinds(name, config)
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            model, found = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, output_loading_info=True, trust_remote_code=False
-            )
+            with _fitting(name, "into memory"):
+                model, found = AutoModelForCausalLM.from_pretrained(
+                    name, dtype=dtype, output_loading_info=True, trust_remote_code=False
+                )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelLoadError(
                 f"The model in {name!r} could not be read ({error}): check that config, weights and "
@@ -154,7 +158,9 @@ class LanguageModel:
                 source=name,
                 missing=missing,
             )
-        lm = cls.wrap(_on(device, model, name), tokenizer, name=name)
+        with _fitting(name, f"on {device}"):
+            model.to(device)
+        lm = cls.wrap(model, tokenizer, name=name)
         _warn_of_another_tokenizer(lm)
         return lm
 
@@ -175,6 +181,7 @@ class LanguageModel:
             ShardedModelError: its weights lie on several devices, or are offloaded.
             TokenizerMismatchError: no offsets, or more tokens than the model has.
             UnknownArchitectureError: no written matrix found, or the model does not run as its shapes say.
+            OutOfMemoryError: there is no room to run a few tokens.
         """
         _refuse_quantised(name, model.config)
         _refuse_shards(name, model)
@@ -215,14 +222,16 @@ def chosen_device(asked: str | torch.device | None) -> torch.device:
     return device
 
 
-def _on(device: torch.device, model: nn.Module, name: str) -> nn.Module:
+@contextmanager
+def _fitting(name: str, where: str) -> Iterator[None]:
+    """Name the error where weights find no room."""
     try:
-        return model.to(device)
+        yield
     except (MemoryError, RuntimeError) as error:
         if not of_memory(error):
             raise
         raise OutOfMemoryError(
-            f"The weights of {name!r} do not fit on {device}: take a larger device or a smaller model."
+            f"The weights of {name!r} do not fit {where}: take a larger device or a smaller model."
         ) from error
 
 

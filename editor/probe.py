@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from editor import activations
 from editor.batching import of_memory
-from editor.errors import UnknownArchitectureError
+from editor.errors import OutOfMemoryError, UnknownArchitectureError
 from editor.layers import ARCHITECTURES, LayerMap, logits_of
 from editor.precision import lowered
 
@@ -41,6 +41,7 @@ def as_it_runs(lm: LanguageModel) -> LayerMap:
 
     Raises:
         UnknownArchitectureError: the model does not run as this package takes it to.
+        OutOfMemoryError: there is no room to run a few tokens.
     """
     if lm.layers.family in ARCHITECTURES:
         return lm.layers
@@ -51,7 +52,10 @@ def as_it_runs(lm: LanguageModel) -> LayerMap:
         raise
     except Exception as error:  # of a model's own code, which is not run as it was meant to be
         if of_memory(error):
-            raise
+            raise OutOfMemoryError(
+                f"There is no room to run a few tokens of {lm.name!r}: take a larger device or a smaller "
+                "model."
+            ) from error
         raise _refusal(lm, f"part of it, alone, ends in {type(error).__name__} ({error})") from error
 
 

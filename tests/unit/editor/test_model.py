@@ -9,13 +9,14 @@ import pytest
 import torch
 from accelerate import disk_offload
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from editor.digests import weights_digest
 from editor.errors import (
     ModelLoadError,
     ModelNotFoundError,
     NotCausalLMError,
+    OutOfMemoryError,
     QuantisedModelError,
     ShardedModelError,
     TokenizerMismatchError,
@@ -24,6 +25,7 @@ from editor.model import LanguageModel, from_gguf
 from tests.unit.editor import tiny
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -135,6 +137,25 @@ def test_damaged_weights_are_named(folder: Path, damage: str) -> None:
         change_config(folder, intermediate_size=64)
     with pytest.raises(ModelLoadError, match="could not be read"):
         LanguageModel.load(folder)
+
+
+def _too_large(*_args: object, **_kwargs: object) -> None:
+    torch.empty(2**58, dtype=torch.uint8)  # torch's own words for it
+
+
+def _no_memory(*_args: object, **_kwargs: object) -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("fails", [_too_large, _no_memory])
+@pytest.mark.parametrize("owner", [AutoModelForCausalLM, torch.nn.Module])
+def test_weights_that_find_no_room_are_not_called_damaged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, owner: type, fails: Callable[..., None]
+) -> None:
+    """While they are read, and while they go to their device: another machine may hold them."""
+    monkeypatch.setattr(owner, "from_pretrained" if owner is AutoModelForCausalLM else "to", fails)
+    with pytest.raises(OutOfMemoryError, match=r"do not fit .*: take a larger device or a smaller model"):
+        LanguageModel.load(folder, device="cpu")
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused() -> None:

@@ -9,7 +9,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from editor.errors import UnknownArchitectureError
+from editor import activations
+from editor.errors import OutOfMemoryError, UnknownArchitectureError
 from editor.model import LanguageModel
 from tests.unit.editor import tiny
 
@@ -63,6 +64,18 @@ def test_a_model_whose_tokens_meet_otherwise_is_refused() -> None:
     made.model.layers[3].register_forward_hook(mixed)
     with pytest.raises(UnknownArchitectureError, match="keys and values alone"):
         LanguageModel.wrap(made, tiny.tokenizer())
+
+
+@pytest.mark.parametrize("words", [None, "DefaultCPUAllocator: can't allocate memory"])
+def test_a_trial_that_finds_no_room_says_nothing_of_the_model(
+    monkeypatch: pytest.MonkeyPatch, words: str | None
+) -> None:
+    def run_out(*_args: object, **_kwargs: object) -> None:
+        raise MemoryError if words is None else RuntimeError(words)
+
+    monkeypatch.setattr(activations, "run", run_out)
+    with pytest.raises(OutOfMemoryError, match="take a larger device or a smaller model"):
+        taken("ArceeConfig")
 
 
 def test_a_factor_that_no_table_names_is_measured() -> None:
