@@ -100,15 +100,10 @@ def _counterfact(record: Record, number: int) -> Case:
     request = _request(name, rewrite["subject"], rewrite["prompt"], new["str"], old["str"])
 
     def asked(key: str) -> tuple[Question, ...]:
-        return tuple(
-            Question(_text(p, key), request.target, request.old_target) for p in record.get(key) or ()
-        )
+        return tuple(Question(p, request.target, request.old_target) for p in _texts(record, key))
 
     true = _text(old["str"], "target_true")
-    near = tuple(
-        Question(_text(p, "neighborhood_prompts"), true, request.target)
-        for p in record.get("neighborhood_prompts") or ()
-    )
+    near = tuple(Question(p, true, request.target) for p in _texts(record, "neighborhood_prompts"))
     return Case(
         case_id=name,
         relation=str(rewrite.get("relation_id") or rewrite["prompt"]),
@@ -117,7 +112,7 @@ def _counterfact(record: Record, number: int) -> Case:
         clean_paraphrases=asked("clean_paraphrase_prompts"),
         neighbourhood=near,
         # The original names ten openings a record; where there are none, the edited prompt opens.
-        generation=tuple(record.get("generation_prompts") or ())
+        generation=_texts(record, "generation_prompts")
         or (request.prompts[0].replace(PLACE, request.subject),),
         target_id=new.get("id"),
     )
@@ -166,7 +161,7 @@ def _zsre(record: Record, number: int) -> Case:
 
 
 def _fact(record: Record, number: int) -> Case:
-    name = str(record.get("fact_id", number))
+    name, old = str(record.get("fact_id", number)), record.get("old_target")
     request = EditRequest(
         fact_id=name,
         subject_id=str(record.get("subject_id", name)),
@@ -174,7 +169,7 @@ def _fact(record: Record, number: int) -> Case:
         prompts=tuple(_template(prompt) for prompt in record["prompts"]),
         target=_text(record["target"], "target"),
         heldback=tuple(_template(prompt) for prompt in record.get("heldback") or ()),
-        old_target=record.get("old_target"),
+        old_target=None if old is None else _text(old, "old_target"),
     )
     if not request.prompts:
         raise BadRecordError("has no prompt")
@@ -222,6 +217,14 @@ def _template(value: object) -> str:
     if text.count(PLACE) != 1:
         raise BadRecordError(f"needs exactly one {PLACE} in its prompt {text!r}")
     return text
+
+
+def _texts(record: Record, key: str) -> tuple[str, ...]:
+    """Return a list of texts, which a record may do without."""
+    found = record.get(key) or []
+    if not isinstance(found, list):
+        raise BadRecordError(f"has no list in `{key}`")
+    return tuple(_text(one, key) for one in found)
 
 
 def _text(value: object, name: str) -> str:

@@ -97,6 +97,11 @@ def test_own_layout_carries_a_request():
         ({**FACT, "prompts": ["no place"]}, "exactly one"),
         ({**FACT, "prompts": []}, "has no prompt"),
         ({**FACT, "target": None}, "no text in `target`"),
+        ({**FACT, "old_target": ""}, "no text in `old_target`"),
+        ({**FACT, "old_target": 1944}, "no text in `old_target`"),
+        ({**COUNTERFACT, "generation_prompts": ["Lagos is near", 7]}, "no text in `generation_prompts`"),
+        ({**COUNTERFACT, "generation_prompts": "Lagos is near"}, "no list in `generation_prompts`"),
+        ({**COUNTERFACT, "paraphrase_prompts": "Lagos lies in"}, "no list in `paraphrase_prompts`"),
     ],
 )
 def test_a_bad_record_says_what_is_wrong(record, message):
