@@ -95,7 +95,10 @@ def batched(
 
 
 def in_turns(units: Sequence[Unit], turns: int) -> list[list[Unit]]:
-    """Return the units of each turn: every `turns`-th context of each of their facts, and one at least."""
+    """Return the units of each turn: every `turns`-th context of each of their facts, and one at least.
+
+    What guards (KL) does so in the first turn alone.
+    """
     return [[_in_turn(unit, turn, turns) for unit in units] for turn in range(turns)]
 
 
@@ -103,7 +106,10 @@ def _in_turn(unit: Unit, turn: int, turns: int) -> Unit:
     by_fact: dict[int, list[Row]] = {}
     for row in unit.rows:
         by_fact.setdefault(row.fact, []).append(row)
-    return replace(unit, rows=tuple(row for own in by_fact.values() for row in own[turn % len(own) :: turns]))
+    rows = [row for own in by_fact.values() for row in own[turn % len(own) :: turns]]
+    if turn:  # contexts that are fewer than the turns come again, the guard does not
+        rows = [replace(row, guard=False) if row.guard else row for row in rows if row.labels]
+    return replace(unit, rows=tuple(rows))
 
 
 def _shared_out(drafts: Sequence[Draft], batch_tokens: int, lanes: int) -> int:

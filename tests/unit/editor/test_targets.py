@@ -114,6 +114,32 @@ def test_gradient_equals_a_whole_model_pass(
     torch.testing.assert_close(gradient[0], delta.grad, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("kl_template", [None, "{} is a"])
+@pytest.mark.parametrize("turns", [3, 5])
+def test_the_mean_over_turns_is_the_loss_of_all_contexts(
+    lm: LanguageModel, settings: MemitSettings, kl_template: str | None, turns: int
+) -> None:
+    """A context counts as often as it has its turn; the divergence, read once, has 1/turns of its weight."""
+    settings = replace(settings, kl_factor=3.0)
+    (unit,) = plan(lm, requests_of(1), kl_template=kl_template, endings=True)
+    shift = torch.randn(1, lm.layers.d, generator=torch.Generator().manual_seed(0))
+
+    def evaluated(rows: tuple[Row, ...], how: MemitSettings) -> list[torch.Tensor]:
+        chunks = chunks_of(lm, [replace(unit, rows=rows)], how.layers[-1] + 1)
+        for chunk in chunks:
+            targets._complete(how, lm, chunk)
+        nll, beside, _, gradient = targets._evaluate(Lanes([lm]), chunks, shift, how)
+        return [nll, beside, gradient]
+
+    parts = [part.rows for [part] in in_turns([unit], turns)]
+    assert [sum(row.guard for row in part) for part in parts] == [1] + [0] * (turns - 1)
+    asked = [evaluated(part, settings) for part in parts]
+    rows = tuple(row for part in parts for row in part)
+    whole = evaluated(rows, replace(settings, kl_factor=settings.kl_factor / turns))
+    for found, expected in zip(zip(*asked, strict=True), whole, strict=True):
+        torch.testing.assert_close(torch.stack(found).mean(dim=0), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_shift_stays_within_the_clamp(lm: LanguageModel, settings: MemitSettings) -> None:
     """No state moves further than clamp · ‖h‖."""
     settings = replace(settings, clamp=0.3, stop_loss=0.0)
