@@ -334,8 +334,8 @@ def preset_for(lm: LanguageModel) -> MemitSettings:
     last = max(0, round(0.29 * lm.layers.count))
     first = max(0, last - min(4, lm.layers.count // 6))
     log.warning(
-        "no preset for this model (%s, %d blocks, %d wide): blocks %d to %d unless others are named; "
-        "run `factsync calibrate` first",
+        "no preset for this model (%s, %d blocks, %d wide): blocks %d to %d, unless others are named or "
+        "`factsync calibrate` finds better ones",
         *shape[:3],
         first,
         last,

@@ -11,6 +11,7 @@ import torch
 from editor import calibrate as calibrations
 from editor import targets
 from editor.calibrate import calibrate, weight_from_keys
+from editor.presets import preset_for
 from tests.unit.editor.conftest import requests_of
 
 if TYPE_CHECKING:
@@ -42,6 +43,14 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(targets, "optimise", noted)
     return rates
+
+
+def test_what_is_told_of_an_unknown_model_holds_in_its_calibration_too(
+    lm: LanguageModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged there as well, where nobody is to calibrate first."""
+    preset_for(lm)
+    assert "blocks 1 to 1, unless others are named or `factsync calibrate` finds better ones" in caplog.text
 
 
 def test_trials_go_uphill_and_share_target_states(
