@@ -22,7 +22,7 @@ from editor.losses import descend, lines
 from editor.method import WeightMethod
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
     from torch.nn import Parameter
@@ -56,26 +56,25 @@ class _FineTuning(WeightMethod):
     def _decay(self, count: int) -> float:
         """Return the weight decay."""
 
-    def _after_step(self, originals: Sequence[Tensor], weights: Sequence[Parameter]) -> None:
+    def _after_step(self, weights: Mapping[str, Parameter]) -> None:
         """Do what follows a step."""
 
     def teach(self, requests: Sequence[EditRequest], progress: Progress | None) -> None:
         """Descend on the facts."""
         known = dict(self.lm.model.named_parameters())
-        weights = [known[name] for name in self.written()]
-        originals = [weight.detach().clone() for weight in weights]
+        weights = {name: known[name] for name in self.written()}
 
         @torch.no_grad()
         def after_step() -> None:
-            self._after_step(originals, weights)
+            self._after_step(weights)
 
         try:
-            for weight in weights:
+            for weight in weights.values():
                 weight.requires_grad_(True)
             descend(
                 self.lm,
                 lines(self.lm, requests),
-                torch.optim.Adam(weights, lr=RATE, weight_decay=self._decay(len(requests))),
+                torch.optim.Adam(weights.values(), lr=RATE, weight_decay=self._decay(len(requests))),
                 passes=STEPS,
                 at_once=ROWS,
                 stop_loss=STOP_LOSS,
@@ -84,7 +83,7 @@ class _FineTuning(WeightMethod):
                 progress=progress,
             )
         finally:
-            for weight in weights:
+            for weight in weights.values():
                 weight.requires_grad_(False)
                 weight.grad = None
 
@@ -103,7 +102,7 @@ class FineTuneDecay(_FineTuning):
 
 
 class FineTuneConstrained(_FineTuning):
-    """FT-L: one matrix, never further than ε from where it was."""
+    """FT-L: one matrix, never further than ε from the original, however many batches it is taught."""
 
     def written(self) -> list[str]:
         """Return the first matrix of MEMIT's range."""
@@ -112,6 +111,6 @@ class FineTuneConstrained(_FineTuning):
     def _decay(self, count: int) -> float:  # noqa: ARG002 - none, whatever the count
         return 0.0
 
-    def _after_step(self, originals: Sequence[Tensor], weights: Sequence[Parameter]) -> None:
-        for original, weight in zip(originals, weights, strict=True):
-            constrain(weight, original, EPSILON)
+    def _after_step(self, weights: Mapping[str, Parameter]) -> None:
+        for name, original in (self._originals or {}).items():
+            constrain(weights[name], original, EPSILON)
