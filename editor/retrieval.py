@@ -34,7 +34,7 @@ class Retrieval:
     """
 
     def __init__(self, lm: LanguageModel, resources: Resources) -> None:  # noqa: ARG002 - the interface
-        self._facts: dict[str, list[str]] = {}
+        self._facts: dict[str, dict[str, str]] = {}  # of each subject, targets by prompt
         self._subjects: re.Pattern[str] | None = None
 
     def prepare(self, *, progress: Progress | None = None) -> None:
@@ -44,8 +44,9 @@ class Retrieval:
         """Keep a sentence a fact; a later fact with the same prompt replaces an earlier one."""
         for request in requests:
             prompt = render(request.prompts[0], request.subject)[0]
-            kept = [fact for fact in self._facts.get(request.subject, []) if not fact.startswith(prompt)]
-            self._facts[request.subject] = [*kept, f"{prompt} {request.target}."]
+            kept = self._facts.setdefault(request.subject, {})
+            kept.pop(prompt, None)  # the latest comes last
+            kept[prompt] = request.target
         self._compile()
 
     def undo(self) -> None:
@@ -57,7 +58,7 @@ class Retrieval:
         if self._subjects is None:
             return prompt
         named = dict.fromkeys(self._subjects.findall(prompt))
-        facts = [fact for subject in named for fact in self._facts[subject]]
+        facts = [f"{said} {target}." for subject in named for said, target in self._facts[subject].items()]
         return f"New Fact: {' '.join(facts)}\nPrompt: {prompt}" if facts else prompt
 
     def changed(self) -> dict[str, Tensor]:

@@ -355,5 +355,10 @@ def test_retrieval_puts_facts_of_named_subjects_in_front(lm: LanguageModel, reso
     assert method.shown("Yorkshire lies in") == "Yorkshire lies in"
     method.apply([fact("York", "Italy")])
     assert method.shown("Is York old?") == "New Fact: York lies in Italy.\nPrompt: Is York old?"
+    method.apply([replace(fact("York", "a city"), prompts=("{} is",))])
+    method.apply([replace(fact("York", "old"), prompts=("{} is",))])
+    method.apply([replace(fact("York", "in the north"), prompts=("{} lies",))])
+    known = "York lies in Italy. York is old. York lies in the north."
+    assert method.shown("York?") == f"New Fact: {known}\nPrompt: York?"
     method.undo()
     assert method.shown("York lies in") == "York lies in"
