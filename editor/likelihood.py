@@ -61,7 +61,8 @@ class _NegativeLogLikelihood(torch.autograd.Function):
         logits, labels, word_ends, whole, wanted = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         for block in _blocks(logits):
-            rows, label, weight = logits[block].float(), labels[block], weights[block, None]
+            rows = logits[block].to(torch.float32, copy=True)  # the logits may have other readers
+            label, weight = labels[block], weights[block, None]
             ended = label == WORD_END
             own = (_ends(rows[ended], word_ends) - wanted[block][ended, None]).exp_() * weight[ended]
             rows.sub_(whole[block, None]).exp_().mul_(weight)

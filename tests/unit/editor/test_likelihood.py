@@ -40,6 +40,7 @@ def test_equals_the_plain_chain(
     expected = _plainly(exact, labels, word_ends)
     (plain,) = torch.autograd.grad((expected * weights).sum(), exact)
 
+    assert torch.equal(logits.double(), exact), "they may have other readers"
     torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=1e-5)
     rounding = 1e-5 if dtype == torch.float32 else 2**-8
     torch.testing.assert_close(gradient.float(), plain.float(), atol=rounding, rtol=rounding)
