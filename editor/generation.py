@@ -148,7 +148,8 @@ class References:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DataFormatError(
-                f"The reference texts in {path} could not be read ({error}).", source=str(path)
+                f"The reference texts in {path} could not be read ({error}): name a file of text in UTF-8.",
+                source=str(path),
             ) from error
         if path.suffix != ".json":
             return cls.of(passages=[line for line in text.splitlines() if line.strip()])

@@ -353,7 +353,9 @@ def _config(name: str) -> Any:  # noqa: ANN401 - a config class per family
                 source=name,
             ) from error
         if looks_local:
-            raise ModelLoadError(f"The config in {name!r} could not be read: {error}", source=name) from error
+            raise ModelLoadError(
+                f"The config in {name!r} could not be read ({error}): restore its config.json.", source=name
+            ) from error
         raise ModelNotFoundError(
             f"{name!r} is neither a local folder nor a hub model that can be reached from here: check "
             "the name and "

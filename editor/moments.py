@@ -16,6 +16,7 @@ units: 1 for endless text, N / (N - d_k - 1) for N normal keys, more for keys of
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -181,11 +182,11 @@ class Moments:
         """Log a warning where the tokens do not suffice."""
         if self.excess is not None and self.excess > _FEW:
             log.warning(
-                "%d tokens are few for keys %d wide: a change would touch other text %.0f%% more than the "
-                "solve reckons with; measure the second moments on more",
+                "%d tokens are few for keys %d wide: a change would touch other text %s more than the solve "
+                "reckons with; measure the second moments on more",
                 self.key.tokens,
                 len(self.matrices[self.key.layers[0]]),
-                100 * self.excess,
+                "far" if math.isinf(self.excess) else f"{100 * self.excess:.0f}%",
             )
 
     def require(self, lm: LanguageModel, layers: Sequence[int]) -> None:

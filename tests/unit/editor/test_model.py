@@ -106,7 +106,7 @@ def test_offloaded_weights_are_refused(tmp_path: Path) -> None:
 def test_a_broken_config_is_named(folder: Path) -> None:
     """A config that cannot be read."""
     (folder / "config.json").write_text("{")
-    with pytest.raises(ModelLoadError):
+    with pytest.raises(ModelLoadError, match=r"could not be read .*: restore its config\.json"):
         LanguageModel.load(folder)
 
 

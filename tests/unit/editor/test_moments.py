@@ -65,7 +65,7 @@ def test_too_few_tokens_are_told(lm: LanguageModel, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING):
         few = Moments.compute(lm, TEXTS, (1,), tokens=40)
     assert few.excess == math.inf
-    assert "40 tokens are few" in caplog.text
+    assert "40 tokens are few for keys 80 wide: a change would touch other text far more" in caplog.text
 
 
 def test_the_excess_is_that_of_the_layer_where_it_is_largest() -> None:
