@@ -1,4 +1,4 @@
-"""What a model says: recall of facts, neighbours and fluency, measured in batches.
+"""What a model says: recall of facts and fluency, measured in batches.
 
 p(text | prompt) = exp(mean log-likelihood of its tokens), length-normalised as in the paper's evaluation. A
 target is exact when each of its tokens is the likeliest after those before it, which is what greedy
@@ -301,46 +301,6 @@ def completions(lm: LanguageModel, prompts: Sequence[str], *, tokens: int = _GRE
             text = lm.tokenizer.decode(row[len(encoded[i]) :], skip_special_tokens=True)
             texts[i] = text.strip().split("\n")[0].strip()
     return [texts[number] for number in range(len(prompts))]
-
-
-@dataclass(frozen=True, slots=True)
-class NeighbourResult:
-    """What an edited model says on prompts that no edit was about.
-
-    Attributes:
-        unchanged: share of prompts whose next token is the one it was.
-        same_text: share of prompts whose whole greedy completion is the one it was.
-        changed: (prompt, before, now) of the others.
-    """
-
-    unchanged: float
-    same_text: float
-    changed: tuple[tuple[str, str, str], ...]
-
-
-def neighbours(
-    lm: LanguageModel, prompts: Sequence[str], expected: Sequence[str], *, tokens: int = 5
-) -> NeighbourResult:
-    """Compare completions of untouched prompts with what the model said before.
-
-    Args:
-        lm: the model as it is.
-        prompts: texts about subjects that no edit touched.
-        expected: `completions` of the model before, of the same number of tokens.
-        tokens: how many tokens to compare.
-
-    Returns:
-        The shares that stayed, and what changed.
-    """
-    now = completions(lm, prompts, tokens=tokens)
-    first = [_first_word(a) == _first_word(b) for a, b in zip(now, expected, strict=True)]
-    changed = tuple((p, e, n) for p, e, n in zip(prompts, expected, now, strict=True) if e != n)
-    count = max(1, len(prompts))
-    return NeighbourResult(sum(first) / count, 1 - len(changed) / count, changed)
-
-
-def _first_word(text: str) -> str:
-    return text.partition(" ")[0]
 
 
 @torch.no_grad()

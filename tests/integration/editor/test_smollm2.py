@@ -113,7 +113,8 @@ def test_real_facts_are_written_kept_and_taken_out(folder: Path) -> None:
     assert all(prompt.success for result in results for prompt in result.prompts)
     assert all(result.exact for result in results)
     assert sum(prompt.success for result in results for prompt in result.heldback) >= 2
-    assert recall.neighbours(lm, prompts, said, tokens=4).unchanged >= 2 / 3
+    now = recall.completions(lm, prompts, tokens=4)
+    assert sum(a.partition(" ")[0] == b.partition(" ")[0] for a, b in zip(now, said, strict=True)) >= 2
     fresh = LanguageModel.load(folder, device="cpu")
     delta.apply(fresh, Delta.from_bytes(outcome.delta.to_bytes()))
     for layer in settings.layers:

@@ -66,18 +66,6 @@ def test_check_reports_every_prompt() -> None:
     assert results[1].success == results[1].exact
 
 
-def test_neighbours_count_what_changed() -> None:
-    """Nothing changes without an edit; a changed expectation is counted and shown."""
-    lm = tiny.language_model()
-    prompts = ["The capital of France is", "Who leads Norway?"]
-    before = recall.completions(lm, prompts, tokens=5)
-    still = recall.neighbours(lm, prompts, before)
-    assert (still.unchanged, still.same_text, still.changed) == (1.0, 1.0, ())
-    other = recall.neighbours(lm, prompts, [before[0], "something else"])
-    assert other.same_text == 0.5
-    assert other.changed == (("Who leads Norway?", "something else", before[1]),)
-
-
 def test_perplexity_equals_the_plain_definition() -> None:
     """Exp of the mean negative log-likelihood over all tokens but the first of each text."""
     lm = tiny.language_model("gpt2")
