@@ -45,8 +45,6 @@ def write_states(
     *,
     settings: MemitSettings,
     moments: Moments,
-    live: Sequence[SubjectState] = (),
-    retired: Sequence[SubjectState] = (),
 ) -> Delta:
     """Write stored keys and values, in one solve a layer and without running the model.
 
@@ -55,8 +53,6 @@ def write_states(
         states: what comes.
         settings: layers and weights of the solve.
         moments: second moments of keys of the unedited model.
-        live: states that the weights hold and keep.
-        retired: states that the weights hold and lose.
 
     Returns:
         The change, as added to the model.
@@ -66,10 +62,9 @@ def write_states(
         StateError: a stored state does not fit.
         NonFiniteError: a change is not finite.
     """
-    check_fit((*states, *live, *retired), settings, lm)
+    check_fit(states, settings, lm)
     moments.require(lm, settings.layers)
-    history = History(lm, settings, moments, live, changing=_labels((*states, *retired)))
-    return write_beside(history, states, retired=retired)
+    return write_beside(History(lm, settings, moments, (), changing=_labels(states)), states)
 
 
 def write_beside(
@@ -78,7 +73,7 @@ def write_beside(
     *,
     retired: Sequence[SubjectState] = (),
 ) -> Delta:
-    """Write stored keys and values beside a night's history; see `write_states`."""
+    """Write stored keys and values beside a night's history, and take others out; see `write_states`."""
     lm, layers = history.lm, history.lm.layers
     writer = Writer(history, retired=retired, coming=[state.label for state in states])
     changes: dict[str, LowRank | Dense] = {}
