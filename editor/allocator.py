@@ -29,24 +29,18 @@ def spare_memory() -> None:
     os.environ.setdefault(*_KERNELS)
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory() -> None:
     """Keep up to 1 GiB of freed memory instead of giving it back to the kernel after every tensor.
 
     glibc maps each large block anew and unmaps it on free, so that every step pays for fresh, zeroed pages:
-    a quarter of the time of a target-state step on two cores. Safe to call again.
-
-    Returns:
-        Whether the allocator took it; False where the C library is not glibc.
+    a quarter of the time of a target-state step on two cores. Safe to call again; does nothing where the C
+    library is not glibc.
     """
     if platform.libc_ver()[0] != "glibc":
-        return False
+        return
     mallopt = ctypes.CDLL(None).mallopt
-    taken = bool(mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)) and bool(
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-    )
-    if not taken:
+    if not (mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES) and mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)):
         log.info("the allocator kept its own thresholds; editing is a little slower")
-    return taken
 
 
 def give_back_freed_memory() -> None:

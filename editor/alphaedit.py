@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 THRESHOLD = 2e-2
 RIDGE = 1.0
+"""L₂."""
 
 
 def null_space(C: Float[Tensor, "d_k d_k"], threshold: float = THRESHOLD) -> Float[Tensor, "d_k d_k"]:
@@ -63,7 +64,6 @@ def projected_update(
     K: Float[Tensor, "d_k n"],
     R: Float[Tensor, "d n"],
     past: Float[Tensor, "d_k d_k"],
-    ridge: float = RIDGE,
 ) -> Float[Tensor, "d d_k"]:
     """Return Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + L₂ I)⁻¹.
 
@@ -72,12 +72,11 @@ def projected_update(
         K: keys.
         R: residuals.
         past: K_p K_pᵀ.
-        ridge: L₂.
 
     Returns:
         The change.
     """
-    normal = (past + K @ K.T) @ P + ridge * torch.eye(len(P), dtype=P.dtype, device=P.device)
+    normal = (past + K @ K.T) @ P + RIDGE * torch.eye(len(P), dtype=P.dtype, device=P.device)
     # X (M) = B  is  Mᵀ Xᵀ = Bᵀ.
     change: Tensor = torch.linalg.solve(normal.T, (R @ K.T @ P).T).T
     return change

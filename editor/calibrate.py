@@ -105,7 +105,6 @@ def calibrate(
     *,
     moments_of: Callable[[MemitSettings], Moments],
     layers: Sequence[int] | None = None,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Calibration:
     """Choose layers by tracing, λ and then the rate by trial on facts; the model is left as it was.
@@ -117,7 +116,6 @@ def calibrate(
         texts: held-out text for perplexity.
         moments_of: gives the second moments that edits with these settings will have.
         layers: layers to edit; None takes them from the trace.
-        seed: of the noise.
         progress: called with (stage, done, total).
 
     Returns:
@@ -131,7 +129,7 @@ def calibrate(
         raise RequestError("A calibration needs at least one fact to try.")
     base = preset_for(lm) if layers is None else replace(preset_for(lm), layers=tuple(layers))
     base.require(lm)
-    found = trace(lm, known, seed=seed, progress=progress)
+    found = trace(lm, known, progress=progress)
     if layers is None:
         base = replace(base, layers=found.suggest())
     moments = moments_of(base)

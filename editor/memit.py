@@ -59,7 +59,6 @@ class UnitReport:
 
     Attributes:
         subject_id: the caller's name for the subject.
-        fact_ids: its facts.
         steps: optimiser steps of its target state.
         loss: mean negative log-likelihood of its targets with the target state in place (nats a token).
         shift: ‖δ‖ / ‖h‖.
@@ -68,7 +67,6 @@ class UnitReport:
     """
 
     subject_id: str
-    fact_ids: tuple[str, ...]
     steps: int
     loss: float
     shift: float
@@ -228,7 +226,6 @@ def _place(
         )
         told = UnitReport(
             unit.subject_id,
-            unit.fact_ids,
             int(done.found.steps[number]),
             float(done.found.losses[number]),
             _ratio(shift, norm),

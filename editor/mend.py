@@ -65,6 +65,7 @@ log = logging.getLogger(__name__)
 
 MATRICES = 3
 RANK = 128
+"""Of the residual layers."""
 EDIT_WEIGHT = 0.1
 EDIT_RATE = 1e-4
 TRAINING_RATE = 1e-4
@@ -86,15 +87,14 @@ class GradientNetwork(nn.Module):
         d_k: width of u.
         d: width of δ.
         matrices: how many are edited.
-        rank: of the residual layers.
     """
 
-    def __init__(self, d_k: int, d: int, matrices: int, rank: int = RANK) -> None:
+    def __init__(self, d_k: int, d: int, matrices: int) -> None:
         super().__init__()
         width = d_k + d
         self.d_k = d_k
-        self.V = nn.ParameterList([nn.Parameter(torch.empty(rank, width)) for _ in range(2)])
-        self.U = nn.ParameterList([nn.Parameter(torch.zeros(width, rank)) for _ in range(2)])
+        self.V = nn.ParameterList([nn.Parameter(torch.empty(RANK, width)) for _ in range(2)])
+        self.U = nn.ParameterList([nn.Parameter(torch.zeros(width, RANK)) for _ in range(2)])
         self.b = nn.Parameter(torch.zeros(width))
         self.scale = nn.Parameter(torch.ones(2, matrices, width))
         self.offset = nn.Parameter(torch.zeros(2, matrices, width))

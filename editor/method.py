@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -41,7 +41,6 @@ class Resources:
     training: Sequence[Case] = ()
     seed: int = 0
     folder: Path | None = None
-    learnt: dict[str, object] = field(default_factory=dict)
 
 
 class Method(Protocol):

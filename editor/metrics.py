@@ -131,7 +131,6 @@ def ask(
     shown: Callable[[str], str] = str,
     probes: Iterable[str] = PROBES,
     greedy: bool = True,
-    progress: Progress | None = None,
 ) -> list[Answer]:
     """Ask a model every prompt of some records, in batches.
 
@@ -141,7 +140,6 @@ def ask(
         shown: turns a prompt into what is shown to the model; retrieval puts facts in front.
         probes: what to ask.
         greedy: also decode freely, where that is measured.
-        progress: called with (stage, done, total).
 
     Returns:
         One answer a prompt, record by record.
@@ -158,7 +156,7 @@ def ask(
         pairs.append((prompt, question.answer))
         if question.rival is not None:
             pairs.append((prompt, question.rival))
-    rated = iter(recall.likelihoods(lm, pairs, progress=progress))
+    rated = iter(recall.likelihoods(lm, pairs))
     found = [
         (next(rated), next(rated) if question.rival is not None else None) for _, _, _, question in asked
     ]

@@ -112,14 +112,12 @@ class LanguageModel:
         source: str | Path,
         *,
         device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
     ) -> LanguageModel:
-        """Load any local Hugging Face folder, or a hub name.
+        """Load any local Hugging Face folder, or a hub name, in float32: edits add in it.
 
         Args:
             source: folder, or hub name such as ``EleutherAI/gpt-j-6b``.
             device: where to put the weights; None takes a GPU when there is one.
-            dtype: of the weights. Edits add in float32: keep it unless memory forbids.
 
         Returns:
             The model, ready to be edited.
@@ -141,7 +139,7 @@ class LanguageModel:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             with _fitting(name, "into memory"):
                 model, found = AutoModelForCausalLM.from_pretrained(
-                    name, dtype=dtype, output_loading_info=True, trust_remote_code=False
+                    name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
                 )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelLoadError(

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _BATCH_TOKENS = 1024
 _GROWN_TOKENS = 2048
 _GREEDY_TOKENS = 12
+_READ_TOKENS = 256
+"""Of each text whose perplexity is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,18 +306,17 @@ def completions(lm: LanguageModel, prompts: Sequence[str], *, tokens: int = _GRE
 
 
 @torch.no_grad()
-def surprise(lm: LanguageModel, texts: Sequence[str], *, length: int = 256) -> float:
+def surprise(lm: LanguageModel, texts: Sequence[str]) -> float:
     """Return the mean negative log-likelihood of all tokens of some texts, in nats.
 
     Args:
         lm: the model.
-        texts: held-out texts.
-        length: most tokens read of each.
+        texts: held-out texts; of each the first 256 tokens are read.
 
     Returns:
         Nats a token; NaN when no text has two tokens.
     """
-    rows = [encode(lm.tokenizer, text)[0][:length] for text in texts]
+    rows = [encode(lm.tokenizer, text)[0][:_READ_TOKENS] for text in texts]
     rows = sorted((row for row in rows if len(row) > 1), key=len, reverse=True)
 
     def nats_of(group: list[list[int]]) -> float:
@@ -334,6 +335,6 @@ def surprise(lm: LanguageModel, texts: Sequence[str], *, length: int = 256) -> f
     return total / count if count else math.nan
 
 
-def perplexity(lm: LanguageModel, texts: Sequence[str], *, length: int = 256) -> float:
+def perplexity(lm: LanguageModel, texts: Sequence[str]) -> float:
     """Return exp of `surprise`; infinite where a number cannot hold it."""
-    return float(torch.tensor(surprise(lm, texts, length=length), dtype=torch.float64).exp())
+    return float(torch.tensor(surprise(lm, texts), dtype=torch.float64).exp())

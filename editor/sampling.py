@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PAPER_TOP_K = 5
 """Of how many likeliest tokens kmeng01/memit, and the code of AlphaEdit, draw their random contexts."""
 _ROWS = 128
-_LENGTH = 120
+_LENGTH, _PREFIX_LENGTH = 120, 10
 _KEPT_STEPS = 8
 """Steps between which freed memory is kept. Keys and values grow by a token a step and find no place where
 those of the step before were: two batches of SmolLM2 peaked at 4 GB without, at 1.9 with it."""
@@ -148,7 +148,7 @@ def _choose(logits: Float[Tensor, "rows vocab"], generator: torch.Generator | No
 
 
 def sample_prefixes(
-    lm: LanguageModel, count: int, *, seed: int = 0, length: int = 10, top_k: int | None = None
+    lm: LanguageModel, count: int, *, seed: int = 0, top_k: int | None = None
 ) -> tuple[str, ...]:
     """Sample the paper's random contexts: short texts to put before a template.
 
@@ -156,7 +156,6 @@ def sample_prefixes(
         lm: the model.
         count: how many.
         seed: equal seeds give equal prefixes on one machine; keep the texts, not the seed.
-        length: tokens of each.
         top_k: of how many likeliest tokens each is drawn (`PAPER_TOP_K`); None takes all.
 
     Returns:
@@ -165,7 +164,7 @@ def sample_prefixes(
     generator = torch.Generator(device=lm.device).manual_seed(seed)
     starts = [encode(lm.tokenizer, word)[0] for word in ("The", "Therefore", "Because", "I", "You")]
     chosen = [starts[i % len(starts)] for i in range(count)]
-    rows = continue_texts(lm, chosen, length, generator=generator, top_k=top_k) if chosen else []
+    rows = continue_texts(lm, chosen, _PREFIX_LENGTH, generator=generator, top_k=top_k) if chosen else []
     texts = [lm.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
     # A brace would read as a second place for the subject.
     return tuple(" ".join(text.replace("{", " ").replace("}", " ").split()) + "." for text in texts)

@@ -37,6 +37,7 @@ PLACES = ("first subject token", "last subject token", "token after", "last toke
 _LAST_SUBJECT = 1
 _NOISE = 3.0
 _SAMPLE = 4096
+_SUGGESTED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +58,17 @@ class Trace:
     prompts: int
     window: int
 
-    def suggest(self, count: int = 5) -> tuple[int, ...]:
-        """Return `count` neighbouring layers that end where the effect at the subject's last token peaks.
+    def suggest(self) -> tuple[int, ...]:
+        """Return five neighbouring layers that end where the effect at the subject's last token peaks.
 
-        Args:
-            count: how many; fewer where the peak lies lower.
+        They are fewer where the peak lies lower.
         """
         row = self.effects[_LAST_SUBJECT]
         highest = max(0, len(row) - 2)
         # The first centre whose window leaves the first block out.
         start = min((self.window - 1) // 2 + 1, highest)
         last = min(start + int(row[start:].argmax()), highest)
-        first = max(0, last - count + 1)
+        first = max(0, last - _SUGGESTED + 1)
         return tuple(range(first, last + 1))
 
     def heat_map(self, path: Path, *, layers: Sequence[int] = ()) -> None:
@@ -98,7 +98,6 @@ def trace(
     prompts: Sequence[tuple[str, str]],
     *,
     window: int | None = None,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Trace:
     """Trace where a model's own answers come from.
@@ -107,7 +106,6 @@ def trace(
         lm: the model.
         prompts: (template, subject) pairs; what the model says next is the answer that is traced.
         window: how many blocks are put back at once; a sixth of all by default, as in the paper's 10 of 48.
-        seed: of the noise.
         progress: called with ("trace", done, total).
 
     Returns:
@@ -121,7 +119,7 @@ def trace(
     width = window or max(1, lm.layers.count // 6)
     embedded = _embedded(lm)
     scale = _NOISE * float(embedded.std())
-    generator = torch.Generator(device=lm.device).manual_seed(seed)
+    generator = torch.Generator(device=lm.device).manual_seed(0)
     effects = torch.zeros(len(PLACES), lm.layers.count)
     clean_sum = corrupted_sum = 0.0
     for number, (template, subject) in enumerate(prompts):

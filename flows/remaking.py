@@ -92,5 +92,5 @@ def remake(
     write_s = time.monotonic() - started
     digest = keep(ws, lm, made, recipe, parent=None, from_base=True)
     norm, subjects = deltas.growth(lm, originals), frozenset(state.subject_id for state in made.states)
-    edited = Edited(lm, intent, digest, exam, base, before, made.reports, norm, subjects, from_base=True)
+    edited = Edited(lm, intent, digest, exam, base, before, norm, subjects, from_base=True)
     return Remade(edited, len(made.reused), len(made.refined), len(made.reports), write_s)

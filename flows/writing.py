@@ -22,7 +22,7 @@ from storage.records.checkpoints import EditRow
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from editor.memit import EditOutcome, UnitReport
+    from editor.memit import EditOutcome
     from editor.model import LanguageModel
     from editor.progress import Progress
     from editor.rebuild import Rebuilt
@@ -48,7 +48,6 @@ class Edited:
         exam: what will be asked.
         base: what the unedited model answered.
         before: recall of tonight's facts before the edit.
-        reports: how each subject's edit went.
         norm: how far the edited weights are from the base model's.
         subjects: whose states it settles: those it carries, and those whose facts it takes out.
         from_base: whether its change stands on the base model itself, whatever the parent is.
@@ -60,7 +59,6 @@ class Edited:
     exam: checking.Exam
     base: checking.BaseAnswers
     before: tuple[RecallResult, ...]
-    reports: tuple[UnitReport, ...]
     norm: float
     subjects: frozenset[str]
     from_base: bool = False
@@ -135,7 +133,7 @@ def edit(
     digest = keep(ws, lm, outcome, recipe, parent=intent.parent_digest, from_base=anew)
     norm = deltas.growth(lm, originals)
     carried = {state.subject_id for state in outcome.states} | {row.subject for row in intent.requests}
-    return Edited(lm, intent, digest, exam, base, before, outcome.reports, norm, frozenset(carried), anew)
+    return Edited(lm, intent, digest, exam, base, before, norm, frozenset(carried), anew)
 
 
 def _write(

@@ -43,7 +43,7 @@ def test_mend_decomposes_the_gradient(name: str) -> None:
 def test_mend_starts_as_the_identity_on_normalised_pairs() -> None:
     """With U zero, g(z) = z (equation 3)."""
     torch.manual_seed(0)
-    network = mend.GradientNetwork(6, 4, 2, rank=3)
+    network = mend.GradientNetwork(6, 4, 2)
     u, delta = torch.randn(5, 6) * 3 + 1, torch.randn(5, 4)
     with torch.no_grad():
         network.normalise_by(1, torch.cat([u, delta], dim=1))
@@ -52,10 +52,11 @@ def test_mend_starts_as_the_identity_on_normalised_pairs() -> None:
     torch.testing.assert_close(new_delta, (delta - delta.mean(0)) / (delta.std(0) + 1e-7))
 
 
-def test_mend_follows_equation_three() -> None:
+def test_mend_follows_equation_three(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equation 3: h = z + relu(s1 * (U1 V1 z + b) + o1), g = h + relu(s2 * U2 V2 h + o2), token by token."""
+    monkeypatch.setattr(mend, "RANK", 3)
     torch.manual_seed(0)
-    network = mend.GradientNetwork(6, 4, 2, rank=3)
+    network = mend.GradientNetwork(6, 4, 2)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_()
