@@ -126,8 +126,7 @@ class AlphaEdit(WeightMethod):
         self.prepare()
         super().resume(weights, state)
         self._past = {int(name): past.to(self.lm.device) for name, past in read_safetensors(state).items()}
-        if "prefixes" in (kept := read_metadata(state)):  # older states do without: the seed draws them
-            self._prefixes = tuple(json.loads(kept["prefixes"]))
+        self._prefixes = tuple(json.loads(read_metadata(state)["prefixes"]))
 
     def prepare(self, *, progress: Progress | None = None) -> None:  # noqa: ARG002 - the interface
         """Sample contexts; find the null space of each layer."""

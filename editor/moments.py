@@ -237,7 +237,7 @@ class Moments:
         """
         try:
             tensors, key = read(path)
-            subjects, excess = tuple(key.pop("subjects", ())), key.pop("excess", None)
+            subjects, excess = tuple(key.pop("subjects")), key.pop("excess")
             made = MomentsKey(**{**key, "layers": tuple(key["layers"])})
             matrices = {layer: tensors[f"layer{layer}"] for layer in made.layers}
             guards = None

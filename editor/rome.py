@@ -116,6 +116,6 @@ class Rome(WeightMethod):
 
     def resume(self, weights: dict[str, Tensor], state: bytes) -> None:
         """Go on from weights and contexts."""
-        lower, drawn = self._prepared()
+        lower, _ = self._prepared()
         super().resume(weights, state)
-        self._ready = lower, tuple(json.loads(state)) if state else drawn  # older ones are empty
+        self._ready = lower, tuple(json.loads(state))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from safetensors.torch import load, save
 
 from editor import alphaedit, finetune, losses, memit, methods, rome, solve
 from editor.errors import MissingLibraryError, NonFiniteError, UnknownMethodError
@@ -107,18 +106,6 @@ def test_a_method_goes_on_in_another_process(name: str, resources: Resources, tm
     assert straight.shown("The capital of France is") == other.shown("The capital of France is")
     other.undo()
     assert same(weights_of(other_lm), weights_of(tiny.language_model()))
-
-
-@pytest.mark.parametrize("name", ["alphaedit", "rome"])
-def test_a_state_without_contexts_goes_on_with_those_of_the_seed(name: str, resources: Resources) -> None:
-    """As states were kept before contexts stood in them."""
-    straight, other = (methods.make(name, tiny.language_model(), resources) for _ in range(2))
-    straight.apply(requests_of(2))
-    past = load(straight.state()) if isinstance(straight, alphaedit.AlphaEdit) else {}
-    other.resume(straight.changed(), save(past) if past else b"")
-    for method in (straight, other):
-        method.apply(requests_of(2, start=2))
-    assert same(straight.changed(), other.changed())
 
 
 @pytest.mark.parametrize(("name", "step"), [("alphaedit", "projected_update"), ("rome", "rank_one")])
