@@ -76,7 +76,6 @@ class Rome(WeightMethod):
             learning_rate=0.5,
             clamp=4.0,
             weight_decay=0.5,
-            batch_tokens=0,
             precision=resources.settings.precision,
         )
         self._ready: tuple[Tensor, tuple[str, ...]] | None = None
