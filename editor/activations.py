@@ -182,24 +182,20 @@ def _stop_at(module: nn.Module) -> RemovableHandle:
     return module.register_forward_hook(hook)
 
 
-def cache_of(
-    lm: LanguageModel, stored: Mapping[int, tuple[Tensor, Tensor]], *, batch: int, length: int
-) -> DynamicCache:
+def cache_of(lm: LanguageModel, stored: Mapping[int, tuple[Tensor, Tensor]]) -> DynamicCache:
     """Build a cache that holds the given keys and values, and nothing but a length below them.
 
     Args:
         lm: the model.
-        stored: keys and values by layer, each (batch, heads, length, width). They are not changed by a
-            forward.
-        batch: number of rows.
-        length: number of cached tokens.
+        stored: keys and values by layer, of one layer at least, each (batch, heads, length, width). They are
+            not changed by a forward.
 
     Returns:
         A fresh cache.
     """
     reference = next(iter(stored.values()))[0]
     # The masks read the cached length from the first layer; layers that are skipped hold one shared zero.
-    empty = reference.new_zeros(()).expand(batch, 1, length, 1)
+    empty = reference.new_zeros(()).expand(len(reference), 1, reference.shape[2], 1)
     return DynamicCache([stored.get(layer, (empty, empty)) for layer in range(lm.layers.count)])
 
 

@@ -125,9 +125,8 @@ class Chunk:
         stored: dict[int, tuple[Tensor, Tensor]],
     ) -> dict[int, tuple[Tensor, Tensor]]:
         """Run some earlier tokens behind those that are stored; return keys and values of both."""
-        behind = real.shape[1] - index.shape[1]
         safe = index.clamp(max=self.earlier.shape[1] - 1)
-        cache = activations.cache_of(lm, stored, batch=len(rows), length=behind) if behind else DynamicCache()
+        cache = activations.cache_of(lm, stored) if stored else DynamicCache()
         activations.run(
             lm,
             self.earlier[rows[:, None], safe],
@@ -158,8 +157,8 @@ class Chunk:
         Returns:
             States after the last norm.
         """
-        length = self.mask.shape[1] - self.ids.shape[1]
-        cache = activations.cache_of(lm, self.stored, batch=len(self.ids), length=length) if length else None
+        earlier = self.mask.shape[1] > self.ids.shape[1]
+        cache = activations.cache_of(lm, self.stored) if earlier else None
         return activations.run(
             lm,
             self.ids,

@@ -161,7 +161,7 @@ class _Batch:
                 for one, own in enumerate(cache.layers)
                 if start <= one <= last
             }
-            cache = activations.cache_of(lm, stored, batch=len(self._rows), length=self._head.ids.shape[1])
+            cache = activations.cache_of(lm, stored)
         key, state = self._tails.to(lm, layer, last, cache)
         key = key.reshape(*self._tails.ids.shape, -1)
         return key[self._rows, self._ends], state[self._rows, self._ends]

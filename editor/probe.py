@@ -93,7 +93,7 @@ def _in_two_parts(lm: LanguageModel, ids: Tensor, mask: Tensor, positions: Tenso
         layer: (cache.layers[layer].keys, cache.layers[layer].values)
         for layer in range(start, lm.layers.count)
     }
-    cache = activations.cache_of(lm, stored, batch=1, length=_BEFORE)
+    cache = activations.cache_of(lm, stored)
     return logits_of(lm.model, activations.run(lm, then, mask, later, start=start, states=late, cache=cache))
 
 

@@ -47,7 +47,7 @@ def test_partial_run_equals_whole_forward(name: str) -> None:
         early, late = states[1][:, :4], states[1][:, 4:]
         activations.run(lm, ids[:, :4], mask[:, :4], positions[:, :4], start=2, states=early, cache=cache)
         stored = {layer: (cache.layers[layer].keys, cache.layers[layer].values) for layer in (2, 3)}
-        cache = activations.cache_of(lm, stored, batch=3, length=4)
+        cache = activations.cache_of(lm, stored)
         hidden = activations.run(lm, ids[:, 4:], mask, positions[:, 4:], start=2, states=late, cache=cache)
         real = mask[:, 4:].bool()
         torch.testing.assert_close(
