@@ -124,7 +124,7 @@ def _parted(texts: Sequence[Text]) -> tuple[int, list[tuple[int, Sequence[Text]]
         return together, [(head, texts)]
     parted = [_parted(list(part)) for _, part in groupby(texts, key=lambda item: item[0][head])]
     apart = sum(cost for cost, _ in parted)
-    if len(parted) == 1 or together <= apart:
+    if together <= apart:
         return together, [(head, texts)]
     return apart, [part for _, parts in parted for part in parts]
 
