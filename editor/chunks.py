@@ -196,7 +196,7 @@ class Chunk:
                 # Not argmax, which takes as long as the product that makes the logits; a tie is a miss.
                 wrong = (own >= own.gather(1, self.labels[:, None])).sum(dim=1) > 1
                 missed = missed.index_add(0, self.unit[self.row_of], wrong.float())
-        if self.guard is not None and settings.kl_factor:
+        if self.guard is not None:
             now = logits_of(lm.model, hidden[self.guarded, 0]).float().log_softmax(dim=1)
             rows = (now.exp() * (now - self.guard)).sum(dim=1)
             beside = beside.index_add(0, self.unit[self.guarded], settings.kl_factor * rows)

@@ -13,6 +13,7 @@ the prompt's last position. The block of FT-W stands at three quarters of the de
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ DEPTH = 0.75
 
 def decay_for(count: int) -> float:
     """Return FT-W's weight decay for a number of edits: exp(0.156) · n^-0.870."""
-    return float(count**DECAY_POWER * torch.tensor(DECAY_LOG).exp())
+    return math.exp(DECAY_LOG) * math.pow(count, DECAY_POWER)
 
 
 def constrain(weight: Tensor, original: Tensor, epsilon: float) -> None:

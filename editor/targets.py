@@ -189,9 +189,9 @@ def _descend(
             # d/dδ of ‖δ‖, zero where δ is zero.
             gradient += (decay + cost)[:, None] * torch.nn.functional.normalize(point, dim=1)
             total = losses.mean(dim=0) + beside.mean(dim=0) + decay * size
-            said += active & (missed.sum(dim=0) == 0)
             finished = active & (total < settings.stop_loss)
             if settings.stop_said:
+                said += active & (missed.sum(dim=0) == 0)
                 finished |= active & (said >= settings.stop_said)
             taken = descent.step(total + cost * size, gradient, active, finished)
             losses[turn] = torch.where(taken, losses[turn], earlier)

@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 
 from editor.errors import RequestError
-from editor.layers import logits_of
+from editor.layers import backbone, logits_of
 from editor.requests import encode, encode_prompt, render
 
 if TYPE_CHECKING:
@@ -231,5 +231,5 @@ def _corrupted(lm: LanguageModel, span: list[int], noise: Tensor) -> Iterator[No
 
 def _last(lm: LanguageModel, ids: Tensor) -> Float[Tensor, "rows vocab"]:
     """Return next-token probabilities after the last token."""
-    hidden = lm.model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)  # type: ignore[operator]
+    hidden = backbone(lm.model)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     return logits_of(lm.model, hidden.last_hidden_state[:, -1]).float().softmax(dim=1)
