@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Optimiser = Literal["adam", "lbfgs"]
 Contexts = Literal["templates", "prefixes"]
 Keys = Literal["each", "mean"]
 
@@ -36,7 +35,7 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "float": ((float, int), "a number"),
     "bool": ((bool,), "true or false"),
 }
-_CHOICES = {"optimiser": Optimiser, "contexts": Contexts, "keys": Keys, "precision": Precision}
+_CHOICES = {"contexts": Contexts, "keys": Keys, "precision": Precision}
 _LEAST = {"turns": 1, "max_target_tokens": 1}
 """Of whole numbers that begin above 0; all others begin there."""
 _ABOVE_ZERO = ("hold", "moment_weight", "learning_rate", "clamp")
@@ -64,14 +63,10 @@ class MemitSettings:
         moment_weight: λ, how many key samples the model's own behaviour weighs in the solve.
         unrefined_weight: λ where nothing is refined after the write (`as_reference`): what a large λ leaves
             unsaid stays unsaid there; 0 takes `moment_weight`.
-        optimiser: of target states; "adam" is the paper. "lbfgs" takes a third of the evaluations and wants a
-            shift cost of 0.4 and 30 steps: its facts hold as well, other phrasings a little worse
-            (docs/log.md).
         steps: most optimiser steps of a target state.
         learning_rate: of Adam on the state's shift.
         clamp: longest shift, as a multiple of the state's norm.
         weight_decay: weight of ‖δ‖/‖h‖² in the loss.
-        shift_cost: weight of ‖δ‖/‖h‖ in the loss; 0 is the paper.
         end_weight: weight of the word's end after the target, beside the target's own tokens; 0 is the paper.
         kl_factor: weight of the divergence at the subject's last token: in "{} is a" with prefixes, as in the
             paper, in the first template with templates; divided by the turns.
@@ -79,8 +74,7 @@ class MemitSettings:
         stop_said: it is finished too once all its target tokens were the likeliest at so many evaluations
             (ENCORE, arXiv 2502.01636, counts two); 0 is the paper.
         turns: in how many parts a search takes the contexts, one part a step (stochastic gradient over
-            contexts); 1 is the paper, and what "lbfgs" needs. Refinement takes them one by one, unless this
-            is 1.
+            contexts); 1 is the paper. Refinement takes them one by one, unless this is 1.
         contexts: "templates" optimises over the given templates; "prefixes" is the paper: random texts
             before them.
         prefix_count: how many random prefixes.
@@ -106,12 +100,10 @@ class MemitSettings:
     layers: tuple[int, ...]
     moment_weight: float
     unrefined_weight: float = 0.0
-    optimiser: Optimiser = "adam"
     steps: int = 60
     learning_rate: float = 0.5
     clamp: float = 4.0
     weight_decay: float = 1e-3
-    shift_cost: float = 0.0
     end_weight: float = 0.25
     kl_factor: float = 0.0625
     turns: int = 1
@@ -136,9 +128,8 @@ class MemitSettings:
         """Refuse what does not go together.
 
         Raises:
-            MethodError: a value is of another type or out of its range, L-BFGS would descend on another
-                function each step, the steps end before all contexts had their turn, or nothing would ever be
-                written.
+            MethodError: a value is of another type or out of its range, or the steps end before all contexts
+                had their turn.
         """
         self._require_types()
         self._require_bounds()
@@ -153,12 +144,6 @@ class MemitSettings:
             raise MethodError(
                 f"layers are {list(self.layers)}: name each block once, in ascending order, from 0 on.",
                 method="memit",
-            )
-        if self.optimiser == "lbfgs" and self.turns > 1:
-            raise MethodError(
-                f"L-BFGS needs the same contexts at every step, not {self.turns} turns: set turns to 1, or "
-                "take the optimiser 'adam'.",
-                method="lbfgs",
             )
         if self.turns > self.steps + 1:
             raise MethodError(
@@ -258,8 +243,6 @@ class MemitSettings:
             steps=PAPER_STEPS if ours else self.steps,
             learning_rate=PAPER_RATE if ours else self.learning_rate,
             moment_weight=self.unrefined_weight or self.moment_weight,
-            optimiser="adam",
-            shift_cost=0.0,
             end_weight=0.0,
             stop_said=0,
             turns=1,

@@ -164,7 +164,7 @@ def _descend(
                     own.add_(P[layer] @ by_layer[layer].T.to(P[layer].dtype))  # ∂L/∂Δ Pᵀ
             loss, spent = asked.loss, steps >= asked.limit
             finished = active & ((loss < settings.refine_stop_loss) | spent)
-            descent.step(loss[owners], gradient, active[owners], finished[owners])
+            descent.step(gradient, active[owners], finished[owners])
             active = active & ~finished
             if progress is not None:
                 progress(int((~active).sum()), len(units))

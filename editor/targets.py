@@ -7,12 +7,11 @@ reference code):
     mean over contexts of  -log p(target | context, h + δ) / tokens
                            - end_weight · log p(the word ends | context, target, h + δ)
       + kl_factor · KL(p(· | subject, h + δ) ‖ p(· | subject, h))  +  weight_decay · ‖δ‖ / ‖h‖²
-      + shift_cost · ‖δ‖ / ‖h‖
 
-with ‖δ‖ ≤ clamp · ‖h‖ after each step, until all but the last term are below the stop. The loss is summed
-over subjects, so rows stay independent and the result does not depend on what else is in the batch. Only
-what depends on δ is run: blocks above the last edited one, tokens from the subject's last on (the keys and
-values of those before are kept), logits at target positions; finished subjects leave.
+with ‖δ‖ ≤ clamp · ‖h‖ after each step, until that is below the stop. The loss is summed over subjects, so
+rows stay independent and the result does not depend on what else is in the batch. Only what depends on δ is
+run: blocks above the last edited one, tokens from the subject's last on (the keys and values of those before
+are kept), logits at target positions; finished subjects leave.
 
 Differs from the paper, where the settings ask for it:
 - A step takes a part of the contexts, the next step another (`turns`): Adam goes as far in a step whatever it
@@ -20,8 +19,6 @@ Differs from the paper, where the settings ask for it:
   The loss is then the mean of every part's last one, and the KL, read in the first part, has 1/turns of its
   weight.
 - A subject may also be finished once its targets are the likeliest (`stop_said`; ENCORE, arXiv 2502.01636).
-- L-BFGS in place of Adam (`editor.descent`), and with it a shift_cost, without which it goes far for the
-  last of the loss.
 """
 
 from __future__ import annotations
@@ -38,7 +35,7 @@ from editor.allocator import give_back_freed_memory
 from editor.attention import plain_attention
 from editor.batching import in_groups, tokens_at_once, with_smaller_batches
 from editor.chunks import compacted, require_finite
-from editor.descent import RowAdam, RowLBFGS
+from editor.descent import RowAdam
 from editor.drafts import batched, draft, in_turns
 from editor.lanes import lanes
 from editor.layers import logits_of
@@ -51,7 +48,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from editor.chunks import Chunk
-    from editor.descent import Descent
     from editor.lanes import Lanes
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
@@ -166,9 +162,8 @@ def _descend(
 ) -> Targets:
     """Descend until every unit's loss is below the stop, or the steps are used up."""
     lengths = anchors.norm(dim=1)
-    descent = _descent(lengths, anchors.shape[1], settings)
+    descent = RowAdam(settings.clamp * lengths, anchors.shape[1], rate=settings.learning_rate)
     decay = settings.weight_decay / lengths.square()
-    cost = settings.shift_cost / lengths
     active = torch.ones(len(units), dtype=torch.bool, device=anchors.device)
     # Of each turn's last evaluation; what was not asked yet is far from learnt.
     losses, beside, missed = torch.full((3, len(by_turn), len(units)), torch.inf, device=anchors.device)
@@ -180,34 +175,25 @@ def _descend(
                 for chunk in itertools.chain(*by_turn):
                     chunk.store_as(dtype_of(lm))
             turn, point = step % len(by_turn), descent.point
-            earlier = losses[turn].clone()
             *found, gradient = _evaluate(side, by_turn[turn], point, settings)
             for kept, now in zip((losses, beside, missed), found, strict=True):
                 kept[turn] = torch.where(active, now, kept[turn])
             size = point.norm(dim=1)
             require_finite(found[0] + found[1] + decay * size, active, units, where="targets")
             # d/dδ of ‖δ‖, zero where δ is zero.
-            gradient += (decay + cost)[:, None] * torch.nn.functional.normalize(point, dim=1)
+            gradient += decay[:, None] * torch.nn.functional.normalize(point, dim=1)
             total = losses.mean(dim=0) + beside.mean(dim=0) + decay * size
             finished = active & (total < settings.stop_loss)
             if settings.stop_said:
                 said += active & (missed.sum(dim=0) == 0)
                 finished |= active & (said >= settings.stop_said)
-            taken = descent.step(total + cost * size, gradient, active, finished)
-            losses[turn] = torch.where(taken, losses[turn], earlier)
+            descent.step(gradient, active, finished)
             active = active & ~finished
             report(int((~active).sum()))
             if not active.any():
                 break
             by_turn = [compacted(chunks, active) for chunks in by_turn]
     return Targets(descent.value, losses.mean(dim=0), descent.steps)
-
-
-def _descent(lengths: Float[Tensor, " units"], width: int, settings: MemitSettings) -> Descent:
-    limit = settings.clamp * lengths
-    if settings.optimiser == "adam":
-        return RowAdam(limit, width, rate=settings.learning_rate)
-    return RowLBFGS(limit, width, scale=lengths)
 
 
 def _evaluate(

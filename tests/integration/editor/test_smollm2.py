@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from editor import delta, guards, memit, recall, state, targets
+from editor import delta, guards, memit, recall, state
 from editor.delta import Delta
 from editor.digests import tensor_digest
 from editor.errors import ModelNotFoundError
-from editor.keys import KeyReader
 from editor.model import LanguageModel, default_gguf, from_gguf
 from editor.moments import Moments
 from editor.presets import PRESETS, preset_for
-from editor.requests import EditRequest, plan
+from editor.requests import EditRequest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,21 +79,6 @@ def requests() -> list[EditRequest]:
         )
         for country, (new, old) in FACTS.items()
     ]
-
-
-def test_lbfgs_needs_half_of_adam_s_evaluations(folder: Path) -> None:
-    """Both ways reach a mean loss below the stop, L-BFGS in half the steps and no further."""
-    lm = LanguageModel.load(folder, device="cpu")
-    units = plan(lm, requests())
-    settings = replace(preset_for(lm), steps=80, turns=1)
-    reader = KeyReader(lm, [unit.columns[0] for unit in units], settings.layers)
-    anchors = reader.read(settings.layers[0])[1].float()
-    adam = targets.optimise(lm, units, anchors, settings)
-    found = targets.optimise(lm, units, anchors, replace(settings, optimiser="lbfgs", shift_cost=0.4))
-    assert (adam.losses < settings.stop_loss).all()
-    assert (found.losses < settings.stop_loss).all()
-    assert found.steps.float().mean() <= 0.5 * adam.steps.float().mean()
-    assert found.shifts.norm(dim=1).mean() <= 1.1 * adam.shifts.norm(dim=1).mean()
 
 
 def test_real_facts_are_written_kept_and_taken_out(folder: Path) -> None:
