@@ -86,7 +86,7 @@ class MemitSettings:
         refine_stop_loss: a subject rests while its loss on the written weights is below.
         refine_older: most subjects of older facts, of those that slipped, that are refined.
         drift_weight: weight, in refinement, of what moves on other text (`editor.drift`); 0 weighs none.
-        history: carry the keys of live edits in the solve.
+        history: carry the keys of live edits in the solve, and in nights those of guards.
         hold: how often the solve counts a fact from the night after it was written, at the keys that it had
             when all was written; 1 keeps it as it was written.
         precision: of the target-state forwards after the first (`editor.targets.EXACT_STEPS`); "auto" takes
@@ -233,6 +233,7 @@ class MemitSettings:
     def as_reference(self) -> MemitSettings:
         """Return the same settings with the paper's procedure: random prefixes, mean keys, no history.
 
+        Guards come with the second moments, not with these: nights leave them out where there is no history.
         Of settings with a term of our own the steps and the rate, which were tuned for it, give way too.
         Clamp and decay are each model's: where they are 4 and 1e-3 they are those of EasyEdit's files for
         Llama and Qwen, not the 0.75 and 0.5 of the published ones.

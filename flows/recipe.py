@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import itertools
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from editor.errors import MethodError, ModelLoadError
@@ -41,7 +41,8 @@ class Recipe:
 
     Attributes:
         memit: how to edit.
-        moments: second moments, with the guards.
+        moments: second moments, with the guards; without, where settings have no history: the paper's solve
+            knows nothing but text and what one batch writes.
         prefixes: random texts before every template, where the settings ask for the paper's contexts.
     """
 
@@ -70,6 +71,9 @@ class Recipe:
         """
         memit = editing_settings(ws.settings, lm)
         moments = load_moments(ws.settings, lm, memit, ws.relations, progress)
+        if not memit.history:
+            alone = replace(moments.key, guards="", guard_share=0.0)
+            moments = replace(moments, key=alone, guards=None)
         return cls(memit, moments, _prefixes(memit, lm, lineage))
 
     def to_json(self) -> dict[str, Any]:

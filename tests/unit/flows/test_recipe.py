@@ -83,6 +83,20 @@ def test_second_moments_are_kept_for_all_that_they_were_made_from(
     assert len(asked) == 9, "how target states are found and λ do not count"
 
 
+def test_the_papers_procedure_knows_no_guards(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """In the solve and in what is kept with a checkpoint, whichever file the second moments come from."""
+    settings = Settings(home=tmp_path, model=str(tiny_model_folder), moment_tokens=1000)
+    lm = LanguageModel.load(str(tiny_model_folder))
+    ws: Any = SimpleNamespace(settings=settings, relations=Relations.load().only(("P6",)))
+    ours = Recipe.read(ws, lm, [])
+    settings.memit_file.write_text(json.dumps({"reference": True}))
+    papers = Recipe.read(ws, lm, [])
+    assert len(list(settings.moments_dir.iterdir())) == 1
+    assert (ours.moments.guards is None, papers.moments.guards) == (False, None)
+    assert ours.to_json()["moments"]["guards"]
+    assert papers.to_json()["moments"] == {**ours.to_json()["moments"], "guards": "", "guard_share": 0.0}
+
+
 def test_lambda_second_moments_and_guards_are_the_solve_and_how_states_are_found_is_not() -> None:
     """A recipe read back from the ledger is the same; nights before a rebuild do not count."""
     lm = tiny.language_model("llama")
