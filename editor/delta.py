@@ -133,6 +133,8 @@ class Delta:
                     changes[name] = LowRank(tensors[key], tensors[f"{name}:right"])
         except (ValueError, KeyError) as error:
             raise CorruptStateError(f"The delta file is damaged ({error}): restore it.") from error
+        if len(tensors) != sum(2 if isinstance(change, LowRank) else 1 for change in changes.values()):
+            raise CorruptStateError("The delta file is damaged (it holds something else): restore it.")
         return cls(changes)
 
     @property

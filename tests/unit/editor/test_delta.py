@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from editor import delta
 from editor.delta import Delta, Dense, LowRank
@@ -125,6 +126,13 @@ def test_damaged_bytes_are_named(blob: bytes) -> None:
         Delta.from_bytes(blob)
     with pytest.raises(CorruptStateError):
         delta.read_metadata(blob)
+
+
+@pytest.mark.parametrize("names", [["000000:k1", "000000:v1"], ["w:right"], ["w"]])
+def test_tensors_of_something_else_are_not_an_empty_change(names: list[str]) -> None:
+    """States lie beside a delta in its folder: taken for one, they would leave the model as it is."""
+    with pytest.raises(CorruptStateError, match="The delta file is damaged"):
+        Delta.from_bytes(save({name: torch.zeros(2, 3) for name in names}))
 
 
 def test_non_finite_factors_are_refused() -> None:
