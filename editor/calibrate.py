@@ -50,7 +50,7 @@ class Trial:
         moment_weight: λ.
         learning_rate: of the target states.
         exact: share of edit prompts answered word for word.
-        heldback: share of held-back prompts with p(new) > p(old).
+        heldback: share of held-back prompts answered word for word; calibration facts have no old object.
         perplexity_ratio: perplexity after over before.
         residual: mean share of the shift that the write left.
         score: what the trials are ranked by.

@@ -14,7 +14,7 @@ EditorError
 ├── DataError                  DataNotFoundError · DataFormatError · BadRecordError
 ├── MissingLibraryError        an optional package is needed and not installed
 ├── MethodError                UnknownMethodError · NotTrainedError
-└── TransientEditorError       OutOfMemoryError: the same call may succeed later or with a smaller batch
+└── TransientEditorError       OutOfMemoryError: the same call may succeed later
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TransientEditorError(EditorError):
 
 
 class OutOfMemoryError(TransientEditorError):
-    """Memory ran out even at the smallest batch."""
+    """Memory ran out: where a model is loaded, or even at the smallest batch."""
 
 
 class ModelLoadError(EditorError):

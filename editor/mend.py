@@ -14,7 +14,7 @@ starts as the identity (equation 3):
 
     h = z + relu(s¹ ⊙ (U₁V₁z + b) + o¹),        g(z) = h + relu(s² ⊙ U₂V₂h + o²).
 
-Training (Algorithm 1) minimises  c_e · NLL(another wording of the fact | W̃) + KL(p_W ‖ p_W̃) on other prompts.
+Training (Algorithm 1) minimises  c_e · NLL(some wording of the fact | W̃) + KL(p_W ‖ p_W̃) on other prompts.
 
 | symbol | shape | meaning |
 |---|---|---|
@@ -270,7 +270,7 @@ def _training_loss(
 ) -> Tensor:
     """Return c_e L_e + L_loc of one step (equations 4 and 5)."""
     pairs = factors_of_gradient(lm, lines(lm, [case.request for case in batch]), layers)
-    equal = [_other_wording(lm, case, shuffled) for case in batch]
+    equal = [_some_wording(lm, case, shuffled) for case in batch]
     kept = [encode(lm.tokenizer, q.prompt)[0] for case in batch for q in case.neighbourhood[:2]]
     with torch.no_grad():
         before = next_token(lm, kept) if kept else None
@@ -282,7 +282,8 @@ def _training_loss(
     return loss
 
 
-def _other_wording(lm: LanguageModel, case: Case, shuffled: random.Random) -> Line:
+def _some_wording(lm: LanguageModel, case: Case, shuffled: random.Random) -> Line:
+    """Return the fact in a wording that is drawn, the edit's own among them."""
     request = case.request
     prompts = [render(template, request.subject)[0] for template in request.prompts]
     prompts += [question.prompt for question in (*case.paraphrases, *case.clean_paraphrases)]

@@ -64,7 +64,8 @@ class MemitSettings:
         unrefined_weight: λ where nothing is refined after the write (`as_reference`): what a large λ leaves
             unsaid stays unsaid there; 0 takes `moment_weight`.
         steps: most optimiser steps of a target state.
-        learning_rate: of Adam on the state's shift.
+        learning_rate: of Adam on the state's shift; refinement takes twice as much, shared out among the
+            layers.
         clamp: longest shift, as a multiple of the state's norm.
         weight_decay: weight of ‖δ‖/‖h‖² in the loss.
         end_weight: weight of the word's end after the target, beside the target's own tokens; 0 is the paper.
@@ -89,12 +90,12 @@ class MemitSettings:
         history: carry the keys of live edits in the solve, and in nights those of guards.
         hold: how often the solve counts a fact from the night after it was written, at the keys that it had
             when all was written; 1 keeps it as it was written.
-        precision: of the target-state forwards after the first (`editor.targets.EXACT_STEPS`); "auto" takes
-            bfloat16 where the processor is faster with it.
+        precision: of the target-state forwards after the first (`editor.targets.EXACT_STEPS`), of refinement,
+            and of asking older facts; "auto" takes bfloat16 where the processor is faster with it.
         batch_tokens: most tokens of one forward that is followed back, halved when memory runs out; keys are
             read eight times as many at once. 0 takes what fits (`editor.batching`).
         max_target_tokens: longest target that is accepted.
-        seed: of sampled prefixes.
+        seed: of sampled prefixes, and of the order in which refinement asks other text (`editor.drift`).
     """
 
     layers: tuple[int, ...]

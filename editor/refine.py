@@ -8,7 +8,7 @@ as in `editor.solve`, new values V + U change the matrix by
     Δ = U P,    P = Kᵀ A⁻¹,
 
 so the loss of the written model is a function of U, descended by Adam (the terms of `editor.targets` but for
-its KL, mean over a subject's prompts, summed over subjects):
+its KL and its decay, mean over a subject's prompts, summed over subjects):
 
     L(U) = Σ_subjects  -log p(target | prompt; W + U P) / tokens  -  end_weight · log p(the word ends | ...)
            + D(U P)

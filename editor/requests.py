@@ -87,6 +87,7 @@ class Unit:
         fact_ids: the caller's names for the facts.
         rows: the sequences of the target-state loss.
         columns: distinct texts up to the subject's last token, in tokens; one key each.
+        requests: the facts.
     """
 
     subject_id: str
@@ -249,7 +250,8 @@ def plan(
         lm: the model.
         requests: facts to write; order decides the order of units.
         prefixes: texts put before every template, besides the bare template (the paper's random contexts).
-        word_dropout: share of words that is left out where templates are taught again (`contexts`).
+        word_dropout: share of words that is left out where templates are taught again
+            (`editor.wordings.contexts`).
         kl_template: prompt whose prediction at the subject must not drift, "{} is a" in the paper; None
             guards the unit's first row instead, which costs no forward of its own.
         max_target_tokens: longest target that is accepted.
