@@ -143,7 +143,7 @@ def converged(lm: LanguageModel, *, edits: int, reference: int) -> dict[str, obj
         }
     }
     in_turns = replace(preset_for(lm), steps=MOST_STEPS)
-    rates = (in_turns.learning_rate, 0.35, 0.5)
+    rates = (in_turns.learning_rate, 0.35, 0.4, 0.5)
     for rate in rates:
         settings = replace(in_turns, learning_rate=rate)
         units = plan(lm, facts(edits, TEMPLATES), endings=True)
