@@ -254,7 +254,7 @@ class _Work:
         subjects, relations = set(found), set(self.scope.relations)
         return [
             row
-            for row in self.ws.ledger.owed(self.lease.model)
+            for row in self.ws.owed(self.lease.model)
             if row.subject in subjects and row.property in relations
         ]
 

@@ -47,7 +47,7 @@ def owed_beside(settings: Settings, plan: Plan) -> list[EditRequestRow]:
     decided = {*plan.reviewed, *((one.subject, one.property) for one in plan.changes)}
     with untouched(settings) as readable, Workspace.open(readable) as ws:
         model = next((one for one in ws.ledger.models() if one.name == ws.model_name), None)
-        owed = [] if model is None else ws.ledger.owed(model)
+        owed = [] if model is None else ws.owed(model)
     return [row for row in owed if (row.subject, row.property) not in decided]
 
 

@@ -137,7 +137,7 @@ def _night(
         ingested = tasks.diff(ws, lease, run, pulled)
         plan, planned = tasks.plan(ws, lease, run, pulled, burst_approved=approve_burst)
         artifacts.plan(plan, ws.relations)
-        owed = ws.ledger.owed(lease.model, limit)
+        owed = ws.owed(lease.model)[:limit]
         counters = {"changes": plan.counts, "skipped": len(pulled.skipped), "owed": len(owed)}
         if open_one is not None:
             # What was planned stays owed; no other checkpoint can be made until somebody decides.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kb.feed import SparqlFeed
     from kb.relations import Relations
     from storage.crash import OnPoint
+    from storage.records.planned import EditRequestRow
     from storage.records.runs import Lease, Model
 
 
@@ -77,6 +78,19 @@ class Workspace:
     def source(self) -> str:
         """The name of the read cursor: one an endpoint."""
         return self.settings.endpoint
+
+    def owed(self, model: Model) -> list[EditRequestRow]:
+        """The pending requests that a run may edit, oldest first.
+
+        Settings may have changed since they were queued: those of a relation that is synced no more, or that
+        a block list forbids, stay in the queue and are left alone.
+        """
+        trust = self.settings.trust
+        return [
+            row
+            for row in self.ledger.owed(model)
+            if row.property in self.relations and not trust.blocks(row.subject, row.property, row.value)
+        ]
 
     def writer(self) -> contextlib.AbstractContextManager[Lease]:
         """The right to write the model, for one run."""

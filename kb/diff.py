@@ -159,11 +159,7 @@ def _gated(change: Change, night: _Night) -> Change:
     trust = night.trust
     new = change.new
     canonical = new.value.canonical if new is not None else ""
-    if (
-        change.subject in trust.block_subjects
-        or change.property in trust.block_properties
-        or canonical in trust.block_values
-    ):
+    if trust.blocks(change.subject, change.property, canonical):
         return _quarantine(change, Reason.BLOCKED, "on a block list; take it off to release")
     if (change.subject, change.property, change.slot, canonical) in trust.released:
         # A person's word stands for the hold, but an edit without a text is impossible.

@@ -141,6 +141,16 @@ class Trust:
     bad_words: frozenset[str] = frozenset()
     released: frozenset[tuple[str, str, str, str]] = frozenset()
 
+    def blocks(self, subject: str, prop: str, value: str | None) -> bool:
+        """Whether a block list forbids an edit.
+
+        Args:
+            subject: entity id.
+            prop: property id.
+            value: canonical text of the object that would be edited in; empty or None for a retraction.
+        """
+        return subject in self.block_subjects or prop in self.block_properties or value in self.block_values
+
 
 @dataclass(frozen=True, slots=True)
 class Change:

@@ -299,9 +299,9 @@ def sources(connection: Connection, requests: Iterable[int]) -> dict[int, list[S
     return found
 
 
-def owed(connection: Connection, model_id: int, limit: int | None) -> list[EditRequestRow]:
+def owed(connection: Connection, model_id: int) -> list[EditRequestRow]:
     """Read the pending requests, oldest first."""
-    query = _with_scope().where(EditRequest.model_id == model_id, EditRequest.state == "pending").limit(limit)
+    query = _with_scope().where(EditRequest.model_id == model_id, EditRequest.state == "pending")
     return request_rows(connection, list(connection.execute(query)))
 
 

@@ -164,10 +164,10 @@ class LedgerReader:
         """
         return review.groups(self.engine, model.id, pairs, page_size)
 
-    def owed(self, model: Model, limit: int | None = None) -> list[EditRequestRow]:
+    def owed(self, model: Model) -> list[EditRequestRow]:
         """Read the pending requests, oldest first."""
         with read_transaction(self.engine) as connection:
-            return queue.owed(connection, model.id, limit)
+            return queue.owed(connection, model.id)
 
     def claimed(self, checkpoint: int) -> list[EditRequestRow]:
         """Read the requests that an open checkpoint (by key) carries, oldest first."""

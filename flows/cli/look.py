@@ -37,8 +37,10 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
 
     with opened_model(settings) as (ws, model):
         found = ws.ledger.status(model)
+        owed = len(ws.owed(model))
+    left_alone = found.owed - owed
     if as_json:
-        show.print_json(asdict(found))
+        show.print_json({**asdict(found), "owed": owed, "left_alone": left_alone})
         return
     table = Table.grid(padding=(0, 2))
     head, run = found.head, found.last_run
@@ -51,7 +53,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
             else f"checkpoint {str(head.digest)[:12]} of {head.decided_at:%Y-%m-%d %H:%M} UTC",
         ),
         ("live facts", str(found.live_facts)),
-        ("owed", f"{found.owed} edits wait for the next run"),
+        ("owed", f"{owed} edits wait for the next run" + _left_alone(left_alone)),
         ("held back", f"{found.held_back} (see `factsync quarantine list`)"),
         (
             "last run",
@@ -72,6 +74,11 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
     if found.holder:
         table.add_row("writer", found.holder)
     show.console().print(table)
+
+
+def _left_alone(count: int) -> str:
+    """What stays in the queue while the settings are as they are."""
+    return f"; {count} more are of a relation not synced, or on a block list" if count else ""
 
 
 @app.command(epilog='Example: factsync ask "The head of government of Germany is"')

@@ -73,12 +73,12 @@ def sync(  # noqa: PLR0917 - options have no positions
 
 
 def _edited(settings: Settings, run: int) -> tuple[list[dict[str, Any]], int]:
-    """The edits that a run made, and how many are still owed after it."""
+    """The edits that a run made, and how many the next sync would make."""
     from flows.workspace import opened_model
 
     with opened_model(settings) as (ws, model):
         found = ws.ledger.query(_EDITED, {"model": model.name, "run": run}, limit=None)
-        owed = len(ws.ledger.owed(model))
+        owed = len(ws.owed(model))
     return [dict(zip(found.columns, row, strict=True)) for row in found.rows], owed
 
 

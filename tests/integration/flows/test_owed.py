@@ -36,7 +36,7 @@ def scopes(edits):
     return {(one["subject"], one["property"], one["slot"]) for one in edits}
 
 
-def test_a_limited_sync_says_what_it_edited_and_what_is_left(settings, run):
+def test_a_limited_sync_says_what_it_edited_and_what_is_left(settings, run, monkeypatch):
     before = json.loads(run("plan", "--json")[1])
     assert (before["owed"], before["owed_edits"]) == (0, [])
     everything = sum(before["counts"].get(kind, 0) for kind in ("insert", "replace", "retract", "suppress"))
@@ -47,9 +47,17 @@ def test_a_limited_sync_says_what_it_edited_and_what_is_left(settings, run):
     plan = json.loads(run("plan", "--json")[1])
     assert plan["owed"] == len(plan["owed_edits"]) == everything - 8
     assert scopes(plan["owed_edits"]).isdisjoint(first := held(settings))
+    blocked = plan["owed_edits"][0]["subject"]
+    monkeypatch.setenv("FACTSYNC_TRUST_BLOCK_SUBJECTS", blocked)
+    ruled_out = sum(one["subject"] == blocked for one in plan["owed_edits"])
+    assert json.loads(run("plan", "--json")[1])["owed"] == plan["owed"] - ruled_out
     code, said = run("sync", "--limit", "3", "--json")
     night = json.loads(said)
-    assert (night["edited"], night["owed"]) == (3, everything - 11)
+    assert (night["edited"], night["owed"]) == (3, everything - 11 - ruled_out)
+    assert blocked not in {one["subject"] for one in night["edits"]}
+    status = json.loads(run("status", "--json")[1])
+    assert (status["owed"], status["left_alone"]) == (night["owed"], ruled_out)
+    assert f"{ruled_out} more are of a relation not synced" in run("status")[1]
     assert scopes(night["edits"]) == held(settings) - first
     assert scopes(night["edits"]) < scopes(plan["owed_edits"])
     assert night["edits"][0]["new_label"]

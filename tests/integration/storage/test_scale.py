@@ -84,7 +84,7 @@ def test_no_question_of_the_program_reads_a_big_table_whole(big: Scale) -> None:
     ledger.status(model)
     ledger.history(model, given["subject"])
     ledger.live_facts(model, subjects=[given["subject"]])
-    ledger.owed(model, limit=10)
+    ledger.owed(model)
     ledger.head(model)
     ledger.labels([given["subject"]])
     questions = [(sql, values) for sql, values in asked if sql.lstrip().startswith("SELECT")]

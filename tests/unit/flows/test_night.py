@@ -121,6 +121,27 @@ def test_what_is_newer_than_the_version_that_dates_it_waits(opened):
     assert seen.changed == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TRUST_BLOCK_SUBJECTS", "Q1"),
+        ("TRUST_BLOCK_RELATIONS", "P6"),
+        ("TRUST_BLOCK_VALUES", "Q10"),
+        ("RELATIONS", "P35"),
+    ],
+)
+def test_what_a_person_rules_out_after_it_was_queued_is_left_alone(opened, name, value, monkeypatch):
+    ws, lease = opened
+    feed = Feed()
+    feed.at += timedelta(days=7)
+    a_night(ws, lease, feed)
+    assert [row.value for row in ws.owed(lease.model)] == ["Q10"]
+    monkeypatch.setenv(f"FACTSYNC_{name}", value)
+    with Workspace.open(Settings.read(ws.settings.home)) as narrowed:
+        assert narrowed.owed(lease.model) == []
+        assert len(narrowed.ledger.owed(lease.model)) == 1, "it stays in the queue"
+
+
 @pytest.mark.parametrize("older", [0, 1])
 def test_an_answer_without_statements_from_before_they_were_made_takes_none_away(opened, older):
     """A replica that knows an item's first version, or not even that; the probe was answered by another."""
