@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from flows import local_prefect
 from flows.cli.main import AsJson, app
 from flows.formats import Dtype, Format
 from flows.settings import Settings
@@ -98,7 +97,6 @@ def materialize(
 ) -> None:
     """Write a checkpoint as a Hugging Face folder that transformers loads."""
     settings: Settings = context.obj
-    local_prefect.configure(settings)
     from datetime import UTC
 
     from flows import publish
@@ -172,7 +170,6 @@ def export(  # noqa: PLR0917 - options have no positions
     if rank is not None and form is not Format.PEFT:
         wrong = f"only an adapter has a rank; leave it out, or write --format peft instead of {form.value}."
         raise typer.BadParameter(wrong, param_hint="'--rank'")
-    local_prefect.configure(settings)
     from flows import publish
     from flows.cli import show
     from flows.workspace import opened_model

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from flows import local_prefect
 from flows.cli.main import AsJson, app
 from flows.settings import Settings
 
@@ -90,7 +89,6 @@ def ask(
 ) -> None:
     """Complete a prompt with the live model, beside the base model."""
     settings: Settings = context.obj
-    local_prefect.configure(settings)
     from editor.recall import completions
     from flows import models
     from flows.cli import show
@@ -118,7 +116,6 @@ def explain(
 ) -> None:
     """Show which facts bear on an answer, with the edits, statements and revisions behind each."""
     settings: Settings = context.obj
-    local_prefect.configure(settings)
     from flows import explaining, models
     from flows.cli import show
     from flows.workspace import opened_model

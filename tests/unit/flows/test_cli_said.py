@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from flows.cli import checkpoints, ledger, look  # noqa: F401 - they register their commands
 from flows.cli.main import app
-from flows.errors import CheckpointInputError, NothingLiveError, UnknownSubjectError
+from flows.errors import CheckpointInputError, NothingLiveError, UnknownModelNameError, UnknownSubjectError
 from flows.workspace import opened_model
 from kb.errors import StoreError
 from tests.unit.storage import steps
@@ -48,6 +48,15 @@ def test_an_unset_variable_chooses_nothing(nights, words, name):
     assert done.exit_code == 2
     assert "it is empty; " in done.stderr
     assert live(nights) == before
+
+
+@pytest.mark.parametrize(
+    "words", [("ask", "P"), ("explain", "P"), ("export",), ("checkpoint", "materialize"), ("status",)]
+)
+def test_a_look_into_a_mistyped_home_makes_none(home, words):
+    missing = home.model_copy(update={"home": home.home / "mistyped"})
+    assert isinstance(call(missing, *words).exception, UnknownModelNameError)
+    assert not missing.home.exists()
 
 
 def test_the_form_alone_goes_back_by_one_with_an_empty_field(nights):
