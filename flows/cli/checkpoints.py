@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from flows.cli.main import AsJson, app
+from flows.cli.main import AsJson, app, not_empty
 from flows.formats import Dtype, Format
 from flows.settings import Settings
 
@@ -23,11 +23,7 @@ checkpoint = typer.Typer(help="List checkpoints, and make models of them.", no_a
 app.add_typer(checkpoint, name="checkpoint")
 
 
-def _given(which: str) -> str:
-    """An empty name, such as a shell's unset variable, chooses no checkpoint."""
-    if not which.strip():
-        raise typer.BadParameter("it is empty; name a checkpoint, `factsync checkpoint list` shows them.")
-    return which
+_given = not_empty("name a checkpoint, `factsync checkpoint list` shows them.")
 
 
 def _to_write(ws: Workspace, model: Model, which: str) -> CheckpointRow | None:

@@ -7,16 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.main import AsJson, app
+from flows.cli.main import AsJson, app, not_empty
 from flows.settings import Settings
 
 Data = Annotated[
-    str, typer.Option(help="A .json or .jsonl file, a data set's hub name, or `ledger` for the live facts.")
+    str,
+    typer.Option(
+        help="A .json or .jsonl file, a data set's hub name, or `ledger` for the live facts.",
+        callback=not_empty("name a file, a data set of the hub, or `ledger`."),
+    ),
 ]
 Methods = Annotated[list[str] | None, typer.Option(help="Repeat for more; `all` takes every one.")]
 Numbers = Annotated[list[int] | None, typer.Option(help="How many edits; repeat for more.")]
 Relations = Annotated[
-    list[str] | None, typer.Option(help="Only records of this relation; several are mixed in equal shares.")
+    list[str] | None,
+    typer.Option(
+        help="Only records of this relation; several are mixed in equal shares.",
+        callback=not_empty("write a property id such as P6, or leave the option out."),
+    ),
 ]
 
 
@@ -29,7 +37,13 @@ def evaluate(  # noqa: PLR0917 - options have no positions
     batches: Annotated[int, typer.Option(help="Cut the edits into so many batches.")] = 1,
     relation: Relations = None,
     mix: Annotated[bool, typer.Option(help="Also evaluate each relation alone.")] = False,
-    model: Annotated[str | None, typer.Option(help="A folder or hub name; default: this home's.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder or hub name; default: this home's.",
+            callback=not_empty("name a folder or a model of the hub, or leave the option out."),
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: the folder `evaluation` under home.")] = None,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
     shuffle: Annotated[bool, typer.Option(help="Draw the records by the seed.")] = False,

@@ -8,23 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from flows.cli.main import AsJson, app
+from flows.cli.main import AsJson, app, not_empty
 from flows.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def _prompt(given: str) -> str:
-    if not given.strip():
-        raise typer.BadParameter("it is empty; give a prompt.")
-    return given
-
-
-def _subject(given: str) -> str:
-    if not given.strip():
-        raise typer.BadParameter("it is empty; write an id such as Q183 or a label.")
-    return given
+_prompt = not_empty("give a prompt.")
+_subject = not_empty("write an id such as Q183 or a label.")
 
 
 @app.command(epilog="Example: factsync status --json")

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from flows.errors import FlowError
 from flows.import_guard import check_import_names
 from flows.process import tune_threads
 from flows.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,24 @@ FAMILIES = ("run", "look", "checkpoints", "operate", "curate", "ledger", "evalua
 EXIT_CODES = """\
 Exit codes: 0 done · 1 failed · 2 wrong input or settings · 3 a source or server could not be reached ·
 4 another writer holds the model · 5 held back by a gate or guard · 130 Ctrl-C."""
+
+
+def not_empty(then: str) -> Callable[[Any], Any]:
+    """A check of a word, or of each word of a list, that a person may give: an empty one chooses nothing.
+
+    A shell's unset variable is an empty word, and must not stand for the default.
+
+    Args:
+        then: what to write instead.
+    """
+
+    def check(given: Any) -> Any:  # noqa: ANN401 - a word, several, or None where none was given
+        words = given if isinstance(given, list) else [] if given is None else [given]
+        if not all(word.strip() for word in words):
+            raise typer.BadParameter(f"it is empty; {then}")
+        return given
+
+    return check
 
 
 def _folder(given: str) -> Path:

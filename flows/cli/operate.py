@@ -8,11 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from flows import local_prefect
-from flows.cli.main import AsJson, app
+from flows.cli.main import AsJson, app, not_empty
 from flows.settings import Settings
 
+_property = not_empty("write a property id such as P6, or leave the option out.")
+_item = not_empty("write an item id such as Q183, or leave the option out.")
 Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="A day, in UTC.")]
-Which = Annotated[str, typer.Argument(help="The candidate's digest or its beginning; default: the one.")]
+Which = Annotated[
+    str | None,
+    typer.Argument(
+        help="The candidate's digest or its beginning; default: the one.",
+        callback=not_empty("name the candidate, or leave it out for the one that waits."),
+    ),
+]
 By = Annotated[str, typer.Option("--by", help="Who decides, for the ledger.")]
 Note = Annotated[str, typer.Option(help="Why, for the ledger.")]
 
@@ -20,8 +28,12 @@ Note = Annotated[str, typer.Option(help="Why, for the ledger.")]
 @app.command(epilog="Example: factsync backfill --relation P6 --since 2026-01-01 --dry-run")
 def backfill(  # noqa: PLR0917 - options have no positions
     context: typer.Context,
-    relation: Annotated[list[str] | None, typer.Option(help="Property id; repeat for more.")] = None,
-    subject: Annotated[list[str] | None, typer.Option(help="Item id; repeat for more.")] = None,
+    relation: Annotated[
+        list[str] | None, typer.Option(help="Property id; repeat for more.", callback=_property)
+    ] = None,
+    subject: Annotated[
+        list[str] | None, typer.Option(help="Item id; repeat for more.", callback=_item)
+    ] = None,
     since: Day = None,
     until: Day = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Most edits in this run.")] = 1_000,
@@ -161,22 +173,26 @@ def _rebuild_json(done: Any) -> dict[str, Any]:  # noqa: ANN401 - flows.rebuild 
 
 @app.command(epilog='Example: factsync promote --by Ada --note "checked P6 by hand"')
 def promote(
-    context: typer.Context, checkpoint: Which = "", by: By = "", note: Note = "", as_json: AsJson = False
+    context: typer.Context, checkpoint: Which = None, by: By = "", note: Note = "", as_json: AsJson = False
 ) -> None:
     """Make the candidate that waits for approval the live model."""
     settings: Settings = context.obj
     local_prefect.configure(settings)
     from flows.decide import promote as run
 
-    _say(run(checkpoint=checkpoint, decided_by=by, note=note), as_json=as_json)
+    _say(run(checkpoint=checkpoint or "", decided_by=by, note=note), as_json=as_json)
 
 
 @app.command(epilog="Example: factsync reject --drop-relation P6 --by Ada")
 def reject(  # noqa: PLR0917 - likewise
     context: typer.Context,
-    checkpoint: Which = "",
-    drop_relation: Annotated[list[str] | None, typer.Option(help="Its edits fail for good.")] = None,
-    drop_subject: Annotated[list[str] | None, typer.Option(help="Its edits fail for good.")] = None,
+    checkpoint: Which = None,
+    drop_relation: Annotated[
+        list[str] | None, typer.Option(help="Its edits fail for good.", callback=_property)
+    ] = None,
+    drop_subject: Annotated[
+        list[str] | None, typer.Option(help="Its edits fail for good.", callback=_item)
+    ] = None,
     by: By = "",
     note: Note = "",
     as_json: AsJson = False,
@@ -188,7 +204,7 @@ def reject(  # noqa: PLR0917 - likewise
 
     _say(
         run(
-            checkpoint=checkpoint,
+            checkpoint=checkpoint or "",
             drop_relations=drop_relation or [],
             drop_subjects=drop_subject or [],
             decided_by=by,

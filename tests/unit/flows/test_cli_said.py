@@ -5,7 +5,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import checkpoints, ledger, look  # noqa: F401 - they register their commands
+from flows.cli import checkpoints, evaluate, ledger, look, operate  # noqa: F401 - they register their commands
 from flows.cli.main import app
 from flows.errors import CheckpointInputError, NothingLiveError, UnknownModelNameError, UnknownSubjectError
 from flows.workspace import opened_model
@@ -40,14 +40,31 @@ def rejected(waiting):
 @pytest.mark.parametrize("name", ["", " "])
 @pytest.mark.parametrize(
     "words",
-    [("rollback",), ("export",), ("checkpoint", "materialize"), ("diff", "live"), ("ask",), ("explain",)],
+    [
+        ("rollback",),
+        ("export",),
+        ("checkpoint", "materialize"),
+        ("diff", "live"),
+        ("ask",),
+        ("explain",),
+        ("promote",),
+        ("reject",),
+        ("reject", "--drop-relation"),
+        ("reject", "--drop-subject", "Q2", "--drop-subject"),
+        ("backfill", "--relation"),
+        ("backfill", "--subject"),
+        ("evaluate", "--data", "ledger", "--model"),
+        ("evaluate", "--data", "ledger", "--relation"),
+        ("evaluate", "--data"),
+    ],
 )
-def test_an_unset_variable_chooses_nothing(nights, words, name):
-    before = live(nights)
-    done = call(nights, *words, name)
+def test_an_unset_variable_chooses_nothing(waiting, words, name, monkeypatch):
+    monkeypatch.setattr("flows.local_prefect.configure", lambda _: pytest.fail("it went on"))
+    before = live(waiting)
+    done = call(waiting, *words, name)
     assert done.exit_code == 2
     assert "it is empty; " in done.stderr
-    assert live(nights) == before
+    assert live(waiting) == before
 
 
 @pytest.mark.parametrize(
