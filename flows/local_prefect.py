@@ -87,6 +87,12 @@ def keep_server_apart() -> None:
     vars(server)["subprocess"] = types.SimpleNamespace(**{**vars(subprocess), "Popen": apart})
 
 
+def for_runs(settings: Settings) -> None:
+    """Set Prefect up for a command that runs flows in this process: `configure`, and a server kept apart."""
+    configure(settings)
+    keep_server_apart()
+
+
 def free_port(wanted: int) -> int:
     """The wanted loopback port, or any free one if somebody listens there."""
     with socket.socket() as probe:

@@ -196,27 +196,41 @@ def _rehearse(settings: Settings, pulls: Sequence[Pull], *, as_json: bool) -> No
 def _replay_for_real(settings: Settings, pulls: Sequence[Pull], *, as_json: bool) -> None:
     from flows import local_prefect
 
-    local_prefect.configure(settings)
+    local_prefect.for_runs(settings)
+    from flows.cli import show
+    from flows.errors import GateError
     from flows.sync import sync
     from flows.workspace import opened_model
     from kb.replay import rounds
     from kb.store import LocalStore
 
     store = LocalStore(settings.store_dir)
+    kept_back: list[str] = []
     with tempfile.TemporaryDirectory(prefix="factsync-replay-") as scratch:
         for one in rounds(pulls):
             path = Path(scratch) / f"night-{one.number}.nt"
             path.write_text(one.turtle(), encoding="utf-8")
             store.load(path)
             night = sync(as_of=one.at)
-            summary = {"night": one.number, "at": one.at.isoformat(), "changes": night.plan.counts}
-            _line({**summary, "promoted": night.promoted}, as_json=as_json)
+            said = show.night_summary(night)
+            if as_json:
+                summary = {"night": one.number, "at": one.at.isoformat(), "changes": night.plan.counts}
+                _line({**summary, "promoted": night.promoted, "summary": said}, as_json=True)
+            else:
+                typer.echo(f"night {one.number} {one.at.isoformat()}: {said}")
+            if not night.promoted and (night.candidate or night.held or night.waiting):
+                kept_back.append(str(one.number))
     with opened_model(settings) as (ws, model):
         facts = [
             {"subject": row.subject, "property": row.property, "value": row.value, "label": row.label}
             for row in ws.ledger.live_facts(model)
         ]
     _facts(facts, as_json=as_json)
+    if kept_back:
+        raise GateError(
+            f"Nights that a gate, a guard or a waiting candidate kept out of the model: {', '.join(kept_back)}. "
+            "The line of each says why; what they left owed, `factsync sync` edits."
+        )
 
 
 def _line(summary: Mapping[str, Any], *, as_json: bool) -> None:

@@ -46,12 +46,11 @@ def backfill(  # noqa: PLR0917 - options have no positions
 ) -> None:
     """Bring older or newly configured facts into the model; start it again to go on where it was."""
     settings: Settings = context.obj
-    local_prefect.configure(settings)
+    local_prefect.for_runs(settings)
     from flows.backfill import backfill as run
     from flows.cli import show
     from flows.errors import GateError
 
-    local_prefect.keep_server_apart()
     with show.bars():
         done = run(
             relations=relation or [],
@@ -109,11 +108,10 @@ def calibrate(
 ) -> None:
     """Find out how to edit this home's model: which blocks, which λ, which step size."""
     settings: Settings = context.obj
-    local_prefect.configure(settings)
+    local_prefect.for_runs(settings)
     from flows.calibrate import calibrate as run
     from flows.cli import show
 
-    local_prefect.keep_server_apart()
     with show.bars():
         done = run(blocks=block)
     out = show.console()
@@ -139,12 +137,11 @@ def rebuild(
 ) -> None:
     """Make a checkpoint of all live facts from the base model, in one solve."""
     settings: Settings = context.obj
-    local_prefect.configure(settings)
+    local_prefect.for_runs(settings)
     from flows.cli import show
     from flows.errors import GateError
     from flows.rebuild import rebuild as run
 
-    local_prefect.keep_server_apart()
     with show.bars():
         done = run(anew=anew, refine=refine, approval=approval)
     out = show.console()
@@ -177,7 +174,7 @@ def promote(
 ) -> None:
     """Make the candidate that waits for approval the live model."""
     settings: Settings = context.obj
-    local_prefect.configure(settings)
+    local_prefect.for_runs(settings)
     from flows.decide import promote as run
 
     _say(run(checkpoint=checkpoint or "", decided_by=by, note=note), as_json=as_json)
@@ -199,7 +196,7 @@ def reject(  # noqa: PLR0917 - likewise
 ) -> None:
     """Turn the candidate that waits down; its edits are owed again, except those you drop."""
     settings: Settings = context.obj
-    local_prefect.configure(settings)
+    local_prefect.for_runs(settings)
     from flows.decide import reject as run
 
     _say(

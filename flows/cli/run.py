@@ -46,12 +46,11 @@ def sync(  # noqa: PLR0917 - options have no positions
 ) -> None:
     """Pull what changed, edit the model, check it, promote it."""
     settings: Settings = context.obj
-    local_prefect.configure(settings)
+    local_prefect.for_runs(settings)
     from flows.cli import show
     from flows.sync import require_promoted
     from flows.sync import sync as run
 
-    local_prefect.keep_server_apart()
     with show.bars():
         night = run(as_of=as_of, limit=limit, approve_burst=approve_burst, approval=approval)
     edited, owed = _edited(settings, night.run)

@@ -1,13 +1,23 @@
 """What the command line says to a slip of the hand, and how it fits into 80 columns. No model is needed."""
 
 import re
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
+from rich.table import Table
 from typer.testing import CliRunner
 
-from flows.cli import checkpoints, evaluate, ledger, look, operate  # noqa: F401 - they register their commands
+from flows.cli import checkpoints, curate, evaluate, ledger, look, operate, run  # noqa: F401 - they register their commands
 from flows.cli.main import app
-from flows.errors import CheckpointInputError, NothingLiveError, UnknownModelNameError, UnknownSubjectError
+from flows.errors import (
+    CheckpointInputError,
+    GateError,
+    NothingLiveError,
+    UnknownModelNameError,
+    UnknownSubjectError,
+)
+from flows.sync import Night
 from flows.workspace import opened_model
 from kb.errors import StoreError
 from tests.unit.storage import steps
@@ -188,3 +198,61 @@ def test_a_history_fits_into_80_columns(nights):
         made = {row.digest[:12] for row in ws.ledger.lineage(model)}
     assert made <= words_of(said)
     assert {"operation", "P(new)"} <= words_of(call(nights, "history", "Q1", columns=160).stdout)
+
+
+def night_of(*, promoted=True, failures="", edited=True):
+    """A night that edited something, unless it was empty."""
+    plan = SimpleNamespace(counts={}, burst=SimpleNamespace(held=""), edits=[])
+    candidate = SimpleNamespace(digest="d" * 64, failures=failures, gates=(), marks=None) if edited else None
+    return Night(1, steps.START, None, plan, None, candidate, promoted=promoted and edited)
+
+
+@pytest.fixture
+def played(home, monkeypatch):
+    """Have Prefect, the store and the nights of a replay or a demo stand in for the real ones."""
+
+    def set_up(*nights):
+        left = iter(nights)
+        asked = []
+        monkeypatch.setattr("flows.local_prefect.for_runs", asked.append)
+        monkeypatch.setattr("flows.local_prefect.configure", asked.append)
+        monkeypatch.setattr("flows.local_prefect.server", lambda _: nullcontext("http://127.0.0.1/api"))
+        monkeypatch.setattr("kb.store.LocalStore.load", lambda *_: None)
+        monkeypatch.setattr("kb.replay.read_pulls", lambda _: ())
+        rounds = [
+            SimpleNamespace(number=one, at=steps.START, turtle=str) for one in range(1, len(nights) + 1)
+        ]
+        monkeypatch.setattr("kb.replay.rounds", lambda _: rounds)
+        monkeypatch.setattr("flows.sync.sync", lambda **_: next(left))
+        monkeypatch.setattr("flows.cli.demo._night", lambda *_: next(left))
+        monkeypatch.setattr("flows.cli.show.metrics_table", lambda *_, **__: "")
+        monkeypatch.setattr("flows.cli.show.candidate_table", lambda *_, **__: "")
+        monkeypatch.setattr("flows.cli.show.changes_table", lambda *_, **__: Table())
+        return asked
+
+    return set_up
+
+
+REJECTED = "exact 0.000 (bound 0.800): FAILED"
+
+
+def test_a_replay_says_which_nights_stayed_out_of_the_model(nights, played):
+    asked = played(night_of(), night_of(promoted=False, failures=REJECTED), night_of(edited=False))
+    done = call(nights, "replay", "pulls.jsonl")
+    assert len(asked) == 1
+    assert isinstance(done.exception, GateError)
+    assert done.exception.exit_code == 5
+    assert "out of the model: 2. " in str(done.exception)
+    assert f"rejected ({REJECTED})" in done.stdout
+    played(night_of(), night_of(edited=False))
+    assert call(nights, "replay", "pulls.jsonl").exit_code == 0
+
+
+def test_a_demo_with_a_rejected_night_is_no_success(home, played, monkeypatch):
+    monkeypatch.setattr("flows.batch.short_of", lambda _: "")
+    played(night_of(), night_of(promoted=False, failures=REJECTED))
+    done = call(home, "demo")
+    assert isinstance(done.exception, GateError)
+    assert "Where things are" in done.stdout
+    played(night_of(), night_of(edited=False))
+    assert call(home, "demo").exit_code == 0
