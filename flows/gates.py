@@ -6,6 +6,7 @@ promoted when every gate passes; otherwise yesterday's model stays and the owed 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +63,14 @@ class Metrics:
         return self.perplexity / self.perplexity_base - 1.0
 
     def to_json(self) -> dict[str, Any]:
-        """The metrics as plain values, for the ledger."""
-        return {**asdict(self), "perplexity_rise": self.perplexity_rise}
+        """The metrics as plain values, for the ledger; JSON has no number that is not finite, so None is one.
+
+        The gates judge the numbers themselves.
+        """
+        values = {**asdict(self), "perplexity_rise": self.perplexity_rise}
+        return {
+            name: value if value is None or math.isfinite(value) else None for name, value in values.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,13 @@
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.gates import NOTES, Metrics, advice, judge
 from flows.settings import GateThresholds
+from storage.types import dump
 
 GOOD = Metrics(1.0, 0.9, 0.9, 0.7, 0.1, 0.0, 1.0, 0.9, 0.95, 0.7, 23.5, 23.0)
 
@@ -39,6 +41,13 @@ def test_nothing_to_protect_on_the_first_night():
 def test_a_perplexity_that_is_no_number_fails():
     assert failed(with_(perplexity=math.nan)) == {"perplexity"}
     assert failed(with_(perplexity=math.inf)) == {"perplexity"}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_enters_the_ledger_as_none(value):
+    found = with_(perplexity=value).to_json()
+    assert (found["perplexity"], found["perplexity_rise"], found["exact"]) == (None, None, 0.9)
+    dump(found)
 
 
 @given(st.floats(0, 1))
