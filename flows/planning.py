@@ -278,7 +278,6 @@ def change_row(change: Change, labels: Mapping[str, str]) -> ChangeRow:
         new_value_kind=new.value.kind.value if new else None,
         new_value=new.value.canonical if new else None,
         new_label=text_of(new.value, labels) if new else None,
-        valid_from=new.valid_from if new else None,
         flags=new.flags if new else (),
         releases_at=change.releases_at,
         sources=change.sources,

@@ -1,4 +1,4 @@
-"""A plan enters the ledger: changes with reasons, desired facts, what is held back, what is owed.
+"""A plan enters the ledger: changes with reasons, what is held back, what is owed.
 
 One transaction a call, and a call may cover only part of the groups: a large plan is recorded in batches.
 Recording the same batch twice changes nothing.
@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, delete, exists, insert, select, tuple_, update
+from sqlalchemy import delete, exists, select, tuple_
 
 from storage.batching import batches
 from storage.database import insert_or_ignore
 from storage.held_back import write_held_back
 from storage.queue import write_requests
-from storage.recording import EDITING, Recording
+from storage.recording import Recording
 from storage.records.planned import ChangeRow, EditRequestRow, PlanReport
-from storage.schema.planned import Change, DesiredFact, EditRequest, Fact
+from storage.schema.planned import Change, EditRequest, Fact
 from storage.schema.pulled import Review
 from storage.schema.runs import SyncRun
 from storage.scopes import ensure_facts, scope
@@ -56,7 +56,6 @@ def record_plan(
     scopes = {*(scope(row) for row in changes if row.kind != "unchanged"), *map(scope, requests)}
     plan.facts = ensure_facts(connection, scopes)
     change_ids = _write_changes(plan, changes)
-    _write_desired(plan, changes)
     write_held_back(plan, changes, pairs)
     point("record_plan.changes")
     unchanged = {scope(row) for row in changes if row.kind == "unchanged"}
@@ -140,52 +139,3 @@ def _write_changes(plan: Recording, changes: Sequence[ChangeRow]) -> dict[int, i
         query = select(Change.id, Change.fact_id).where(Change.run_id == plan.run, Change.fact_id.in_(part))
         found.update({row.fact_id: row.id for row in plan.connection.execute(query.order_by(Change.id))})
     return found
-
-
-def _write_desired(plan: Recording, changes: Sequence[ChangeRow]) -> None:
-    """Close and open desired facts; what is held back is not desired yet, what conflicts stays as it was."""
-    wanted = {
-        plan.facts[scope(row)]: row
-        for row in changes
-        if row.kind in {*EDITING, "relabel"} and scope(row) in plan.facts
-    }
-    current: dict[int, Row[Any]] = {}
-    for part in batches(sorted(wanted)):
-        query = select(DesiredFact).where(
-            DesiredFact.model_id == plan.model_id,
-            DesiredFact.fact_id.in_(part),
-            DesiredFact.known_to.is_(None),
-        )
-        current.update({row.fact_id: row for row in plan.connection.execute(query)})
-    closing, opening = [], []
-    for fact, row in wanted.items():
-        known = current.get(fact)
-        if known is not None and (known.value, known.label, known.valid_from, known.valid_to) == (
-            row.new_value,
-            row.new_label,
-            row.valid_from,
-            row.valid_to,
-        ):
-            continue
-        if known is not None:
-            closing.append({"key": known.id, "until": max(plan.now, known.known_from)})
-        if row.new_value is not None:
-            opening.append(
-                {
-                    "model_id": plan.model_id,
-                    "fact_id": fact,
-                    "value_kind": row.new_value_kind,
-                    "value": row.new_value,
-                    "label": row.new_label,
-                    "valid_from": row.valid_from,
-                    "valid_to": row.valid_to,
-                    "known_from": plan.now,
-                    "run_id": plan.run,
-                }
-            )
-    for entry in closing:
-        plan.connection.execute(
-            update(DesiredFact).where(DesiredFact.id == entry["key"]).values(known_to=entry["until"])
-        )
-    if opening:
-        plan.connection.execute(insert(DesiredFact), opening)

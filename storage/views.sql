@@ -50,7 +50,12 @@ SELECT
     h.held_from AS held_from,
     h.held_to AS held_to,
     r.valid_from AS valid_from,
-    r.valid_to AS valid_to,
+    (
+        SELECT CASE WHEN COUNT(*) = COUNT(s.valid_to) THEN MAX(s.valid_to) END
+        FROM request_source x
+        JOIN statement s ON s.guid = x.guid AND s.seen_to IS NULL
+        WHERE x.request_id = r.id
+    ) AS valid_to,
     e.op AS operation,
     g.reason AS reason,
     c.digest AS checkpoint,

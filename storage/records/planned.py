@@ -93,8 +93,6 @@ class ChangeRow:
         new_value_kind: Kind of the new value.
         new_value: What it should hold, or what is held back.
         new_label: Its text.
-        valid_from: When it became true in Wikidata, as text.
-        valid_to: When it ended there, as text.
         flags: Remarks of the semantics.
         releases_at: When a held-back change releases by itself.
         sources: The statements behind it.
@@ -110,8 +108,6 @@ class ChangeRow:
     new_value_kind: str | None = None
     new_value: str | None = None
     new_label: str | None = None
-    valid_from: str | None = None
-    valid_to: str | None = None
     flags: tuple[str, ...] = ()
     releases_at: datetime | None = None
     sources: tuple[Source, ...] = ()
@@ -135,7 +131,6 @@ class EditRequestRow:
         old_value: What the model held.
         old_label: Its text.
         valid_from: When it became true in Wikidata, as text.
-        valid_to: When it ended there, as text.
         template_digest: Digest of the templates the prompts came from.
         sources: The statements behind it, with their revisions: part of its identity.
         id: Key in the ledger; None before it is recorded.
@@ -157,7 +152,6 @@ class EditRequestRow:
     old_value: str | None = None
     old_label: str | None = None
     valid_from: str | None = None
-    valid_to: str | None = None
     template_digest: str = ""
     sources: tuple[Source, ...] = ()
     id: int | None = None

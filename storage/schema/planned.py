@@ -24,29 +24,6 @@ class Fact(Base):
     slot: Mapped[str]
 
 
-class DesiredFact(Base):
-    """What a model should hold, in two times: valid_* in Wikidata, known_* in this ledger."""
-
-    __tablename__ = "desired_fact"
-    __table_args__ = (
-        Index("uq_desired_fact_current", "model_id", "fact_id", unique=True, **where("known_to IS NULL")),
-        CheckConstraint("known_to IS NULL OR known_to >= known_from", name="known"),
-        STRICT,
-    )
-
-    id: Mapped[int] = key()
-    model_id: Mapped[int] = foreign_key("model.id")
-    fact_id: Mapped[int] = foreign_key("fact.id", index=True)
-    value_kind: Mapped[str | None]
-    value: Mapped[str]
-    label: Mapped[str | None]
-    valid_from: Mapped[str | None]
-    valid_to: Mapped[str | None]
-    known_from: Mapped[datetime]
-    known_to: Mapped[datetime | None]
-    run_id: Mapped[int] = foreign_key("sync_run.id")
-
-
 class Change(Base):
     """What a plan decided about one fact, and why. `unchanged` is only counted."""
 
@@ -152,7 +129,6 @@ class EditRequest(Base):
     old_value: Mapped[str | None]
     old_label: Mapped[str | None]
     valid_from: Mapped[str | None]
-    valid_to: Mapped[str | None]
     template_digest: Mapped[str]
     error: Mapped[str | None]
     created_at: Mapped[datetime]

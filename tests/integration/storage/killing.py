@@ -171,8 +171,6 @@ OUTCOME = {
     "cursor": "SELECT source, read_to FROM source_cursor",
     "queue": "SELECT f.subject, f.property, r.op, r.value, r.state, r.idem_key"
     " FROM edit_request r JOIN fact f ON f.id = r.fact_id",
-    "desired": "SELECT f.subject, f.property, d.value, d.known_from, d.known_to"
-    " FROM desired_fact d JOIN fact f ON f.id = d.fact_id",
     "changes": "SELECT f.subject, f.property, c.kind, c.new_value"
     " FROM change c JOIN fact f ON f.id = c.fact_id",
     "to review": "SELECT subject, property FROM review",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BIG = {
     "statement", "edit", "edit_request", "request_source", "recall_check", "holding", "change", "fact",
-    "entity", "subject_state", "desired_fact",
+    "entity", "subject_state",
 }  # fmt: skip
 ALIASES = {
     "statement": "s", "edit": "e n edit_1", "edit_request": "r", "request_source": "x", "recall_check": "k",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +109,36 @@ def test_a_deleted_statement_is_retracted_and_a_restored_one_learnt_again(
         ("retract", "applied", False),
         ("insert", "applied", True),
     ]
+
+
+def test_a_fact_ended_when_its_statement_says_so(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    """The end is stated after the fact was taught: the history tells it of what the model still holds."""
+    asked = "SELECT valid_to FROM fact_history WHERE subject = 'Q1' AND property = 'P6'"
+    steps.sync(ledger, files, world, 1)
+    assert ledger.query(asked).rows == ((None,),)
+    world.revisions["Q1"] += 1
+    ended = [
+        replace(one, valid_to="2026-01-02", content_hash="ended")
+        if (one.subject, one.property) == ("Q1", "P6")
+        else one
+        for one in world.statements()
+    ]
+    with ledger.writer(steps.MODEL, holder="test") as lease:
+        run = ledger.begin_run(lease, "sync", reference_time=steps.night(2))
+        ledger.ingest(
+            lease,
+            run,
+            source=steps.SOURCE,
+            cursor_to=steps.night(2),
+            lag_at=steps.night(2),
+            entities=world.entities(),
+            statements=ended,
+            pulled_groups=world.groups(),
+        )
+        ledger.finish_run(lease, run, "nothing")
+    assert ledger.query(asked).rows == (("2026-01-02",),)
 
 
 def test_a_rejected_batch_stays_owed(ledger: Ledger, files: CheckpointFiles, world: steps.World) -> None:

@@ -1,4 +1,4 @@
-"""What a plan leaves in the ledger: reasons, desired facts, what waits, what is owed."""
+"""What a plan leaves in the ledger: reasons, what waits, what is owed."""
 
 from __future__ import annotations
 
@@ -259,32 +259,6 @@ def test_a_no_to_a_retraction_is_about_the_value_that_stood_then(
     desk.record(desk.night(), [replace(change("quarantine", None), old_value=old)])
     (pending,) = desk.ledger.pending(desk.lease.model)
     assert pending.decision == decision
-
-
-def test_desired_facts_keep_both_times(desk: Desk) -> None:
-    changed = replace(change("insert", "Q10"), valid_from="2025-12-08")
-    desk.see("Q10", 1, desk.night())
-    desk.record(1, [changed])
-    desk.record(desk.night(), [changed])
-    desk.record(desk.night(), [replace(changed, kind="replace", new_value="Q11")])
-    desk.record(desk.night(), [change("retract", None)])
-    rows = desk.ledger.query("SELECT value, valid_from, known_to IS NULL FROM desired_fact ORDER BY id").rows
-    assert [(value, since, bool(standing)) for value, since, standing in rows] == [
-        ("Q10", "2025-12-08", False),
-        ("Q11", "2025-12-08", False),
-    ]
-
-
-@pytest.mark.parametrize("bound", ["valid_from", "valid_to"])
-def test_the_same_value_at_another_time_is_desired_anew(desk: Desk, bound: str) -> None:
-    dated = [replace(change("insert", "Q10"), **{bound: day}) for day in ("2025-12-08", "2025-12-09")]
-    for changed in (*dated, dated[-1]):
-        desk.record(desk.night(), [changed])
-    rows = desk.ledger.query(f"SELECT value, {bound}, known_to IS NULL FROM desired_fact ORDER BY id").rows
-    assert [(value, day, bool(standing)) for value, day, standing in rows] == [
-        ("Q10", "2025-12-08", False),
-        ("Q10", "2025-12-09", True),
-    ]
 
 
 def test_a_newer_wish_overtakes_one_that_is_being_tried(desk: Desk) -> None:

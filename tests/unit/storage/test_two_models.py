@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 ONE, OTHER = "one", "other"
 ROWS = {
-    "desired": "SELECT f.subject, f.property, d.value, d.known_to IS NULL FROM desired_fact d"
-    " JOIN model m ON m.id = d.model_id JOIN fact f ON f.id = d.fact_id WHERE m.name = :model",
     "holding": "SELECT f.subject, f.property, r.value, h.held_to IS NULL FROM holding h"
     " JOIN model m ON m.id = h.model_id JOIN fact f ON f.id = h.fact_id"
     " JOIN edit e ON e.id = h.edit_id JOIN edit_request r ON r.id = e.request_id WHERE m.name = :model",
