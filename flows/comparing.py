@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _EDITS = """
 SELECT subject, subject_label, property, slot, operation, new_target, checkpoint_id
 FROM edit_history
-WHERE model = :model AND status IN ('written', 'applied')
+WHERE model = :model
 ORDER BY edit_id
 """
 

@@ -1,5 +1,6 @@
 """What the command line says to a slip of the hand, and how it fits into 80 columns. No model is needed."""
 
+import json
 import re
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -93,6 +94,16 @@ def test_the_form_alone_goes_back_by_one_with_an_empty_field(nights):
         _, second, _ = ws.ledger.lineage(model)
     rollback.fn(checkpoint="")
     assert live(nights) == second.digest
+
+
+def test_a_rejected_checkpoint_differs_from_the_live_one(nights, rejected):
+    found = json.loads(call(nights, "diff", "live", rejected, "--json").stdout)
+    assert [(one["subject"], one["before"], one["after"]) for one in found["facts"]] == [
+        ("Q2", None, "label Q20")
+    ]
+    assert call(nights, "rollback", "base").exit_code == 0
+    found = json.loads(call(nights, "diff", "base", found["after"]["parent_digest"], "--json").stdout)
+    assert [one["subject"] for one in found["facts"]] == ["Q1"], "what was rolled back too"
 
 
 def test_what_was_never_live_is_told_so_before_its_files_are_looked_for(nights, rejected):
