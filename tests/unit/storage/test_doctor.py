@@ -92,16 +92,43 @@ def test_what_only_a_person_can_settle_is_reported_and_left(
     assert check in found(synced, files)
 
 
+def test_a_run_at_work_and_a_rejected_night_leave_nothing_to_repair(
+    synced: Ledger, files: CheckpointFiles
+) -> None:
+    world = steps.World()
+    world.set("Q1", "P6", "Q500")
+    steps.sync(synced, files, world, 3, verdict="reject")
+    assert found(synced, files) == {}
+    with synced.writer(steps.MODEL, holder="a run") as lease:
+        synced.recover(lease, files)
+        run = synced.begin_run(lease, "sync", reference_time=steps.night(4))
+        synced.begin_checkpoint(lease, run, [], algorithm="memit", settings={})
+        (files.root / ".tmp-1-abc").mkdir()
+        files.put({"delta.safetensors": b"of this run"}, {"parent": None})
+        assert found(synced, files) == {}
+
+
+def test_all_that_is_wrong_is_counted(synced: Ledger, files: CheckpointFiles) -> None:
+    world = steps.World()
+    for number in range(11, 31):
+        world.set(f"Q{number}", "P6", f"Q{200 + number}")
+    steps.sync(synced, files, world, 3)
+    damage(synced, "UPDATE edit SET status = 'dropped'")
+    assert "and 20 more count as applied" in found(synced, files)["queue"]
+
+
 def test_safe_repairs_are_made_and_told(synced: Ledger, files: CheckpointFiles) -> None:
     stray = files.put({"delta.safetensors": b"nobody's"}, {"parent": None})
     (files.root / ".tmp-1-abc").mkdir()
     damage(synced, "UPDATE checkpoint SET live_facts = 77 WHERE state = 'promoted'")
     damage(synced, "DROP VIEW provenance")
+    assert set(found(synced, files)) == {"views", "orphans", "live facts"}
     with synced.writer(steps.MODEL, holder="a run that dies") as lease:
         run = synced.begin_run(lease, "sync", reference_time=steps.night(3))
         synced.begin_checkpoint(lease, run, [], algorithm="memit", settings={})
     with synced.writer(steps.MODEL, holder="a doctor") as lease:
-        assert set(found(synced, files)) == {"views", "orphans", "live facts", "unfinished"}
+        # Whose the folders are is only known once the checkpoint that is being built is closed.
+        assert set(found(synced, files)) == {"views", "live facts", "unfinished"}
         told = doctor.repair(synced, lease, files)
     assert len(told) == 5
     assert found(synced, files) == {}
