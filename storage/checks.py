@@ -150,8 +150,8 @@ def _orphans(at: Examination) -> Iterator[Finding]:
     if building is not None:  # its files are put in place before their digest is written down
         return
     # Those of a rejected night lie there until the next run, as they should.
-    known = set(at.connection.scalars(select(Checkpoint.digest).where(Checkpoint.digest.is_not(None))))
-    found = at.files.orphans(known)
+    known = at.connection.scalars(select(Checkpoint.digest))
+    found = at.files.orphans({digest for digest in known if digest is not None})
     if found:
         yield Finding(
             "orphans",

@@ -228,7 +228,8 @@ def _replay_for_real(settings: Settings, pulls: Sequence[Pull], *, as_json: bool
     _facts(facts, as_json=as_json)
     if kept_back:
         raise GateError(
-            f"Nights that a gate, a guard or a waiting candidate kept out of the model: {', '.join(kept_back)}. "
+            "Nights that a gate, a guard or a waiting candidate kept out of the model: "
+            f"{', '.join(kept_back)}. "
             "The line of each says why; what they left owed, `factsync sync` edits."
         )
 
