@@ -79,7 +79,7 @@ class Backfill:
         plan: what was decided, and why.
         batches: one a checkpoint.
         left: edits in its scope that are still owed.
-        stopped: why it ended before everything was done; empty if it did not.
+        stopped: why its time was over before everything was done; empty if it was not.
         rebuilt: the rebuild that followed by policy, if one did.
     """
 
@@ -94,12 +94,16 @@ class Backfill:
     @property
     def ending(self) -> Ending:
         """How it ended."""
+        if self.run is None:
+            counts = (
+                ", ".join(f"{count} {kind}" for kind, count in self.plan.counts.items()) if self.plan else ""
+            )
+            what = f"{self.subjects} items: {counts or 'nothing changed'}"
+            return Ending("Dry run", f"{what}. Nothing was written; the plan is an artifact.")
         live = sum(one.live for one in self.batches)
         made = sum(one.checkpoints for one in self.batches)
         what = f"{self.subjects} items, {live} edits live in {made} checkpoints, {self.left} still owed"
         last = self.batches[-1].state if self.batches else ""
-        if self.run is None:
-            return Ending("Dry run", f"{what}. Nothing was written; the plan is an artifact.")
         if last == batch.REJECTED:
             return Ending("Rejected by a gate", f"{self.batches[-1].candidate.failures}; {what}.", ok=False)
         if last == batch.CANDIDATE:
@@ -184,14 +188,17 @@ class _Work:
                 "backfill",
                 reference_time=at,
                 flow_run_id=flow_run.id,
-                params={**_params(self.scope), "read": sorted(ws.relations)},
+                params={
+                    **_params(self.scope),
+                    "limit": limit,
+                    "batch_size": size,
+                    "approve_burst": self.approve_burst,
+                    "approval": self.approval,
+                    "read": sorted(ws.relations),
+                },
             )
-            try:
+            with ws.run_closed(lease, run):
                 done = self._run(run, feed, found, first, limit=limit, size=size)
-            except BaseException as error:
-                # Whatever stood open is settled by the next run's recovery; the run itself says why it ended.
-                ws.ledger.finish_run(lease, run, "failed", error=f"{type(error).__name__}: {error}")
-                raise
         if done.batches and done.batches[-1].promoted and time.monotonic() < self.deadline:
             done = replace(done, rebuilt=rebuild.compact(ws, lease))
         return done
@@ -219,7 +226,8 @@ class _Work:
             "owed": done.left,
         }
         held = done.ending.name == "Held: burst"
-        ws.ledger.finish_run(lease, run, "held" if held else state, counters=counters, error=stopped or None)
+        error = settled[-1].candidate.failures if state == batch.REJECTED else stopped
+        ws.ledger.finish_run(lease, run, "held" if held else state, counters=counters, error=error or None)
         return done
 
     def _pull(
@@ -272,7 +280,7 @@ class _Work:
             )
             report("batches", number, len(parts))
             if not settled[-1].promoted:
-                return tuple(settled), f"batch {number} of {len(parts)} was not promoted"
+                break
         return tuple(settled), ""
 
 

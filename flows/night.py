@@ -73,10 +73,16 @@ def pull(ws: Workspace, model: Model, feed: ChangeFeed, seen: Seen) -> Pulled:
     )
 
 
-def begin(ws: Workspace, lease: Lease, seen: Seen, flow_run_id: str | None = None) -> int:
-    """Open the run of a sync; it notes for which relations it reads items."""
-    params = {"read": sorted(ws.relations)}
-    return ws.ledger.begin_run(lease, "sync", reference_time=seen.at, flow_run_id=flow_run_id, params=params)
+def begin(
+    ws: Workspace,
+    lease: Lease,
+    seen: Seen,
+    flow_run_id: str | None = None,
+    params: Mapping[str, object] | None = None,
+) -> int:
+    """Open the run of a sync; it notes what it was called with, and for which relations it reads items."""
+    noted = {**(params or {}), "read": sorted(ws.relations)}
+    return ws.ledger.begin_run(lease, "sync", reference_time=seen.at, flow_run_id=flow_run_id, params=noted)
 
 
 def record(

@@ -116,16 +116,12 @@ def run(
     """
     if not ws.ledger.live_facts(lease.model):
         return Rebuild(None)
-    params = {"why": why, "anew": anew, "refine": refine}
+    params = {"why": why, "anew": anew, "refine": refine, "approval": approval}
     number = ws.ledger.begin_run(
         lease, "rebuild", reference_time=datetime.now(UTC), flow_run_id=flow_run.id, params=params
     )
-    try:
+    with ws.run_closed(lease, number):
         done = _run(ws, lease, number, anew=anew, refine=refine, approval=approval)
-    except BaseException as error:
-        # Whatever stood open is settled by the next run's recovery; the run itself says why it ended.
-        ws.ledger.finish_run(lease, number, "failed", error=f"{type(error).__name__}: {error}")
-        raise
     counters = {
         "reused": done.reused,
         "refined": done.refined,

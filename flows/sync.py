@@ -131,8 +131,14 @@ def _night(
     with ws.feed() as feed:
         seen = tasks.probe(ws, feed, as_of=as_of)
         pulled = tasks.pull(ws, lease.model, feed, seen)
-    run = night.begin(ws, lease, seen, flow_run.id)
-    try:
+    params = {
+        "as_of": as_of and as_of.isoformat(),
+        "limit": limit,
+        "approve_burst": approve_burst,
+        "approval": approval,
+    }
+    run = night.begin(ws, lease, seen, flow_run.id, params)
+    with ws.run_closed(lease, run):
         say(f"comparing {len(pulled.statements)} statements with the ledger")
         ingested = tasks.diff(ws, lease, run, pulled)
         plan, planned = tasks.plan(ws, lease, run, pulled, burst_approved=approve_burst)
@@ -153,10 +159,6 @@ def _night(
         if done.blamed or done.left:
             counters = {**counters, "failed_alone": dict(done.blamed), "left": done.left}
         ws.ledger.finish_run(lease, run, done.state, counters=counters, error=error)
-    except BaseException as error:
-        # Whatever stood open is settled by the next run's recovery; the run itself says why it ended.
-        ws.ledger.finish_run(lease, run, "failed", error=f"{type(error).__name__}: {error}")
-        raise
     rebuilt = rebuild.compact(ws, lease) if done.promoted else None
     if done.promoted:
         artifacts.drift(ws, lease.model)

@@ -98,6 +98,18 @@ class Workspace:
             self.model_name, f"factsync on {socket.gethostname()}, process {os.getpid()}"
         )
 
+    @contextlib.contextmanager
+    def run_closed(self, lease: Lease, run: int) -> Iterator[None]:
+        """Close a run as failed if an error ends the block, and let the error go on.
+
+        Whatever stood open is settled by the next run's recovery; the run itself says why it ended.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self.ledger.finish_run(lease, run, "failed", error=f"{type(error).__name__}: {error}")
+            raise
+
     def feed(self) -> contextlib.AbstractContextManager[SparqlFeed | EntityDataFeed]:
         """A source of statements for one run: see `flows.source.opened_feed`.
 

@@ -1,5 +1,6 @@
 """Backfill, approval and decisions: every branch, on the real store, ledger, editor and Prefect."""
 
+import json
 from datetime import UTC, date, datetime, timedelta
 from types import SimpleNamespace
 
@@ -34,12 +35,20 @@ def status(settings):
         return ws.ledger.status(model)
 
 
+def params(settings):
+    """What the last run was called with, as the ledger says."""
+    with opened_model(settings) as (ws, _):
+        return json.loads(ws.ledger.query("SELECT params FROM sync_runs ORDER BY run_id DESC").rows[0][0])
+
+
 def test_a_dry_run_writes_nothing(settings):
     done = backfill(relations=["P6 head of government"], dry_run=True)
     assert done.run is None
     assert set(done.plan.counts) == {"insert"}
     assert {change.property for change in done.plan.changes} == {"P6"}
     assert done.ending.name == "Dry run"
+    counts = done.plan.counts["insert"]
+    assert done.ending.message.startswith(f"{done.subjects} items: {counts} insert. Nothing was written")
     assert not (settings.home / "ledger.db").exists()
 
 
@@ -112,6 +121,8 @@ def test_a_gate_ends_a_backfill_and_keeps_what_is_owed(settings, monkeypatch):
     assert found.live_facts == 0
     assert found.owed == done.left > 0
     assert found.last_run.state == "rejected"
+    assert "exact" in found.last_run.error
+    assert "FAILED" in found.last_run.error
 
 
 @pytest.mark.parametrize(
@@ -138,6 +149,9 @@ def test_approval_ends_as_a_candidate_and_a_person_promotes_it(settings):
     assert found.head is None
     assert found.open_checkpoint.state == "candidate"
     assert found.last_run.state == "candidate"
+    called = params(settings)
+    assert called.pop("read")
+    assert called == {"as_of": None, "limit": 4, "approve_burst": False, "approval": True}
     # A night in between plans, and does not edit; a backfill is refused.
     between = sync()
     assert between.candidate is None
@@ -214,6 +228,10 @@ def test_a_backfill_with_approval_stops_at_its_first_checkpoint(settings):
     done = backfill(relations=["P6"], batch_size=4, limit=8, approval=True)
     assert [one.state for one in done.batches] == ["candidate"]
     assert done.ending.name == "Waits for approval"
+    assert status(settings).last_run.error is None
+    called = params(settings)
+    assert (called["limit"], called["batch_size"], called["approval"]) == (8, 4, True)
+    assert called["relations"] == ["P6"]
     promote()
     assert status(settings).live_facts == 4
 
