@@ -56,7 +56,10 @@ def evaluate(  # noqa: PLR0917 - options have no positions
     """Compare ways of editing on a data set; start it again to go on where it was."""
     settings: Settings = context.obj
     if model is not None:
-        settings = settings.model_copy(update={"model": model})
+        # `--data ledger` still means the facts of this home's model.
+        settings = settings.model_copy(
+            update={"model": model, "model_name": settings.resolved_model_name}
+        )
     from editor.methods import METHODS
     from flows import report
     from flows.asked import Asked
