@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,23 +74,24 @@ def preview(
     settings: Settings = context.obj
     from flows.cli import show
     from flows.errors import UnknownSubjectError
-    from flows.workspace import Workspace
+    from flows.params import known_relations
+    from flows.source import opened_feed
     from kb import relation_view
     from kb.semantics import verdict
 
-    with Workspace.open(settings) as ws, ws.feed() as feed:
-        relation = ws.relations[property_id]
-        statements = feed.statements([subject], [property_id])
-        labels = feed.labels(
-            {subject, *(one.value.canonical for one in statements if one.value.kind == "item")}
-        )
-        at = ws.reference_time(feed.lag(), None)
-        if subject not in labels:
+    known = known_relations(settings)
+    relation = known[property_id.strip().upper()]
+    item = subject.strip().upper()
+    with opened_feed(settings, known) as feed:
+        statements = feed.statements([item], [relation.property])
+        labels = feed.labels({item, *(one.value.canonical for one in statements if one.value.kind == "item")})
+        at = feed.lag() if settings.is_embedded else datetime.now(UTC)
+        if item not in labels:
             chain = ", ".join(feed.endpoint.languages)
-            raise UnknownSubjectError(f"{subject} has no label in the chain {chain}; is the id right?")
-        said = verdict(statements, relation, at, subject=subject)
+            raise UnknownSubjectError(f"{item} has no label in the chain {chain}; is the id right?")
+        said = verdict(statements, relation, at, subject=item)
         value = said.facts[0].value if said.facts else None
-        for purpose, sentence in relation_view.preview(relation, labels[subject], value, labels):
+        for purpose, sentence in relation_view.preview(relation, labels[item], value, labels):
             show.console().print(f"{purpose:>9}  {sentence}")
 
 
