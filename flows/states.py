@@ -17,13 +17,7 @@ from prefect.runtime import deployment
 
 from editor.errors import EditorError, TransientEditorError
 from flows import artifacts
-from flows.errors import (
-    BurstError,
-    CandidateWaitsError,
-    FlowError,
-    GateError,
-    ServerStartError,
-)
+from flows.errors import CandidateWaitsError, FlowError
 from kb.errors import (
     BannedError,
     KBError,
@@ -38,10 +32,12 @@ from storage.errors import (
     LedgerBusyError,
     LedgerConnectionLostError,
     LedgerError,
+    LedgerUrlError,
     LockHeldError,
     MissingCheckpointError,
     OpenCheckpointError,
     StaleLeaseError,
+    UnknownCheckpointError,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +57,8 @@ NAMES: tuple[tuple[type[BaseException], str], ...] = (
     (DiskFullError, "Disk full"),
     (LedgerBusyError, "Ledger unreachable"),
     (LedgerConnectionLostError, "Ledger unreachable"),
+    (UnknownCheckpointError, "Wrong input"),
+    (LedgerUrlError, "Wrong input"),
     (LedgerError, "Ledger error"),
     (BannedError, "Banned by the source"),
     (UnknownRelationError, "Wrong input"),
@@ -70,10 +68,7 @@ NAMES: tuple[tuple[type[BaseException], str], ...] = (
     (KBError, "Source error"),
     (TransientEditorError, "Out of memory"),
     (EditorError, "Editor error"),
-    (GateError, "Rejected by a gate"),
     (CandidateWaitsError, "A candidate waits"),
-    (BurstError, "Held: burst"),
-    (ServerStartError, "Server did not start"),
     (FlowError, "Wrong input"),
 )
 """State names of failures, the particular before the general; docs/operate.md lists them."""

@@ -6,11 +6,11 @@ import pytest
 
 from editor.errors import EditorError, TransientEditorError
 from flows.cli.main import package_exit_code
-from flows.errors import BackfillInputError, CandidateWaitsError, GateError, SettingsError
+from flows.errors import BackfillInputError, CandidateWaitsError, SettingsError
 from flows.retry import is_transient
 from flows.states import NAMES, Ending, failure_name, named_states
 from kb.errors import KBError, StaleSourceError, TransientKBError
-from storage.errors import LedgerError, LockHeldError
+from storage.errors import LedgerError, LedgerUrlError, LockHeldError, UnknownCheckpointError
 
 STALE = StaleSourceError("old", lag=datetime(2026, 9, 1, tzinfo=UTC), limit_hours=24.0)
 
@@ -25,7 +25,8 @@ STALE = StaleSourceError("old", lag=datetime(2026, 9, 1, tzinfo=UTC), limit_hour
         (LedgerError("odd"), "Ledger error"),
         (TransientEditorError("full"), "Out of memory"),
         (EditorError("odd"), "Editor error"),
-        (GateError("low"), "Rejected by a gate"),
+        (UnknownCheckpointError("feedbeef"), "Wrong input"),
+        (LedgerUrlError("odd"), "Wrong input"),
         (CandidateWaitsError("x"), "A candidate waits"),
         (BackfillInputError("x"), "Wrong input"),
         (SettingsError("x"), "Wrong input"),
