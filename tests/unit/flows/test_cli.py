@@ -13,18 +13,23 @@ from prefect.exceptions import ParameterTypeError
 from typer import Typer
 from typer.main import get_command
 
-from flows.cli import curate
+from editor.errors import CorruptStateError, EditorError, NonFiniteError, OutOfMemoryError
+from flows.cli import curate, evaluate
 from flows.cli.main import FAMILIES, app, main, package_exit_code
 from flows.errors import UnknownSubjectError
-from kb.errors import EndpointDownError, UnknownRelationError
-from kb.relations import Relations
+from flows.settings import Settings
+from kb.errors import BannedError, EndpointDownError, UnknownRelationError
+from kb.model import Label
+from kb.serving import StoreStartError
 from storage.errors import (
     LedgerBusyError,
     LedgerConnectionLostError,
     LedgerUrlError,
     LockHeldError,
+    QueryRefusedError,
     UnknownCheckpointError,
 )
+from tests.unit.storage import steps
 
 READ_BY_PROGRAMS = (
     "plan",
@@ -95,6 +100,13 @@ def test_what_plays_the_local_store_keeps_off_a_home_of_another_source(tmp_path,
         (LedgerBusyError("locked"), 1),
         (EndpointDownError("down", url="https://example.org", status=503), 3),
         (UnknownRelationError("none", property_id="P0"), 2),
+        (BannedError("banned", url="https://example.org", until=steps.START), 3),
+        (StoreStartError("no luck"), 3),
+        (OutOfMemoryError("full"), 1),
+        (NonFiniteError("nan"), 1),
+        (CorruptStateError("torn"), 1),
+        (EditorError("odd"), 2),
+        (QueryRefusedError("it writes"), 2),
         (ParameterTypeError("odd"), 2),
         (PermissionError(), 1),
         (RuntimeError(), None),
@@ -181,15 +193,50 @@ def test_another_wikibase_lists_its_own_relations(tmp_path):
     assert [row["property"] for row in json.loads(done.stdout)] == ["P9001"]
 
 
-def test_a_subject_without_a_label_is_told_the_chain_that_was_asked(monkeypatch):
+@pytest.fixture
+def asked(home, monkeypatch):
+    """Have a source stand in that knows a label of Q183, and note what it is asked."""
+    asked = []
+
+    def statements(*given):
+        asked.append(given)
+        return []
+
+    def labels(ids):
+        return {one: Label(one, "Germany", "en") for one in ids if one == "Q183"}
+
     endpoint = SimpleNamespace(languages=("de", "mul"))
-    feed = SimpleNamespace(statements=lambda *_: [], labels=lambda _: {}, lag=lambda: None, endpoint=endpoint)
-    ws = SimpleNamespace(
-        relations=Relations.load(), feed=lambda: nullcontext(feed), reference_time=lambda *_: None
-    )
-    monkeypatch.setattr("flows.workspace.Workspace.open", lambda _: nullcontext(ws))
+    feed = SimpleNamespace(statements=statements, labels=labels, lag=lambda: steps.START, endpoint=endpoint)
+    monkeypatch.setattr("flows.source.opened_feed", lambda *_: nullcontext(feed))
+    return asked
+
+
+def test_a_preview_of_any_relation_that_is_described_opens_no_ledger(home, asked, capsys, monkeypatch):
+    monkeypatch.setenv("FACTSYNC_RELATIONS", "P35")
+    settings = Settings.read()
+    curate.preview(SimpleNamespace(obj=settings), " p6", "q183")
+    assert asked == [(["Q183"], ["P6"])]
+    assert "Germany" in capsys.readouterr().out
+    assert not (settings.home / "ledger.db").exists()
+
+
+def test_a_subject_without_a_label_is_told_the_chain_that_was_asked(home, asked):
     with pytest.raises(UnknownSubjectError, match="no label in the chain de, mul;"):
-        curate.preview(SimpleNamespace(obj=None), "P6", "Q404")
+        curate.preview(SimpleNamespace(obj=home), "P6", "Q404")
+
+
+@pytest.mark.parametrize("given", [None, "kept"])
+def test_another_model_is_evaluated_on_this_homes_facts(home, monkeypatch, given):
+    asked = []
+    monkeypatch.setattr("flows.evaluate.evaluate", lambda settings, *_: asked.append(settings))
+    monkeypatch.setattr("flows.report.write", lambda *_: None)
+    monkeypatch.setattr("flows.report.as_json", lambda _: {})
+    home.model_name = given
+    ours = home.resolved_model_name
+    context = SimpleNamespace(obj=home)
+    evaluate.evaluate(context, "ledger", model="org/other-model", as_json=True)
+    (settings,) = asked
+    assert (settings.model, settings.resolved_model_name) == ("org/other-model", ours)
 
 
 def test_settings_are_shown_as_they_are_written(tmp_path):
