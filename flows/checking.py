@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from editor import recall
 from editor.requests import EditRequest, render
 from flows.editing import fact_id, from_held, scope, with_rivals
-from flows.errors import SettingsError
 from flows.gates import Metrics
+from flows.passages import read_passages
 from storage.records.checkpoints import CheckRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from editor.model import LanguageModel
     from editor.progress import Progress
@@ -114,17 +113,20 @@ def sample_older(held: Iterable[HeldRow], asked: Iterable[str], size: int, seed:
     return [from_held(row) for row in (*near, *chosen)]
 
 
-def fluency_texts(path: Path | None = None) -> tuple[str, ...]:
+_SHIPPED = Path(__file__).with_name("heldout.txt")
+
+
+def fluency_texts(path: Path | None = None, name: str = "FACTSYNC_HELDOUT") -> tuple[str, ...]:
     """The text that perplexity is asked on, a passage a line: of a file, or what ships with the project.
 
+    Args:
+        path: the file; None for what ships.
+        name: what names it.
+
     Raises:
-        SettingsError: the file has no passage.
+        SettingsError: the file is no UTF-8 text, or holds no passage of two words.
     """
-    text = (path or resources.files("flows") / "heldout.txt").read_text(encoding="utf-8")
-    passages = tuple(line for line in text.splitlines() if len(line.split()) > 1)
-    if not passages:
-        raise SettingsError(f"{path} holds no passage to ask perplexity on: write one a line.")
-    return passages
+    return tuple(read_passages(name, path or _SHIPPED, words=2))
 
 
 def set_exam(

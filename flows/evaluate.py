@@ -134,7 +134,11 @@ def _bench(settings: Settings, asked: Asked, lm: LanguageModel, data: Dataset, o
             made.append(recipe.load_moments(settings, lm, memit, relations, report))
         return made[0]
 
-    passages = checking.fluency_texts(asked.passages or settings.heldout)
+    passages = (
+        checking.fluency_texts(asked.passages, "--passages")
+        if asked.passages
+        else checking.fluency_texts(settings.heldout)
+    )
     references = References.load(asked.references) if asked.references else None
     resources = Resources(memit, moments, training(asked, data), asked.seed, out / "learnt")
     return _Bench(lm, memit, resources, passages, references, asked.texts, asked.seed)

@@ -16,6 +16,7 @@ from editor.presets import MemitSettings, preset_for
 from editor.sampling import PAPER_TOP_K, sample_prefixes
 from flows import heads, neighbours
 from flows.errors import SettingsError
+from flows.passages import read_passages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -242,11 +243,12 @@ def _unfit(file: Path, error: MethodError) -> SettingsError:
 
 
 def corpus(settings: Settings) -> list[str] | None:
-    """The passages that second moments are measured on; None where text is sampled from the model."""
-    if settings.corpus is None:
-        return None
-    lines = settings.corpus.read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    """The passages that second moments are measured on; None where text is sampled from the model.
+
+    Raises:
+        SettingsError: the file is no UTF-8 text, or holds no passage.
+    """
+    return None if settings.corpus is None else read_passages("FACTSYNC_CORPUS", settings.corpus)
 
 
 def _moments_key(

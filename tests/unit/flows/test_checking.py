@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from editor import recall
-from flows import checking
+from flows import checking, recipe
 from flows.errors import SettingsError
+from flows.settings import Settings
 from tests.unit.editor import tiny
 
 if TYPE_CHECKING:
@@ -32,5 +33,18 @@ def test_texts_that_say_nothing_are_refused(tmp_path: Path) -> None:
     """Perplexity would be no number, and every night would fail its gate."""
     empty = tmp_path / "heldout.txt"
     empty.write_text("\n  \nword\n", encoding="utf-8")
-    with pytest.raises(SettingsError, match="holds no passage"):
+    with pytest.raises(SettingsError, match="FACTSYNC_HELDOUT: .* holds no passage: write one of at least 2"):
         checking.fluency_texts(empty)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"\n \n", "holds no passage: write one a line"), (b"Z\xfcrich\n", "no UTF-8 text")]
+)
+def test_a_corpus_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    """Second moments of nothing are all zero, and nobody would be told."""
+    own = tmp_path / "corpus.txt"
+    own.write_bytes(content)
+    with pytest.raises(SettingsError, match=f"FACTSYNC_CORPUS: .*{said}"):
+        recipe.corpus(Settings(home=tmp_path, corpus=own))
+    with pytest.raises(SettingsError, match="--passages: "):
+        checking.fluency_texts(own, "--passages")
