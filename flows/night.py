@@ -125,8 +125,7 @@ def plan(
 
 def under_review(ws: Workspace, model: Model, pulled: Pulled) -> set[Pair]:
     """The groups that a plan looks at: those marked, those in which something waits, those relabelled."""
-    marked = {(group.subject, group.property) for group in ws.ledger.groups_to_review(model)}
-    return marked | _relabelled(ws, model, pulled)
+    return ws.ledger.pairs_to_review(model) | _relabelled(ws, model, pulled)
 
 
 def _relabelled(ws: Workspace, model: Model, pulled: Pulled) -> set[Pair]:

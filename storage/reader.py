@@ -145,22 +145,18 @@ class LedgerReader:
         with read_transaction(self.engine) as connection:
             return review.entity_rows(connection, set(ids))
 
-    def groups_to_review(self, model: Model, *, page_size: int = 500) -> Iterator[Group]:
-        """Yield the groups that changed and those in which something waits, by (subject, property).
-
-        Args:
-            model: The model.
-            page_size: Groups a page; each page is one short read of six queries.
-        """
-        return review.groups_to_review(self.engine, model.id, page_size)
+    def pairs_to_review(self, model: Model) -> set[Pair]:
+        """List the (subject, property) of the groups that changed and of those in which something waits."""
+        with read_transaction(self.engine) as connection:
+            return review.pairs_to_review(connection, model.id)
 
     def groups(self, model: Model, pairs: Iterable[Pair], *, page_size: int = 500) -> Iterator[Group]:
-        """Yield the named groups, known or not, for a plan that looks beyond what changed.
+        """Yield the named groups, known or not, with all that a plan needs of them, by (subject, property).
 
         Args:
             model: The model.
             pairs: The (subject, property) of each group.
-            page_size: Groups a page.
+            page_size: Groups a page; each page is one short read of six queries.
         """
         return review.groups(self.engine, model.id, pairs, page_size)
 

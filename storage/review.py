@@ -1,4 +1,4 @@
-"""What the plan step reads: groups that changed, and groups in which something waits, a page at a time.
+"""What the plan step reads: which groups to look at, and all that a plan needs of each, a page at a time.
 
 Six queries a page, however many groups it holds.
 """
@@ -29,33 +29,23 @@ if TYPE_CHECKING:
     from storage.records import Pair
 
 
-def groups_to_review(engine: Engine, model_id: int, page_size: int) -> Iterator[Group]:
-    """Yield the groups that a plan must look at, in order of (subject, property).
-
-    Args:
-        engine: The ledger's engine; each page is its own short read, so no long transaction stands open.
-        model_id: The model.
-        page_size: Groups a page.
-
-    Yields:
-        Each group with all that the plan needs of it.
-    """
-    after: Pair | None = None
-    while True:
-        with reading(engine) as connection:
-            page = _page(connection, model_id, after, page_size)
-            groups = _fill(connection, model_id, page)
-        yield from groups
-        if len(page) < page_size:
-            return
-        after = page[-1]
+def pairs_to_review(connection: Connection, model_id: int) -> set[Pair]:
+    """List the groups that a plan must look at: those marked, and those in which something waits."""
+    marked = select(Review.subject, Review.property).where(Review.model_id == model_id)
+    waiting = (
+        select(Fact.subject, Fact.property)
+        .join(HeldBack, HeldBack.fact_id == Fact.id)
+        .where(HeldBack.model_id == model_id, HeldBack.resolved_at.is_(None))
+    )
+    rows = connection.execute(union(marked.order_by(None), waiting))
+    return {(row.subject, row.property) for row in rows}
 
 
 def groups(engine: Engine, model_id: int, pairs: Iterable[Pair], page_size: int) -> Iterator[Group]:
     """Yield the named groups, known or not, in order of (subject, property).
 
     Args:
-        engine: The ledger's engine.
+        engine: The ledger's engine; each page is its own short read, so no long transaction stands open.
         model_id: The model.
         pairs: Which groups.
         page_size: Groups a page.
@@ -67,23 +57,6 @@ def groups(engine: Engine, model_id: int, pairs: Iterable[Pair], page_size: int)
         with reading(engine) as connection:
             found = _fill(connection, model_id, list(page))
         yield from found
-
-
-def _page(connection: Connection, model_id: int, after: Pair | None, size: int) -> list[Pair]:
-    marked = select(Review.subject, Review.property).where(Review.model_id == model_id)
-    waiting = (
-        select(Fact.subject, Fact.property)
-        .join(HeldBack, HeldBack.fact_id == Fact.id)
-        .where(HeldBack.model_id == model_id, HeldBack.resolved_at.is_(None))
-    )
-    if after is not None:
-        marked = marked.where(tuple_(Review.subject, Review.property) > tuple_(*map(literal, after)))
-        waiting = waiting.where(tuple_(Fact.subject, Fact.property) > tuple_(*map(literal, after)))
-    both = union(marked.order_by(None), waiting).subquery()
-    rows = connection.execute(
-        select(both.c.subject, both.c.property).order_by(both.c.subject, both.c.property).limit(size)
-    )
-    return [(row.subject, row.property) for row in rows]
 
 
 def _fill(connection: Connection, model_id: int, page: Sequence[Pair]) -> list[Group]:

@@ -57,9 +57,7 @@ def evaluate(  # noqa: PLR0917 - options have no positions
     settings: Settings = context.obj
     if model is not None:
         # `--data ledger` still means the facts of this home's model.
-        settings = settings.model_copy(
-            update={"model": model, "model_name": settings.resolved_model_name}
-        )
+        settings = settings.model_copy(update={"model": model, "model_name": settings.resolved_model_name})
     from editor.methods import METHODS
     from flows import report
     from flows.asked import Asked

@@ -210,7 +210,7 @@ def test_what_another_model_reads_while_a_plan_is_made_stays_to_review(
     with ledger.writer(steps.MODEL, holder="test") as lease:
         run = ledger.begin_run(lease, "sync", reference_time=steps.night(1))
         steps.ingest(ledger, lease, run, world, 1)
-        groups = list(ledger.groups_to_review(lease.model))
+        groups = steps.to_review(ledger, lease.model)
         decided = [steps.decide(group) for group in groups]
         world.set("Q1", "P6", "Q999")
         read_by_another(ledger, world, 2)
@@ -222,7 +222,7 @@ def test_what_another_model_reads_while_a_plan_is_made_stays_to_review(
             reviewed=marks_of(groups),
             flip_memory=steps.FLIP_MEMORY,
         )
-        assert [(group.subject, group.property) for group in ledger.groups_to_review(lease.model)] == [
+        assert [(group.subject, group.property) for group in steps.to_review(ledger, lease.model)] == [
             ("Q1", "P6")
         ]
     steps.sync(ledger, files, world, 2)
@@ -241,7 +241,7 @@ def test_a_plan_waits_for_no_other_models_news_and_clears_none(
         with ledger.writer(steps.MODEL, holder="test") as lease:
             run = ledger.begin_run(lease, "sync", reference_time=steps.night(1))
             steps.ingest(ledger, lease, run, world, 1)
-            seen = marks_of(ledger.groups_to_review(lease.model))
+            seen = marks_of(steps.to_review(ledger, lease.model))
 
             def record(name: str) -> None:
                 if name == "ingest.before_commit":
@@ -250,7 +250,7 @@ def test_a_plan_waits_for_no_other_models_news_and_clears_none(
             world.set("Q1", "P6", "Q999")
             with Ledger.open(url, on_point=record) as other:
                 read_by_another(other, world, 2)
-            assert list(marks_of(ledger.groups_to_review(lease.model))) == [("Q1", "P6")]
+            assert list(marks_of(steps.to_review(ledger, lease.model))) == [("Q1", "P6")]
     postgres.drop(url)
 
 

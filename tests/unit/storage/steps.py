@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from storage.checkpoints import CheckpointFiles
     from storage.ledger import Ledger
-    from storage.records.runs import Lease
+    from storage.records.runs import Lease, Model
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SOURCE = "wikidata"
@@ -147,12 +147,17 @@ def decide(group: Group) -> tuple[list[ChangeRow], list[EditRequestRow]]:
     return [change], [request]
 
 
+def to_review(ledger: Ledger, model: Model, page_size: int = 3) -> list[Group]:
+    """The groups that a plan looks at."""
+    return list(ledger.groups(model, ledger.pairs_to_review(model), page_size=page_size))
+
+
 def plan(ledger: Ledger, lease: Lease, run: int) -> None:
     """Plan all groups to review."""
     changes: list[ChangeRow] = []
     requests: list[EditRequestRow] = []
     reviewed = {}
-    for group in ledger.groups_to_review(lease.model, page_size=3):
+    for group in to_review(ledger, lease.model):
         some, wishes = decide(group)
         changes += some
         requests += wishes

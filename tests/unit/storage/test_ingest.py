@@ -60,7 +60,7 @@ class Pull:
 
     def touched(self) -> list[tuple[str, str]]:
         """Groups marked; recording an empty plan clears the marks."""
-        groups = self.ledger.groups_to_review(self.lease.model)
+        groups = steps.to_review(self.ledger, self.lease.model)
         marks = {(group.subject, group.property): group.marks for group in groups}
         self.ledger.record_plan(self.lease, self.run, [], [], reviewed=marks, flip_memory=steps.FLIP_MEMORY)
         return list(marks)

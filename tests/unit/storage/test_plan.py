@@ -102,7 +102,7 @@ def test_recording_a_plan_twice_is_recording_it_once(desk: Desk) -> None:
     assert desk.wish("Q10", 1, run) == PlanReport({"insert": 1}, 0, 1, 0, 0, 0)
     assert desk.owed() == [("Q10", 1)]
     assert desk.ledger.query("SELECT count(*) FROM change").rows == ((1,),)
-    assert list(desk.ledger.groups_to_review(desk.lease.model)) == []
+    assert steps.to_review(desk.ledger, desk.lease.model) == []
 
 
 def test_a_newer_wish_replaces_the_older(desk: Desk) -> None:
@@ -196,7 +196,7 @@ def test_what_waits_is_reviewed_every_night_and_carries_a_persons_word(desk: Des
     (pending,) = desk.ledger.pending(desk.lease.model)
     assert desk.ledger.decide(desk.lease, pending.id, "approved", by="Kim")
     assert not desk.ledger.decide(desk.lease, pending.id + 1, "approved", by="Kim")
-    (group,) = desk.ledger.groups_to_review(desk.lease.model)
+    (group,) = steps.to_review(desk.ledger, desk.lease.model)
     assert [(row.kind, row.decision) for row in group.pending] == [("quarantine", "approved")]
 
 
@@ -297,7 +297,7 @@ def test_reviewing_many_groups_asks_few_questions(desk: Desk) -> None:
     )
     asked = []
     event.listen(desk.ledger.engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
-    groups = list(desk.ledger.groups_to_review(desk.lease.model, page_size=100))
+    groups = steps.to_review(desk.ledger, desk.lease.model, page_size=100)
     assert len(groups) == 300
     assert [(g.subject, g.property) for g in groups] == sorted((g.subject, g.property) for g in groups)
     questions = [sql for sql in asked if sql.startswith("SELECT")]

@@ -146,12 +146,12 @@ def test_what_another_model_read_since_a_look_stays_marked(ledger: Ledger, files
     one, world = ledger.ensure_model(ONE, "local", steps.BASE), steps.World()
     world.set("Q1", "P6", "Q101")
     steps.sync(ledger, files, world, 1, model=OTHER)
-    (looked_at,) = ledger.groups_to_review(one)
+    (looked_at,) = steps.to_review(ledger, one)
     world.set("Q1", "P6", "Q201")
     with ledger.writer(OTHER, holder="test") as lease:
         run = ledger.begin_run(lease, "sync", reference_time=steps.night(2))
         steps.ingest(ledger, lease, run, world, 2)
-    assert [group.marks for group in ledger.groups_to_review(ledger.model(OTHER))] == [looked_at.marks]
+    assert [group.marks for group in steps.to_review(ledger, ledger.model(OTHER))] == [looked_at.marks]
     with ledger.writer(ONE, holder="test") as lease:
         run = ledger.begin_run(lease, "sync", reference_time=steps.night(2))
         reviewed = {("Q1", "P6"): looked_at.marks}
