@@ -33,7 +33,9 @@ def test_texts_that_say_nothing_are_refused(tmp_path: Path) -> None:
     """Perplexity would be no number, and every night would fail its gate."""
     empty = tmp_path / "heldout.txt"
     empty.write_text("\n  \nword\n", encoding="utf-8")
-    with pytest.raises(SettingsError, match=r"FACTSYNC_HELDOUT: .* holds no passage: write one of at least 2"):
+    with pytest.raises(
+        SettingsError, match=r"FACTSYNC_HELDOUT: .* holds no passage: write one of at least 2"
+    ):
         checking.fluency_texts(empty)
 
 
