@@ -71,11 +71,6 @@ def live_at(ws: Workspace, model: Model, at: datetime) -> CheckpointRow:
     return row
 
 
-def materialize(ws: Workspace, model: Model, row: CheckpointRow | None, out: Path | None = None) -> Path:
-    """Write a checkpoint as a folder that `AutoModelForCausalLM.from_pretrained` loads, to the bit."""
-    return export(ws, model, row, out).folder
-
-
 def export(
     ws: Workspace,
     model: Model,

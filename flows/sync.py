@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from flows.planning import Plan
     from flows.rebuild import Rebuild
     from flows.writing import Candidate
-    from storage.records.planned import PlanReport
-    from storage.records.pulled import IngestReport
     from storage.records.runs import Lease
 
 log = logging.getLogger(__name__)
@@ -38,9 +36,7 @@ class Night:
     Attributes:
         run: its key in the ledger.
         at: the reference time.
-        ingested: what the pull brought.
         plan: what was decided, and why.
-        planned: what the plan added to the queue.
         candidate: the checkpoint it made; None if nothing was owed.
         promoted: whether that checkpoint is live now.
         waiting: why a checkpoint waits for a person, this run's or an earlier one's; empty if none does.
@@ -49,9 +45,7 @@ class Night:
 
     run: int
     at: datetime
-    ingested: IngestReport
     plan: Plan
-    planned: PlanReport
     candidate: Candidate | None
     promoted: bool
     waiting: str = ""
@@ -140,8 +134,8 @@ def _night(
     run = night.begin(ws, lease, seen, flow_run.id, params)
     with ws.run_closed(lease, run):
         say(f"comparing {len(pulled.statements)} statements with the ledger")
-        ingested = tasks.diff(ws, lease, run, pulled)
-        plan, planned = tasks.plan(ws, lease, run, pulled, burst_approved=approve_burst)
+        tasks.diff(ws, lease, run, pulled)
+        plan, _ = tasks.plan(ws, lease, run, pulled, burst_approved=approve_burst)
         artifacts.plan(plan, ws.relations)
         owed = ws.owed(lease.model)[:limit]
         counters = {"changes": plan.counts, "skipped": len(pulled.skipped), "owed": len(owed)}
@@ -149,11 +143,11 @@ def _night(
             # What was planned stays owed; no other checkpoint can be made until somebody decides.
             waiting = decide.says_waiting(open_one)
             ws.ledger.finish_run(lease, run, "held", counters=counters, error=waiting)
-            return Night(run, seen.at, ingested, plan, planned, None, promoted=False, waiting=waiting)
+            return Night(run, seen.at, plan, None, promoted=False, waiting=waiting)
         if not owed:
             state = "held" if plan.burst.stop else "nothing"
             ws.ledger.finish_run(lease, run, state, counters=counters)
-            return Night(run, seen.at, ingested, plan, planned, None, promoted=False)
+            return Night(run, seen.at, plan, None, promoted=False)
         done = batch.edit_batch(ws, lease, run, owed, approval=approval)
         error = done.candidate.failures if done.state == batch.REJECTED else None
         if done.blamed or done.left:
@@ -167,7 +161,7 @@ def _night(
         waiting = (
             f"Checkpoint {done.candidate.digest[:12]} waits: run `factsync promote` or `factsync reject`."
         )
-    return Night(run, seen.at, ingested, plan, planned, done.candidate, done.promoted, waiting, rebuilt)
+    return Night(run, seen.at, plan, done.candidate, done.promoted, waiting, rebuilt)
 
 
 def require_promoted(night: Night) -> Night:

@@ -100,7 +100,7 @@ class CheckpointFiles:
         with self._temporary() as temporary:
             _write(temporary / OWNER, ledger.encode(), self._point)
             (temporary / OWNER).rename(self.root / OWNER)
-            _sync_folder(self.root)
+            sync_path(self.root)
 
     def path(self, digest: str) -> Path:
         """Give the folder of a checkpoint, whether it exists or not."""
@@ -156,21 +156,22 @@ class CheckpointFiles:
         digest = hashlib.sha256(body).hexdigest()
         _write(temporary / MANIFEST, body, self._point)
         self._point("files.written")
-        _sync_folder(temporary)
+        sync_path(temporary)
         self._point("files.synced")
         final = self.path(digest)
         if final.exists():
-            if self._intact(digest):
+            if self.intact(digest):
                 return digest
             # The name is taken by a damaged copy of this very content: make room for the good one.
             final.rename(self.root / f"{_TEMPORARY}damaged-{secrets.token_hex(4)}")
         temporary.rename(final)
         self._point("files.renamed")
-        _sync_folder(self.root)
+        sync_path(self.root)
         self._point("files.folder_synced")
         return digest
 
-    def _intact(self, digest: str) -> bool:
+    def intact(self, digest: str) -> bool:
+        """Say whether a checkpoint is there and every byte of it is right."""
         try:
             self.open(digest)
         except (CorruptCheckpointError, MissingCheckpointError):
@@ -247,7 +248,7 @@ class CheckpointFiles:
             if gone is not folder:
                 folder.rename(gone)
             shutil.rmtree(gone)
-            _sync_folder(self.root)
+            sync_path(self.root)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -292,8 +293,9 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Have the disk take what is written of a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -98,7 +98,7 @@ def repair(ledger: Ledger, lease: Lease, files: CheckpointFiles) -> list[str]:
             migrate.drop_views(connection)
             migrate.create_views(connection)
             done.append("Made the public views again.")
-        head = ledger.model(lease.model.name).head
+        head = lease.model.head
         said, counted = live_counts(connection, lease.model.id, head)
         if head is not None and said != counted:
             connection.execute(update(Checkpoint).where(Checkpoint.id == head).values(live_facts=counted))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select, update
 
 from storage import lifecycle
-from storage.errors import CorruptCheckpointError, ForeignCheckpointsError, MissingCheckpointError
+from storage.errors import ForeignCheckpointsError
 from storage.records.runs import Lease, Recovery
 from storage.schema.checkpoints import OPEN_STATES, STORED_STATES, Checkpoint
 from storage.schema.runs import LedgerMeta, SyncRun
@@ -84,7 +84,7 @@ def settle(
         .where(Checkpoint.model_id == lease.model.id, Checkpoint.state.in_(OPEN_STATES))
     )
     for row in list(open_rows):
-        if row.state == "candidate" and row.run_state == "candidate" and _whole(files, row.digest):
+        if row.state == "candidate" and row.run_state == "candidate" and files.intact(row.digest):
             kept.append(row.id)
             continue
         state = "abandoned" if row.state == "building" else "rejected"
@@ -107,14 +107,6 @@ def settle(
     ).all()
     point("recover.settled")
     return Recovery(tuple(abandoned), tuple(rejected), tuple(kept), requeued, tuple(sorted(crashed)))
-
-
-def _whole(files: CheckpointFiles, digest: str) -> bool:
-    try:
-        files.open(digest)
-    except (MissingCheckpointError, CorruptCheckpointError):
-        return False
-    return True
 
 
 def known_digests(connection: Connection) -> set[str]:

@@ -7,13 +7,13 @@ closed versions of statements that no request names, and decisions that edited n
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, exists, func, select
 
+from storage.checkpoints import sync_path
 from storage.database import raise_os_error, sqlite_path, translated
 from storage.errors import LedgerUrlError
 from storage.schema.checkpoints import OPEN_STATES, Checkpoint, RecallCheck
@@ -101,18 +101,10 @@ def archive(engine: Engine, target: Path) -> None:
         # Not through a connection of the engine's: those begin a transaction, in which SQLite does not copy.
         with translated(), closing(engine.raw_connection()) as connection:
             connection.cursor().execute("VACUUM INTO ?", (str(part),))
-        _sync(part)
+        sync_path(part)
         part.replace(target)
-        _sync(target.parent)
+        sync_path(target.parent)
     except OSError as error:
         raise_os_error(error, target)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

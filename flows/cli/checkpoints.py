@@ -109,7 +109,7 @@ def materialize(
         row = _to_write(ws, model, which)
         if as_of is not None:
             row = publish.live_at(ws, model, as_of.replace(tzinfo=UTC))
-        folder = publish.materialize(ws, model, row, out)
+        folder = publish.export(ws, model, row, out).folder
     show.console().print(f"Wrote {folder}; AutoModelForCausalLM.from_pretrained loads it.")
 
 

@@ -16,7 +16,7 @@ from flows.cli.checkpoints import checkpoint
 from flows.dry_run import dry_run
 from flows.editing import fact_id, read_states
 from flows.errors import GateError, OtherWeightsError
-from flows.publish import materialize
+from flows.publish import export
 from flows.settings import Settings
 from flows.sync import require_promoted, sync
 from flows.workspace import Workspace, opened_model
@@ -134,7 +134,7 @@ def test_a_rejected_night_keeps_yesterdays_model_and_what_is_owed(settings, monk
 def test_a_materialized_checkpoint_is_the_model_that_was_checked(two_nights, tmp_path):
     settings, _, second = two_nights
     with opened_model(settings) as (ws, model):
-        folder = materialize(ws, model, None, tmp_path / "out")
+        folder = export(ws, model, None, tmp_path / "out").folder
         lm = models.load_base(settings)
         models.put_on(lm, ws.files, ws.ledger.lineage(model))
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -215,7 +215,7 @@ def night_of(*, promoted=True, failures="", edited=True):
     """A night that edited something, unless it was empty."""
     plan = SimpleNamespace(counts={}, burst=SimpleNamespace(held=""), edits=[])
     candidate = SimpleNamespace(digest="d" * 64, failures=failures, gates=(), marks=None) if edited else None
-    return Night(1, steps.START, None, plan, None, candidate, promoted=promoted and edited)
+    return Night(1, steps.START, plan, candidate, promoted=promoted and edited)
 
 
 @pytest.fixture

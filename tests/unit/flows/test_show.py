@@ -41,7 +41,7 @@ def test_a_failed_gate_is_not_called_short():
 def night_of(burst):
     """A night that edited nothing."""
     plan = SimpleNamespace(counts={"quarantine": 3}, burst=burst)
-    return Night(1, datetime(2026, 9, 1, tzinfo=UTC), None, plan, None, None, promoted=False)
+    return Night(1, datetime(2026, 9, 1, tzinfo=UTC), plan, None, promoted=False)
 
 
 def test_a_night_that_the_burst_guard_held_is_no_success():
