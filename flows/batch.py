@@ -42,6 +42,7 @@ class Settled:
         checkpoints: how many were promoted for them.
         blamed: items whose facts fail alone while others passed, and the gates; they are no longer owed.
         left: how many requests stay owed after a batch was taken apart.
+        at_fault: whether it failed because of its one subject, which was tried alone; its requests fail then.
     """
 
     candidate: Candidate
@@ -51,6 +52,7 @@ class Settled:
     checkpoints: int = 0
     blamed: tuple[tuple[str, str], ...] = ()
     left: int = 0
+    at_fault: bool = False
 
     @property
     def promoted(self) -> bool:
@@ -116,9 +118,8 @@ def _taken_apart(
     def attempt(part: Sequence[EditRequestRow], blame: bool) -> Verdict:
         nonlocal last, number, checkpoints
         number += PARTS
-        over = last.candidate if blame else None
-        done = _one(ws, lease, run, part, number=number, over=over)
-        verdict = _verdict(done, over)
+        done = _one(ws, lease, run, part, number=number, over=last.candidate if blame else None)
+        verdict = _verdict(done)
         if done.promoted:
             last = done
             checkpoints += 1
@@ -134,9 +135,8 @@ def _taken_apart(
     )
 
 
-def _verdict(done: Settled, over: Candidate | None = None) -> Verdict:
-    blamed = over is not None and at_fault(done.candidate, over)
-    return Verdict(done.promoted, suspects(done.candidate), done.candidate.failures, blamed)
+def _verdict(done: Settled) -> Verdict:
+    return Verdict(done.promoted, suspects(done.candidate), done.candidate.failures, done.at_fault)
 
 
 def at_fault(candidate: Candidate, before: Candidate) -> bool:
@@ -195,7 +195,8 @@ def settle(
     artifacts.checkpoint(ws, lease.model, candidate, shown, why, number=number)
     artifacts.decided(lease.model.name, candidate.digest, shown, why)
     promoted = state == SUCCEEDED
-    return Settled(candidate, state, owed, live=owed if promoted else 0, checkpoints=int(promoted))
+    live = owed if promoted else 0
+    return Settled(candidate, state, owed, live, checkpoints=int(promoted), at_fault=blame and not promoted)
 
 
 def short_of(candidate: Candidate, most: int = 5) -> str:

@@ -80,8 +80,7 @@ def calibrate(blocks: list[Block] | None = None) -> Calibrated:
     with Workspace.open(settings) as ws:
         models.register(ws)
         relations = ws.relations
-        model = next(one for one in ws.ledger.models() if one.name == ws.model_name)
-        held = len(ws.ledger.live_facts(model))
+        held = len(ws.ledger.live_facts(ws.ledger.model(ws.model_name)))
     say("reading the base model")
     lm = models.load_base(settings)
     say("looking for the blocks that recall facts, then trying settings")

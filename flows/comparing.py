@@ -68,8 +68,7 @@ def compare(
         before: the first; None for the base model.
         after: the second.
     """
-    edits = ws.ledger.query(_EDITS, {"model": model.name}, limit=None)
-    rows = [dict(zip(edits.columns, row, strict=True)) for row in edits.rows]
+    rows = ws.ledger.query(_EDITS, {"model": model.name}, limit=None).dicts
     first, second = (_held(rows, _line(ws, model, one)) for one in (before, after))
     facts = tuple(
         Difference(

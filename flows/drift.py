@@ -53,11 +53,8 @@ class Drift:
 
 def read(ws: Workspace, model: Model) -> Drift:
     """Ask the ledger's views."""
-    found = []
-    for sql in (NIGHTS, RELATIONS, COHORTS):
-        result = ws.ledger.query(sql, {"model": model.name}, limit=None)
-        found.append(tuple(dict(zip(result.columns, row, strict=True)) for row in result.rows))
-    return Drift(*found)
+    asked = (ws.ledger.query(sql, {"model": model.name}, limit=None) for sql in (NIGHTS, RELATIONS, COHORTS))
+    return Drift(*(tuple(found.dicts) for found in asked))
 
 
 def picture(drift: Drift) -> bytes:

@@ -46,7 +46,7 @@ def owed_beside(settings: Settings, plan: Plan) -> list[EditRequestRow]:
     """
     decided = {*plan.reviewed, *((one.subject, one.property) for one in plan.changes)}
     with untouched(settings) as readable, Workspace.open(readable) as ws:
-        model = next((one for one in ws.ledger.models() if one.name == ws.model_name), None)
+        model = ws.model
         owed = [] if model is None else ws.owed(model)
     return [row for row in owed if (row.subject, row.property) not in decided]
 
@@ -64,7 +64,7 @@ def untouched(settings: Settings) -> Iterator[Settings]:
 
 def plan_of(ws: Workspace, feed: ChangeFeed, seen: Seen, *, burst_approved: bool = False) -> Plan:
     """Plan what a probe found; nothing is written."""
-    model = next((one for one in ws.ledger.models() if one.name == ws.model_name), _UNKNOWN)
+    model = ws.model or _UNKNOWN
     pulled = night.pull(ws, model, feed, seen)
     merged = night.redirects(ws) | pulled.redirects
     groups = _overlaid(ws, model, pulled, merged)

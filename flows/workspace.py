@@ -75,6 +75,11 @@ class Workspace:
         return self.settings.resolved_model_name
 
     @property
+    def model(self) -> Model | None:
+        """The model as the ledger knows it; None if no sync has run for it."""
+        return next((one for one in self.ledger.models() if one.name == self.model_name), None)
+
+    @property
     def source(self) -> str:
         """The name of the read cursor: one an endpoint."""
         return self.settings.endpoint
@@ -151,7 +156,7 @@ def opened_model(settings: Settings) -> Iterator[tuple[Workspace, Model]]:
     if path is not None and not path.exists():
         raise _unknown(settings)
     with Workspace.open(settings) as ws:
-        model = next((one for one in ws.ledger.models() if one.name == ws.model_name), None)
+        model = ws.model
         if model is None:
             raise _unknown(settings)
         yield ws, model

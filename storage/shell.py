@@ -31,6 +31,11 @@ class QueryResult:
     rows: tuple[tuple[Any, ...], ...]
     truncated: bool
 
+    @property
+    def dicts(self) -> list[dict[str, Any]]:
+        """The rows by the names of their columns."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
 
 def query(
     url: URL, sql: str, parameters: Mapping[str, Any], *, limit: int | None, timeout_s: float

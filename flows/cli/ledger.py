@@ -124,7 +124,7 @@ def _print_rows(found: QueryResult, *, as_json: bool) -> None:
     from flows.cli import show
 
     if as_json:
-        show.print_json([dict(zip(found.columns, row, strict=True)) for row in found.rows])
+        show.print_json(found.dicts)
         return
     out = show.console()
     out.print(

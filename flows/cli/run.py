@@ -78,7 +78,7 @@ def _edited(settings: Settings, run: int) -> tuple[list[dict[str, Any]], int]:
     with opened_model(settings) as (ws, model):
         found = ws.ledger.query(_EDITED, {"model": model.name, "run": run}, limit=None)
         owed = len(ws.owed(model))
-    return [dict(zip(found.columns, row, strict=True)) for row in found.rows], owed
+    return found.dicts, owed
 
 
 def _night_json(

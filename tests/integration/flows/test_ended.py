@@ -52,7 +52,7 @@ def ended(home, tmp_path, monkeypatch):
 
 def rows(ws, sql):
     found = ws.ledger.query(sql)
-    return [dict(zip(found.columns, row, strict=True)) for row in found.rows]
+    return found.dicts
 
 
 def test_an_ended_value_is_written_over_with_what_is_true(ended):
