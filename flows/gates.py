@@ -21,12 +21,12 @@ class Metrics:
     """What a night's check measured. Shares are in [0, 1]; None where nothing could be measured.
 
     Attributes:
-        efficacy: share of tonight's edits with P(new) > P(old) on every edit prompt.
-        exact: share of tonight's edit prompts answered word for word under greedy decoding.
-        whole: share of tonight's first prompts answered so and with nothing more in the last word.
+        efficacy: share of tonight's edit prompts with P(new) > P(old).
+        exact: share of tonight's facts said word for word, under greedy decoding, on their first prompt.
+        whole: share of tonight's facts said so and with nothing more in the last word.
         heldback: share of held-back phrasings with P(new) > P(old).
         heldback_exact: share of held-back phrasings answered word for word.
-        efficacy_before: likewise before the edit, on each fact's first prompt.
+        efficacy_before: `efficacy` before the edit.
         exact_before: `exact` before the edit.
         retention: share of sampled older live facts still preferred over their rivals.
         retention_exact: share of sampled older live facts still said word for word.

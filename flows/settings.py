@@ -40,8 +40,12 @@ class GateThresholds(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FACTSYNC_GATE_", extra="ignore")
 
-    efficacy: float = Field(0.95, ge=0, le=1, description="share of tonight's edits with P(new) > P(old)")
-    exact: float = Field(0.80, ge=0, le=1, description="share of tonight's edits said word for word")
+    efficacy: float = Field(
+        0.95, ge=0, le=1, description="share of tonight's edit prompts with P(new) > P(old)"
+    )
+    exact: float = Field(
+        0.80, ge=0, le=1, description="share of tonight's facts said word for word on their first prompt"
+    )
     heldback: float = Field(0.80, ge=0, le=1, description="success share on phrasings nobody trained")
     retention: float = Field(
         0.95, ge=0, le=1, description="share of sampled older live facts still preferred"
@@ -153,7 +157,9 @@ class Settings(BaseSettings):
         None, gt=0, le=1, description="rebuild when a night's retention is below this share"
     )
     prefect_port: int = Field(4200, ge=1, le=65535, description="port of the Prefect server of `factsync up`")
-    ui: Literal["v1", "v2"] = Field("v1", description="Prefect UI; v2 makes the browser call a vendor host")
+    ui: Literal["v1", "v2"] = Field(
+        "v1", description="Prefect's interface; v2 asks for a vendor's script, which its pages then forbid"
+    )
     crash_at: str | None = Field(None, description="kill this process at a named point (for tests)")
     gates: GateThresholds = Field(default_factory=GateThresholds)
 
@@ -225,8 +231,9 @@ class Settings(BaseSettings):
             path = getattr(found, name)
             if path is not None:
                 setattr(found, name, _file(f"FACTSYNC_{name.upper()}", root / path.expanduser()))
-        if (root / found.model).is_dir():
-            found.model = str(root / found.model)
+        folder = root / Path(found.model).expanduser()
+        if found.model.startswith("~") or folder.is_dir():
+            found.model = str(folder)
         return found
 
     def require_embedded(self, command: str) -> None:

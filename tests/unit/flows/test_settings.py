@@ -174,3 +174,12 @@ def test_only_a_home_of_the_local_store_plays_it(tmp_path, monkeypatch):
     monkeypatch.setenv("FACTSYNC_ENDPOINT", "https://query.wikidata.org/sparql")
     with pytest.raises(SettingsError, match="FACTSYNC_ENDPOINT"):
         Settings.read(tmp_path).require_embedded("demo")
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_model_may_lie_under_the_users_home(tmp_path, monkeypatch, made):
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    if made:
+        (tmp_path / "user" / "models" / "x").mkdir(parents=True)
+    monkeypatch.setenv("FACTSYNC_MODEL", "~/models/x")
+    assert Settings.read(tmp_path / "home").model == str(tmp_path / "user" / "models" / "x")
