@@ -123,7 +123,12 @@ def upgrade(url: URL, revision: str = "head") -> None:
     except LedgerError:
         raise
     except (SQLAlchemyError, CommandError) as error:
-        raise MigrationError(f"The ledger could not be migrated and is as before: {error}") from error
+        # SQLAlchemy adds the statement and a link, in lines of their own.
+        said = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        raise MigrationError(
+            f"The ledger could not be migrated and is as before ({said}): name another file in "
+            "FACTSYNC_LEDGER_URL, or restore a copy."
+        ) from error
     finally:
         engine.dispose()
 

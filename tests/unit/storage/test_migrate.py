@@ -122,8 +122,9 @@ def test_a_migration_that_fails_half_way_leaves_the_ledger_as_it_was(empty_url: 
         connection.execute(text("CREATE TABLE ledger_meta (mine integer)"))
     engine.dispose()
     before = shape(empty_url)
-    with pytest.raises(MigrationError):
+    with pytest.raises(MigrationError, match="restore a copy") as failed:
         Ledger.open(empty_url)
+    assert "\n" not in str(failed.value)
     assert shape(empty_url) == before
     engine = make_engine(url)
     with writing(engine) as connection:
