@@ -18,6 +18,8 @@ TRANSACTIONS = (
     "track",
     "ingest",
     "record_plan",
+    "decide",
+    "prune",
     "begin_checkpoint",
     "record_candidate",
     "promote",

@@ -71,6 +71,8 @@ def run_step(place: Place, step: int, on_point: Callable[[str], None]) -> None:
                 ledger.recover(lease, files)
                 first = ledger.lineage(lease.model)[0]
                 ledger.rollback(lease, first.id, reason="looks wrong")
+                ledger.decide(lease, 0, "blocked", by="a person")
+                ledger.prune(lease, before=steps.night(3))
         else:
             verdict = "reject" if step == 3 else "promote"
             steps.sync(ledger, files, world(step), step, verdict=verdict)

@@ -19,7 +19,9 @@ from tests.unit.storage import steps
 SUBJECTS = st.sampled_from(["Q1", "Q2", "Q3"])
 PROPERTIES = st.sampled_from(["P6", "P35"])
 VALUES = st.sampled_from(["Q10", "Q11", "Q12", None])
-POINTS = st.sampled_from([point for point in crash.POINTS if not point.startswith("rollback")])
+POINTS = st.sampled_from(
+    [point for point in crash.POINTS if not point.startswith(("rollback", "decide", "prune"))]
+)
 
 Facts = dict[tuple[str, str], str]
 
