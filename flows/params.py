@@ -125,7 +125,7 @@ def check_subjects(given: Sequence[str]) -> tuple[str, ...]:
 def check_window(
     since: date | None, until: date | None, today: date
 ) -> tuple[datetime | None, datetime | None]:
-    """A window of whole days, in UTC, as moments; the last day is included by its end.
+    """A window of whole days, in UTC, as moments: from where `since` begins to where `until` begins.
 
     Raises:
         BackfillInputError: it ends before it begins, or begins in the future.

@@ -13,7 +13,10 @@ from flows.settings import Settings
 
 _property = not_empty("write a property id such as P6, or leave the option out.")
 _item = not_empty("write an item id such as Q183, or leave the option out.")
-Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="A day, in UTC.")]
+Since = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="First day, in UTC.")]
+Until = Annotated[
+    datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The day after the last one, in UTC.")
+]
 Which = Annotated[
     str | None,
     typer.Argument(
@@ -34,8 +37,8 @@ def backfill(  # noqa: PLR0917 - options have no positions
     subject: Annotated[
         list[str] | None, typer.Option(help="Item id; repeat for more.", callback=_item)
     ] = None,
-    since: Day = None,
-    until: Day = None,
+    since: Since = None,
+    until: Until = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Most edits in this run.")] = 1_000,
     batch_size: Annotated[int, typer.Option(min=1, max=5_000, help="Edits a checkpoint.")] = 200,
     budget_minutes: Annotated[int, typer.Option(min=1, max=1_440, help="No batch begins later.")] = 120,
