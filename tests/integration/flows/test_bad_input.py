@@ -132,7 +132,7 @@ def test_looking_commands(settings, run, tmp_path):
     history = json.loads(run("history", rows[0]["subject"], "--json")[1])
     assert history[0]["new_label"] == rows[0]["target"]
     assert run("history", "Q999999999")[0] == 2
-    assert run("sql", "DELETE FROM edit")[0] == 1
+    assert run("sql", "DELETE FROM edit")[0] == 2
     assert run("doctor")[0] == 0
     asked = json.loads(run("ask", "The head of government of Germany is", "--json")[1])
     assert set(asked) == {"prompt", "base", "live"}
