@@ -7,7 +7,7 @@
     ├── GateError                the candidate failed a gate; yesterday's model stays
     ├── BackfillInputError       a backfill's parameters make no sense together
     ├── EvaluationInputError     an evaluation's parameters make no sense together
-    ├── CheckpointInputError     a checkpoint is named in two ways at once
+    ├── CheckpointInputError     a checkpoint is named that the step does not take
     ├── CandidateWaitsError      a candidate waits for a person; no other can be made
     ├── NoCandidateError         no candidate waits for a decision
     ├── NotCarriedError          a candidate carries nothing of what a person drops from it

@@ -1,4 +1,4 @@
-"""Between the three packages' words. Pure, and the only place where two of them meet."""
+"""Between the words of `kb` and those of the ledger. Pure."""
 
 from __future__ import annotations
 

@@ -378,7 +378,7 @@ class Ledger(LedgerReader):
             size_bytes: Their size.
             files: Digest and size of each file (the manifest's `files`).
             metrics: What was measured over all.
-            edits: How each planned edit came out; planned ones left out count as written.
+            edits: How each planned edit came out; planned ones left out stay as planned.
             checks: Measured answers.
             subjects: Subjects whose stored state the files carry; None means those of the planned edits.
 

@@ -1,7 +1,6 @@
 """A plan enters the ledger: changes with reasons, what is held back, what is owed.
 
-One transaction a call, and a call may cover only part of the groups: a large plan is recorded in batches.
-Recording the same batch twice changes nothing.
+One transaction a call. Recording the same plan twice changes nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def record_plan(
     flip_memory: timedelta,
     point: OnPoint,
 ) -> PlanReport:
-    """Record a plan, or a part of one; see the module and `Ledger.record_plan`.
+    """Record a plan; see the module and `Ledger.record_plan`.
 
     Raises:
         UnknownStatementError: If a request rests on a statement that was never ingested.

@@ -1,6 +1,7 @@
 """The ledger's own words, by subject: plain frozen records, no types of any other package.
 
-`flows/translate.py` maps what kb and editor say onto these. Here stand the words that all subjects share.
+`flows` maps what kb and editor say onto these (`translate.py`, `planning.py`, `writing.py`, `checking.py`).
+Here stand the words that all subjects share.
 """
 
 from __future__ import annotations

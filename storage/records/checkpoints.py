@@ -120,7 +120,7 @@ class CheckpointRow:
         size_bytes: Size of its files.
         files: Digest and size of each file.
         created_at: When it was begun.
-        decided_at: When it was promoted, rejected or abandoned.
+        decided_at: When it became a candidate, was promoted, rejected or abandoned.
         reason: Why.
     """
 
