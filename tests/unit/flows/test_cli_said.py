@@ -256,7 +256,11 @@ def test_a_replay_says_which_nights_stayed_out_of_the_model(nights, played):
     assert "out of the model: 2. " in str(done.exception)
     assert f"rejected ({REJECTED})" in done.stdout
     played(night_of(), night_of(edited=False))
-    assert call(nights, "replay", "pulls.jsonl").exit_code == 0
+    done = call(nights, "replay", "pulls.jsonl", "--json")
+    assert done.exit_code == 0
+    first, second, facts = map(json.loads, done.stdout.splitlines())
+    assert (first["promoted"], second["summary"]) == (True, "nothing changed. Nothing to edit.")
+    assert [one["subject"] for one in facts["facts"]] == ["Q1"]
 
 
 def test_a_demo_with_a_rejected_night_is_no_success(home, played, monkeypatch):
