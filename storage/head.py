@@ -99,6 +99,8 @@ def rollback(
     refuse_open(connection, lease.model.id)
     head = connection.scalars(select(Model.head_checkpoint_id).where(Model.id == lease.model.id)).one()
     if head == target:
+        if review:
+            _wish_again(connection, lease.model.id, now)
         return
     before, after = set(walk(connection, head)), set(walk(connection, target))
     added, removed = sorted(after - before), sorted(before - after)
@@ -119,6 +121,23 @@ def rollback(
     if review:
         _review_again(connection, lease.model.id, [*added, *removed], now)
     _log_move(connection, lease, head, target, kind="rollback", reason=reason, now=now)
+
+
+def _wish_again(connection: Connection, model: int, now: datetime) -> None:
+    """Let what was undone for good be queued where it is wished again: a person thought better of it."""
+    undone = and_(EditRequest.model_id == model, EditRequest.state == "rolled_back")
+    facts: Select[Any] = (
+        select(bindparam("model", model), Fact.subject, Fact.property, bindparam("marked", now, Moment()))
+        .join(EditRequest, EditRequest.fact_id == Fact.id)
+        .where(undone)
+        .distinct()
+    )
+    connection.execute(
+        insert_or_ignore(connection, Review).from_select(
+            ["model_id", "subject", "property", "marked_at"], facts
+        )
+    )
+    connection.execute(update(EditRequest).where(undone).values(state="superseded", updated_at=now))
 
 
 def _review_again(connection: Connection, model: int, checkpoints: Sequence[int], now: datetime) -> None:

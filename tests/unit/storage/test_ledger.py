@@ -330,3 +330,18 @@ def test_a_model_added_later_reviews_what_is_known(
 
 
 BASE = "c" * 64
+
+
+def test_a_rollback_said_again_asks_for_what_the_first_undid_for_good(
+    ledger: Ledger, files: CheckpointFiles, world: steps.World
+) -> None:
+    steps.sync(ledger, files, world, 1)
+    wished = dict(world.values)
+    with ledger.writer(steps.MODEL, holder="test") as lease:
+        ledger.rollback(lease, None, reason="looks wrong", review=False)
+    steps.sync(ledger, files, world, 2)
+    assert steps.held(ledger) == {}
+    with ledger.writer(steps.MODEL, holder="test") as lease:
+        ledger.rollback(lease, None, reason="was right", review=True)
+    steps.sync(ledger, files, world, 3)
+    assert steps.held(ledger) == wished
