@@ -116,7 +116,7 @@ class Ledger(LedgerReader):
         with self._step("recover", lease) as connection:
             recovery.own(connection, files)
             settled = recovery.settle(connection, lease, files, now=self._clock(), point=self._point)
-        with read_transaction(self.engine) as connection:
+        with writing(self.engine) as connection:
             orphans = recovery.removable_orphans(connection, lease, files)
         for name in orphans:
             files.delete(name)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select, update
 
-from storage import lifecycle
+from storage import lifecycle, runs
 from storage.errors import ForeignCheckpointsError
 from storage.records.runs import Lease, Recovery
 from storage.schema.checkpoints import OPEN_STATES, STORED_STATES, Checkpoint
@@ -116,10 +116,11 @@ def known_digests(connection: Connection) -> set[str]:
 
 
 def removable_orphans(connection: Connection, lease: Lease, files: CheckpointFiles) -> list[str]:
-    """List the folders no row speaks of, unless another model's writer may be putting one in place now."""
-    busy = connection.execute(
-        select(Checkpoint.id)
-        .where(Checkpoint.model_id != lease.model.id, Checkpoint.state == "building")
-        .limit(1)
-    ).first()
+    """List the folders no row speaks of, unless another writer may be putting one in place now.
+
+    What this writer's model had left was settled before: what is being built since is another writer's, also
+    of this model, where this one was overtaken while it slept.
+    """
+    runs.fence(connection, lease)
+    busy = connection.execute(select(Checkpoint.id).where(Checkpoint.state == "building").limit(1)).first()
     return [] if busy else files.orphans(known_digests(connection))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
-from storage import doctor
+from storage import doctor, runs
 from storage.checkpoints import OWNER, CheckpointFiles
-from storage.errors import DiskFullError, ForeignCheckpointsError, LedgerError
+from storage.database import writing
+from storage.errors import DiskFullError, ForeignCheckpointsError, LedgerError, StaleLeaseError
 from storage.ledger import Ledger
 from tests.integration.storage.killing import in_child
 from tests.integration.storage.test_faults import limit_files
@@ -146,3 +148,25 @@ def test_a_full_disk_leaves_a_folder_nobodys(ledger: Ledger, files: CheckpointFi
 
     assert in_child(take) == 0
     assert list(files.root.iterdir()) == []
+
+
+def test_a_writer_that_was_overtaken_in_its_sleep_deletes_nothing(tmp_path: Path) -> None:
+    """It settled, slept, and another took the model and put a checkpoint in place."""
+    url, files = f"sqlite:///{tmp_path / 'ledger.db'}", CheckpointFiles(tmp_path / "checkpoints")
+    put: list[str] = []
+
+    def overtake(point: str) -> None:
+        if point != "recover.after_commit" or put:
+            return
+        with Ledger.open(url) as newer:
+            with writing(newer.engine) as connection:
+                lease = runs.take(connection, newer.model(steps.MODEL), "newer", datetime.now(UTC))
+            run = newer.begin_run(lease, "sync", reference_time=steps.START)
+            newer.begin_checkpoint(lease, run, [], algorithm="memit", settings={}, from_base=True)
+            put.append(files.put({"delta.safetensors": b"x"}, {"parent": None}))
+
+    with Ledger.open(url, on_point=overtake) as older:
+        older.ensure_model(steps.MODEL, "local", steps.BASE)
+        with older.writer(steps.MODEL, holder="older") as lease, pytest.raises(StaleLeaseError):
+            older.recover(lease, files)
+    assert files.intact(put[0])
