@@ -183,7 +183,8 @@ def keep(
 ) -> str:
     """Keep a change, its states and the digests of the written weights in a folder; return its digest.
 
-    What stands on the base itself names no parent, so that the same live facts give the same digest.
+    What stands on the base itself names no parent. A rebuild names nothing else either, so that the same live
+    facts give the same digest; a night names what it follows, since a lineage holds a content once.
     """
     return ws.files.put(
         {models.DELTA_FILE: outcome.delta.to_bytes(), models.STATES_FILE: states.to_bytes(outcome.states)},
@@ -194,6 +195,7 @@ def keep(
             "settings": recipe.to_json(),
             "weights": deltas.digests(lm, outcome.delta.changes),
             **({"from_base": True} if from_base else {}),
+            **({"after": parent} if from_base and parent else {}),
         },
     )
 
