@@ -27,7 +27,7 @@ from flows.progress import TITLES, shown_by
 from storage.errors import LedgerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from uuid import UUID
 
     from editor.calibrate import Calibration
@@ -69,7 +69,7 @@ def plan(made: Plan, relations: Relations, *, dry: bool = False) -> None:
     """The changes table: what changed in Wikidata, what becomes of it, and why."""
     counts = ", ".join(f"{count} {kind}" for kind, count in made.counts.items()) or "nothing changed"
     changed = [change for change in made.changes if change.kind.value != "unchanged"]
-    rows = changes_rows(changed[:MOST_ROWS], made.labels, relations)
+    rows = changes_rows(made, changed[:MOST_ROWS], relations)
     cut = f" The first {MOST_ROWS} of {len(changed)} rows." if len(changed) > MOST_ROWS else ""
     burst = f" **Burst guard:** {'; '.join(made.burst.reasons)}." if made.burst.reasons else ""
     title = "What a run would do; nothing was written" if dry else "What changed, and what becomes of it"
@@ -78,24 +78,20 @@ def plan(made: Plan, relations: Relations, *, dry: bool = False) -> None:
     )
 
 
-def changes_rows(
-    changes: Sequence[Change],
-    labels: Mapping[str, str],
-    relations: Relations,
-) -> list[dict[str, str]]:
-    """Changes as a table's rows, the edits first."""
+def changes_rows(made: Plan, changes: Sequence[Change], relations: Relations) -> list[dict[str, str]]:
+    """Changes of a plan as a table's rows, the edits first."""
     order = {kind: number for number, kind in enumerate(READING_ORDER)}
     rows = []
     for change in sorted(changes, key=lambda one: (order[one.kind.value], one.property, one.subject)):
-        new, old = change.new, change.old
-        subject = labels.get(change.subject) or (old.subject_label if old else "")
+        old = change.old
+        subject = made.labels.get(change.subject) or (old.subject_label if old else "")
         rows.append(
             {
                 "change": change.kind.value,
                 "subject": f"{subject} ({change.subject})" if subject else change.subject,
                 "relation": f"{relations[change.property].name} ({change.property})",
                 "from": old.label if old else "",
-                "to": labels.get(new.value.canonical, new.value.canonical) if new else "",
+                "to": made.text(change),
                 "why": change.reason,
             }
         )

@@ -247,7 +247,7 @@ class _Work:
                 break
             page = found[start : start + PULL_PAGE]
             seen = first if start == 0 and first is not None else tasks.probe(ws, feed, subjects=page)
-            pulled = tasks.pull(ws, lease.model, feed, whole(seen))
+            pulled = tasks.pull(ws, lease.model, feed, whole(seen), marked=start == 0)
             tasks.diff(ws, lease, run, pulled, move_cursor=False)
             labels |= pulled.labels
             objects |= pulled.objects

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from flows import merging, night, translate
 from flows.workspace import Workspace
+from kb.semantics import resolve
 from storage.database import parse_url, sqlite_path
 from storage.records.runs import Model
 
@@ -66,7 +67,7 @@ def plan_of(ws: Workspace, feed: ChangeFeed, seen: Seen, *, burst_approved: bool
     """Plan what a probe found; nothing is written."""
     model = ws.model or _UNKNOWN
     pulled = night.pull(ws, model, feed, seen)
-    merged = night.redirects(ws) | pulled.redirects
+    merged = night.redirects(ws, pulled)
     groups = _overlaid(ws, model, pulled, merged)
     return night.decide(ws, model, groups, pulled, redirects=merged, burst_approved=burst_approved)
 
@@ -86,9 +87,15 @@ def _overlaid(ws: Workspace, model: Model, pulled: Pulled, merged: Mapping[str, 
     rows: dict[tuple[str, str], list[StatementRow]] = {}
     for one in pulled.statements:
         rows.setdefault((one.subject, one.property), []).append(translate.statement_row(one))
-    fresh = set(pulled.seen.changed)
-    entities = {row.id: row for row in translate.entity_rows(pulled.seen.probes, pulled.labels)}
-    held = {(row.subject, row.property) for row in ws.ledger.live_facts(model) if row.subject in fresh}
+    fresh, read = set(pulled.seen.changed), set(pulled.pairs(ws.relations))
+    entities = {
+        row.id: row for row in translate.entity_rows(pulled.seen.probes, pulled.labels, pulled.redirects)
+    }
+    held = {
+        (row.subject, row.property)
+        for row in ws.ledger.live_facts(model)
+        if resolve(row.subject, merged) in fresh or row.subject in fresh
+    }
     pairs = merging.family({*rows, *held, *_under_review(ws, model, pulled)}, merged)
     for group in ws.ledger.groups(model, pairs):
         pair = (group.subject, group.property)
@@ -97,8 +104,9 @@ def _overlaid(ws: Workspace, model: Model, pulled: Pulled, merged: Mapping[str, 
         entity = entities.get(group.subject, group.entity)
         if entity.label is None:
             entity = replace(entity, label=group.entity.label, language=group.entity.language)
-        statements = tuple(rows.get(pair, ())) if group.subject in fresh else group.statements
-        yield replace(group, entity=entity, statements=statements, labels=_named(labels))
+        statements = {row.id: row for row in group.statements if pair not in read}
+        statements |= {row.id: row for row in rows.get(pair, ())}
+        yield replace(group, entity=entity, statements=tuple(statements.values()), labels=_named(labels))
 
 
 def _named(labels: dict[str, EntityRow]) -> dict[str, EntityRow]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from kb.model import ValueKind
 from kb.semantics import resolve
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def family(pairs: Iterable[Pair], redirects: Mapping[str, str]) -> set[Pair]:
     return found
 
 
-def follow(groups: Iterable[Group], redirects: Mapping[str, str]) -> tuple[list[Group], dict[Scope, str]]:
+def follow(groups: Iterable[Group], redirects: Mapping[str, str]) -> tuple[list[Group], dict[Scope, Scope]]:
     """Give what is held and waits of merged items to the items they became.
 
     Args:
@@ -47,10 +48,10 @@ def follow(groups: Iterable[Group], redirects: Mapping[str, str]) -> tuple[list[
 
     Returns:
         The groups of items that still are themselves, with those of merged ones that hold what their target
-        holds too, and who held each fact that was handed over, by its new scope.
+        holds too, and where each fact that was handed over is held, by its new scope.
     """
     by_pair = {(group.subject, group.property): group for group in groups}
-    holders: dict[Scope, str] = {}
+    handed_over: dict[Scope, Scope] = {}
     for subject, prop in sorted(by_pair):
         target = resolve(subject, redirects)
         if target == subject:
@@ -69,7 +70,7 @@ def follow(groups: Iterable[Group], redirects: Mapping[str, str]) -> tuple[list[
                 held=tuple(row for row in source.held if row.slot in doubled),
                 pending=tuple(row for row in source.pending if row.slot in doubled),
             )
-        holders |= {(target, prop, row.slot): subject for row in moved}
+        handed_over |= {(target, prop, row.slot): (subject, prop, row.slot) for row in moved}
         waits = {row.slot for row in into.pending}
         by_pair[target, prop] = replace(
             into,
@@ -79,4 +80,24 @@ def follow(groups: Iterable[Group], redirects: Mapping[str, str]) -> tuple[list[
                 *(replace(row, subject=target) for row in source.pending if row.slot not in waits | doubled),
             ),
         )
-    return list(by_pair.values()), holders
+    return list(by_pair.values()), handed_over
+
+
+def holders(
+    groups: Iterable[Group], handed_over: Mapping[Scope, Scope], redirects: Mapping[str, str]
+) -> dict[Scope, tuple[Scope, ...]]:
+    """Tell which of the ledger's facts hold what is judged in a slot, where it is not the slot's own alone.
+
+    Args:
+        groups: as `follow` gives them.
+        handed_over: likewise.
+        redirects: target by merged item; in a relation of many values an object is a slot.
+    """
+    found: dict[Scope, list[Scope]] = {}
+    for group in groups:
+        for row in group.held:
+            here = (group.subject, group.property, row.slot)
+            slot = resolve(row.slot, redirects) if row.value_kind == ValueKind.ITEM else row.slot
+            judged = (group.subject, group.property, slot)
+            found.setdefault(judged, []).append(handed_over.get(here, here))
+    return {scope: tuple(where) for scope, where in found.items() if where != [scope]}

@@ -60,10 +60,23 @@ def probe(
     )
 
 
-def pull(ws: Workspace, model: Model, feed: ChangeFeed, seen: Seen) -> Pulled:
-    """Fetch what changed, and the labels of objects whose own items may have changed meanwhile."""
+def pull(ws: Workspace, model: Model, feed: ChangeFeed, seen: Seen, *, marked: bool = True) -> Pulled:
+    """Fetch what changed, and look at the objects whose own items may have changed meanwhile.
+
+    Args:
+        ws: the home.
+        model: who holds what.
+        feed: the source.
+        seen: what the probe found.
+        marked: also at the objects of groups that an earlier run read and did not plan. Later pages of one
+            backfill need not.
+    """
     objects = {row.value for row in ws.ledger.live_facts(model) if row.value_kind == "item"}
     objects |= {row.value for row in ws.ledger.pending(model) if row.value and row.value_kind == "item"}
+    if marked:
+        pairs = [pair for pair in ws.ledger.pairs_to_review(model) if pair[1] in ws.relations]
+        read = (row for group in ws.ledger.groups(model, pairs) for row in group.statements)
+        objects |= {row.value for row in read if row.value_kind == "item"}
     return pulling.pull(
         feed,
         ws.relations,
@@ -99,7 +112,7 @@ def record(
         source=ws.source,
         cursor_to=pulled.cursor_to if move_cursor else None,
         lag_at=pulled.seen.lag,
-        entities=translate.entity_rows(pulled.seen.probes, pulled.labels),
+        entities=translate.entity_rows(pulled.seen.probes, pulled.labels, pulled.redirects),
         statements=[translate.statement_row(one) for one in pulled.statements],
         pulled_groups=pulled.pairs(ws.relations),
     )
@@ -109,13 +122,13 @@ def plan(
     ws: Workspace, lease: Lease, run: int, pulled: Pulled, *, burst_approved: bool = False
 ) -> tuple[Plan, PlanReport]:
     """Decide every group that changed or waits, and record changes, holds and owed edits: one transaction."""
-    merged = redirects(ws) | pulled.redirects
+    merged = redirects(ws, pulled)
     groups = ws.ledger.groups(lease.model, merging.family(under_review(ws, lease.model, pulled), merged))
     made = decide(ws, lease.model, groups, pulled, redirects=merged, burst_approved=burst_approved)
     report = ws.ledger.record_plan(
         lease,
         run,
-        [planning.change_row(change, made.labels) for change in made.changes],
+        [planning.change_row(made, change) for change in made.changes],
         planning.requests(made, ws.relations),
         reviewed=made.reviewed,
         flip_memory=timedelta(hours=ws.settings.trust.flip_memory_hours),
@@ -137,9 +150,10 @@ def _relabelled(ws: Workspace, model: Model, pulled: Pulled) -> set[Pair]:
     }
 
 
-def redirects(ws: Workspace) -> dict[str, str]:
-    """Target by merged item, as far as the ledger knows."""
-    return {row.id: row.redirect_to for row in ws.ledger.tracked() if row.redirect_to}
+def redirects(ws: Workspace, pulled: Pulled) -> dict[str, str]:
+    """Target by merged item, as far as the ledger and tonight's probe know."""
+    known = {row.id: row.redirect_to for row in ws.ledger.tracked() if row.redirect_to}
+    return {one: known[one] for one in known if one not in pulled.standing} | pulled.redirects
 
 
 def decide(
@@ -162,6 +176,7 @@ def decide(
         held_per_relation=held,
         redirects=redirects,
         object_modified=pulled.object_modified,
+        standing=pulled.standing,
         tracked=[label for row in followed if (label := translate.label(row)) is not None],
         burst_approved=burst_approved,
     )

@@ -12,14 +12,14 @@ from flows import merging, translate
 from kb import labels as label_rules
 from kb.diff import changes as diff_changes
 from kb.diff import guard
-from kb.model import Label, Value, ValueKind
+from kb.model import Label, Rank, Value, ValueKind
 from kb.render import reading
-from kb.semantics import resolve_value, time_decides, verdict
+from kb.semantics import resolve, resolve_value, time_decides, verdict
 from kb.trust import Change, ChangeKind, Held, Pending, Reason, Trust
 from storage.records.planned import ChangeRow, EditRequestRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from flows.merging import Scope
@@ -55,19 +55,30 @@ class Plan:
 
     Attributes:
         changes: one a fact, `unchanged` ones included.
-        labels: the text of each item and each other value, by canonical text.
+        labels: the text of each item.
+        texts: what other values read as, by property and canonical text.
         burst: the burst guard's verdict; when it stops, the edits are held back instead. It does not stop
             what a person approved.
         reviewed: the (subject, property) groups that were decided, with the marks that this clears: those
             they had; 0 leaves a group marked.
-        holders: who holds a fact's old value, where that is an item merged into the fact's subject.
+        holders: which of the ledger's facts hold an old value whose subject or object was merged meanwhile.
     """
 
     changes: tuple[Change, ...]
     labels: Mapping[str, str]
+    texts: Mapping[tuple[str, str], str]
     burst: BurstVerdict
     reviewed: Mapping[Pair, int]
-    holders: Mapping[Scope, str]
+    holders: Mapping[Scope, tuple[Scope, ...]]
+
+    def text(self, change: Change) -> str:
+        """What a model should say for a change's new value: the value itself where it has no text."""
+        if change.new is None:
+            return ""
+        value = change.new.value
+        if value.kind is ValueKind.ITEM:
+            return self.labels.get(value.canonical, value.canonical)
+        return self.texts.get((change.property, value.canonical), value.canonical)
 
     @property
     def edits(self) -> list[Change]:
@@ -89,6 +100,7 @@ def make_plan(
     held_per_relation: Mapping[str, int],
     redirects: Mapping[str, str],
     object_modified: Mapping[str, datetime] = MappingProxyType({}),
+    standing: Collection[str] = (),
     tracked: Iterable[Label] = (),
     burst_approved: bool = False,
 ) -> Plan:
@@ -102,12 +114,14 @@ def make_plan(
         held_per_relation: live facts by property before tonight.
         redirects: target by merged item, of subjects and of objects.
         object_modified: when objects' own items were last edited, where that is known.
+        standing: items that were probed tonight and are merged into no other.
         tracked: labels of all items that are followed, also of those that nothing is decided about tonight.
         burst_approved: a person has looked at the burst and lets it through.
     """
     known = [group for group in groups if group.property in relations]
-    reviewed, holders = merging.follow(known, redirects)
-    redirects = {**redirects, **_merged(reviewed)}
+    redirects = {one: target for one, target in _merged(known).items() if one not in standing} | {**redirects}
+    reviewed, handed_over = merging.follow(known, redirects)
+    holders = merging.holders(reviewed, handed_over, redirects)
     labels = _labels(reviewed)
     called = {one.entity: one for one in tracked} | {
         group.subject: labels[group.subject]
@@ -115,6 +129,9 @@ def make_plan(
         if group.subject in labels and group.subject not in redirects
     }
     shared = label_rules.shared(called.values())
+    # A block on a value holds under the name of what it was merged into.
+    blocked = {resolve(one, redirects) for one in trust.block_values}
+    trust = replace(trust, block_values=trust.block_values | blocked)
     planned = [
         change
         for group in reviewed
@@ -136,7 +153,8 @@ def make_plan(
         planned = [_held_for_burst(change, burst) for change in planned]
     # No edit of an item tells that a date has come: such a group is looked at every night until then.
     marks = {(group.subject, group.property): 0 if _awaits(group, at) else group.marks for group in known}
-    return Plan(tuple(planned), _texts(planned, labels, relations), burst, marks, holders)
+    named = {entity: label.text for entity, label in labels.items()}
+    return Plan(tuple(planned), named, _texts(planned, relations), burst, marks, holders)
 
 
 def _awaits(group: Group, at: datetime) -> bool:
@@ -144,14 +162,15 @@ def _awaits(group: Group, at: datetime) -> bool:
     return time_decides(dated, at)
 
 
-def _texts(planned: Sequence[Change], labels: Mapping[str, Label], relations: Relations) -> dict[str, str]:
-    """What a model should say for each value: an item's label, else the relation's reading of it."""
-    texts = {entity: label.text for entity, label in labels.items()}
-    for change in planned:
-        if change.new is not None and change.new.value.kind is not ValueKind.ITEM:
-            text = reading(change.new.value, relations[change.property], labels)
-            texts[change.new.value.canonical] = text or change.new.value.canonical
-    return texts
+def _texts(planned: Sequence[Change], relations: Relations) -> dict[tuple[str, str], str]:
+    """What each relation reads its values as that are no items: a year to one may be a day to another."""
+    values = {(one.property, one.new.value) for one in planned if one.new is not None}
+    texts = {
+        (prop, value.canonical): reading(value, relations[prop], {})
+        for prop, value in values
+        if value.kind is not ValueKind.ITEM
+    }
+    return {key: text for key, text in texts.items() if text}
 
 
 def _decide(
@@ -173,14 +192,15 @@ def _decide(
         [_held(row) for row in group.held],
         [_pending(row) for row in group.pending],
         labels,
-        # A deletion is news of tonight, however old the item's last edit is.
-        None if group.entity.deleted else group.entity.modified_at,
+        # A deletion or a merge is news of tonight, however old the item's last edit is.
+        None if group.entity.deleted or group.entity.redirect_to else group.entity.modified_at,
         at,
         relation,
         _with_decisions(trust, group.pending),
         shared=shared,
         redirects=redirects,
         object_modified=object_modified,
+        taught=group.taught,
     )
     blocked = {(row.slot, row.value or "") for row in _decided(group.pending, BLOCKED)}
     return [
@@ -192,10 +212,13 @@ def _decide(
 
 
 def _with_ended(change: Change, statements: Sequence[Statement]) -> Change:
-    """Name the statements that say of a suppressed value that it ended."""
+    """Name the statements that say of a suppressed value that it ended, or that nothing holds."""
     if change.kind is not ChangeKind.SUPPRESS or change.old is None:
         return change
-    behind = tuple((one.id, one.revision) for one in statements if one.value == change.old.value)
+    says = {change.old.value, Value.novalue()}
+    behind = tuple(
+        (one.id, one.revision) for one in statements if one.value in says and one.rank is not Rank.DEPRECATED
+    )
     return replace(change, sources=behind)
 
 
@@ -264,7 +287,7 @@ def _pending(row: PendingRow) -> Pending:
     )
 
 
-def change_row(change: Change, labels: Mapping[str, str]) -> ChangeRow:
+def change_row(plan: Plan, change: Change) -> ChangeRow:
     """A change, as the ledger records it."""
     new, old = change.new, change.old
     return ChangeRow(
@@ -277,7 +300,7 @@ def change_row(change: Change, labels: Mapping[str, str]) -> ChangeRow:
         old_label=old.label if old else None,
         new_value_kind=new.value.kind.value if new else None,
         new_value=new.value.canonical if new else None,
-        new_label=text_of(new.value, labels) if new else None,
+        new_label=plan.text(change) if new else None,
         flags=new.flags if new else (),
         releases_at=change.releases_at,
         sources=change.sources,
@@ -288,25 +311,34 @@ def requests(plan: Plan, relations: Relations) -> list[EditRequestRow]:
     """The edits that a plan makes owed."""
     rows = []
     for change in plan.edits:
-        row = _request(change, relations[change.property], plan.labels)
-        rows.append(row)
-        holder = plan.holders.get((change.subject, change.property, change.slot))
-        if holder is not None:
-            # The old value was written for an item that is merged now: it leaves under its own name.
-            rows.append(
-                replace(
-                    row, subject=holder, op=ChangeKind.RETRACT.value, target="", value=None, value_kind=None
-                )
+        row = _request(plan, change, relations[change.property])
+        own = (change.subject, change.property, change.slot)
+        held_at = plan.holders.get(own, (own,))
+        if change.kind is not ChangeKind.RETRACT or own in held_at:
+            rows.append(row)
+        # An old value that was written for what is merged now leaves under its own name.
+        rows += [
+            replace(
+                row,
+                subject=subject,
+                slot=slot,
+                op=ChangeKind.RETRACT.value,
+                target="",
+                value=None,
+                value_kind=None,
             )
+            for subject, _, slot in held_at
+            if (subject, change.property, slot) != own
+        ]
     return rows
 
 
-def _request(change: Change, relation: Relation, labels: Mapping[str, str]) -> EditRequestRow:
+def _request(plan: Plan, change: Change, relation: Relation) -> EditRequestRow:
     """One owed edit. Prompts are kept as templates, with the subject's text beside them."""
     new, old = change.new, change.old
-    subject_label = labels.get(change.subject) or (old.subject_label if old else "")
+    subject_label = plan.labels.get(change.subject) or (old.subject_label if old else "")
     value = Value.novalue() if change.kind is ChangeKind.SUPPRESS else (new.value if new else None)
-    target = text_of(new.value, labels) if new else ""
+    target = plan.text(change)
     if change.kind is ChangeKind.SUPPRESS and old is not None:
         target = relation.ended_text(old.label)
     prompts = tuple(template.replace(SUBJECT_SLOT, EDITOR_SLOT) for template in relation.edit_templates)
@@ -328,8 +360,3 @@ def _request(change: Change, relation: Relation, labels: Mapping[str, str]) -> E
         template_digest=hashlib.sha256("\n".join((*prompts, "--", *heldback)).encode()).hexdigest(),
         sources=change.sources,
     )
-
-
-def text_of(value: Value, labels: Mapping[str, str]) -> str:
-    """What a model should say for a value; the value itself where it has no text."""
-    return labels.get(value.canonical, value.canonical)

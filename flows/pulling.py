@@ -55,7 +55,7 @@ class Pulled:
             shows.
         cursor_to: where the read cursor may move, once this is stored.
         skipped: statements that could not be read.
-        objects: what the probe says of those objects that are not tracked themselves, by id.
+        objects: what the probe says of objects, by id.
     """
 
     seen: Seen
@@ -70,6 +70,12 @@ class Pulled:
         """Target by merged item, of all that was probed."""
         probes = (*self.seen.probes, *self.objects.values())
         return {one.subject: one.redirect_to for one in probes if one.redirect_to}
+
+    @property
+    def standing(self) -> set[str]:
+        """Items that were probed and are merged into no other."""
+        probes = (*self.seen.probes, *self.objects.values())
+        return {one.subject for one in probes if one.revision is not None and not one.redirect_to}
 
     @property
     def object_modified(self) -> dict[str, datetime]:
@@ -159,8 +165,11 @@ def pull(
         told = ", ".join(f"{one.statement or 'all'} of {one.subject}" for one in skipped[:5])
         log.warning("%d statements could not be read and change nothing: %s", len(skipped), told)
     values = {one.value.canonical for one in statements if one.value.kind is ValueKind.ITEM}
-    labels = feed.labels({*seen.changed, *values, *objects})
-    probed = feed.probe({*values, *objects} - {one.subject for one in seen.probes})
+    named = {*values, *objects}
+    beside = feed.probe(named - {one.subject for one in seen.probes})
+    probed = {one.subject: one for one in (*seen.probes, *beside) if one.subject in named}
+    targets = {one.redirect_to for one in probed.values() if one.redirect_to}
+    labels = feed.labels({*seen.changed, *named, *targets})
     cursor_to = cursors.advance(seen.cursor, seen.lag, feed.lag(), seen.at, max_lag_hours=max_lag_hours)
     read = {one: feed.revisions[one] for one in seen.changed if one in feed.revisions}
     probes = tuple(_as_read(one, read.get(one.subject)) for one in seen.probes)
@@ -170,7 +179,7 @@ def pull(
         labels,
         cursor_to,
         skipped,
-        {one.subject: one for one in probed},
+        probed,
     )
 
 

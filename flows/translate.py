@@ -48,8 +48,13 @@ def statement(row: StatementRow) -> Statement:
     return Statement.from_json(json.dumps(content))
 
 
-def entity_rows(probes: Iterable[Probe], labels: Mapping[str, Label]) -> list[EntityRow]:
-    """Items as probed, with their labels; and the objects among the labels, which were not probed."""
+def entity_rows(
+    probes: Iterable[Probe], labels: Mapping[str, Label], redirects: Mapping[str, str]
+) -> list[EntityRow]:
+    """Items as probed, with their labels; and of objects, which are not followed, label and merge alone.
+
+    An object's revision is not kept: nothing was read at it.
+    """
     rows = []
     seen = set()
     for probe in probes:
@@ -66,8 +71,16 @@ def entity_rows(probes: Iterable[Probe], labels: Mapping[str, Label]) -> list[En
                 deleted=probe.is_deleted,
             )
         )
-    objects = (label for entity, label in labels.items() if entity not in seen)
-    rows.extend(EntityRow(id=label.entity, label=label.text, language=label.language) for label in objects)
+    for one in sorted({*labels, *redirects} - seen):
+        label = labels.get(one)
+        rows.append(
+            EntityRow(
+                id=one,
+                label=label.text if label else None,
+                language=label.language if label else None,
+                redirect_to=redirects.get(one),
+            )
+        )
     return rows
 
 

@@ -48,6 +48,7 @@ class _Night:
     shared: Collection[str]
     ended: Collection[Value]
     object_modified: Mapping[str, datetime]
+    known_as: Collection[str]
 
 
 def changes(  # noqa: PLR0917  (a night is these eight things)
@@ -63,6 +64,7 @@ def changes(  # noqa: PLR0917  (a night is these eight things)
     shared: Collection[str] = (),
     redirects: Mapping[str, str] = MappingProxyType({}),
     object_modified: Mapping[str, datetime] = MappingProxyType({}),
+    taught: Collection[str] = (),
 ) -> list[Change]:
     """Compare one group's verdict with what the model holds.
 
@@ -78,6 +80,7 @@ def changes(  # noqa: PLR0917  (a night is these eight things)
         shared: entities whose label is not theirs alone.
         redirects: target by merged item, for objects held under an old id.
         object_modified: when the items among the objects were last edited, where that is known.
+        taught: texts under which the model holds the subject's facts of other relations.
 
     Returns:
         One change a slot (wanted, held or waited for), in order of slots, `unchanged` ones included.
@@ -89,7 +92,10 @@ def changes(  # noqa: PLR0917  (a night is these eight things)
         by_slot[slot] = replace(one, value=value, slot=slot)
     waiting = {one.slot: one for one in pending}
     ended = {resolve_value(value, redirects) for value in verdict.ended}
-    night = _Night(verdict, waiting, labels, modified_at, at, relation, trust, shared, ended, object_modified)
+    known_as = {one.subject_label for one in held if one.subject_label} | set(taught)
+    night = _Night(
+        verdict, waiting, labels, modified_at, at, relation, trust, shared, ended, object_modified, known_as
+    )
     if verdict.conflict is not None:
         reason = f"{verdict.conflict}; edit Wikidata or wait until one of them ends"
         return [
@@ -224,12 +230,13 @@ def _labels_sound(change: Change, night: _Night) -> Change | None:
     if new is not None and new.references < trust.min_references:
         why = f"{new.references} of {trust.min_references} references that name a source; add one on Wikidata"
         return _quarantine(change, Reason.UNREFERENCED, why)
-    renamed = old is not None and old.subject_label and old.subject_label != texts[change.subject]
-    if renamed and old is not None:
+    # A new fact goes by what its subject's other facts were taught under.
+    known_as = {old.subject_label} - {""} if old is not None else set(night.known_as)
+    if known_as and texts[change.subject] not in known_as:
         since = _earliest(change, night, count_modification=False)
         release = since + timedelta(hours=trust.relabel_hold_hours)
         if night.at < release:
-            why = f"{change.subject} read {old.subject_label!r} and now reads {texts[change.subject]!r}"
+            why = f"{change.subject} read {min(known_as)!r} and now reads {texts[change.subject]!r}"
             return _quarantine(change, Reason.SUBJECT_RELABELLED, why, release)
     return None
 

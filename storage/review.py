@@ -63,12 +63,18 @@ def _fill(connection: Connection, model_id: int, page: Sequence[Pair]) -> list[G
     if not page:
         return []
     statements = current_statements(connection, page)
-    held = _by_pair(held_rows(connection, model_id, _subjects(page)))
+    live = held_rows(connection, model_id, _subjects(page))
+    held = _by_pair(live)
+    taught: dict[str, set[str]] = defaultdict(set)
+    for row in live:
+        taught[row.subject].add(row.subject_label)
     pending = _by_pair(pending_rows(connection, model_id, _subjects(page)))
     wanted = _subjects(page) | {
         row.value for rows in statements.values() for row in rows if row.value_kind == "item"
     }
     entities = entity_rows(connection, wanted)
+    merged = {row.redirect_to for row in entities.values() if row.redirect_to}
+    entities |= entity_rows(connection, merged - entities.keys())
     marks = _marks(connection, model_id, page)
     return [
         Group(
@@ -78,15 +84,20 @@ def _fill(connection: Connection, model_id: int, page: Sequence[Pair]) -> list[G
             statements=tuple(statements.get((subject, prop), ())),
             held=tuple(held.get((subject, prop), ())),
             pending=tuple(pending.get((subject, prop), ())),
-            labels={
-                row.value: entities[row.value]
-                for row in statements.get((subject, prop), ())
-                if row.value_kind == "item" and row.value in entities
-            },
+            labels=_named(statements.get((subject, prop), ()), entities),
             marks=marks.get((subject, prop), 0),
+            taught=frozenset(taught.get(subject, ())),
         )
         for subject, prop in page
     ]
+
+
+def _named(statements: Iterable[StatementRow], entities: Mapping[str, EntityRow]) -> dict[str, EntityRow]:
+    """The items among the values, and those that they were merged into."""
+    values = {row.value for row in statements if row.value_kind == "item"}
+    known = [entities[value] for value in values if value in entities]
+    targets = {row.redirect_to for row in known if row.redirect_to}
+    return {row.id: row for row in (*known, *(entities[one] for one in targets if one in entities))}
 
 
 def _marks(connection: Connection, model_id: int, page: Sequence[Pair]) -> dict[Pair, int]:

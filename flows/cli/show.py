@@ -152,18 +152,17 @@ def changes_table(plan: Plan, *, title: str, kinds: Sequence[str] = READING_ORDE
     """What changed in Wikidata, and what becomes of it."""
     order = {kind: number for number, kind in enumerate(READING_ORDER)}
     changes = sorted(plan.changes, key=lambda one: (order[one.kind.value], one.property, one.subject))
-    rows = (_change_cells(one, plan.labels) for one in changes if one.kind.value in kinds)
+    rows = (_change_cells(plan, one) for one in changes if one.kind.value in kinds)
     return table(("change", "subject", "relation", "from", "to", "why"), rows, title=title)
 
 
-def _change_cells(change: Change, labels: Mapping[str, str]) -> tuple[str, ...]:
-    new = change.new
+def _change_cells(plan: Plan, change: Change) -> tuple[str, ...]:
     return (
         change.kind.value,
-        labels.get(change.subject) or (change.old.subject_label if change.old else change.subject),
+        plan.labels.get(change.subject) or (change.old.subject_label if change.old else change.subject),
         change.property,
         change.old.label if change.old else "",
-        labels.get(new.value.canonical, new.value.canonical) if new else "",
+        plan.text(change),
         change.reason,
     )
 

@@ -25,8 +25,9 @@ class Group:
         statements: The statements that stand now.
         held: What the model holds for this group.
         pending: What is held back for this group.
-        labels: The items among the values, as known.
+        labels: The items among the values, and those that they were merged into, as known.
         marks: How often it was marked for review since a plan last cleared it.
+        taught: Texts under which the model holds facts of the item.
     """
 
     subject: str
@@ -37,6 +38,7 @@ class Group:
     pending: tuple[PendingRow, ...]
     labels: Mapping[str, EntityRow]
     marks: int = 0
+    taught: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from flows import artifacts
+from flows.planning import Plan
+from kb.diff import BurstVerdict
 from kb.model import DesiredFact, Value, ValueKind
 from kb.relations import Relations
 from kb.trust import Change, ChangeKind, Held
@@ -25,11 +27,9 @@ def change(kind, *, old=None, new=None):
 
 
 def test_changes_read_as_sentences_do():
-    rows = artifacts.changes_rows(
-        [change(ChangeKind.QUARANTINE, new="Q2"), change(ChangeKind.REPLACE, old="Q1", new="Q2")],
-        {"Q183": "Germany", "Q2": "Olaf Scholz"},
-        RELATIONS,
-    )
+    changes = (change(ChangeKind.QUARANTINE, new="Q2"), change(ChangeKind.REPLACE, old="Q1", new="Q2"))
+    made = Plan(changes, {"Q183": "Germany", "Q2": "Olaf Scholz"}, {}, BurstVerdict(stop=False), {}, {})
+    rows = artifacts.changes_rows(made, changes, RELATIONS)
     assert [row["change"] for row in rows] == ["replace", "quarantine"]  # edits first
     assert rows[0] == {
         "change": "replace",

@@ -94,6 +94,8 @@ def test_of_a_fact_held_under_both_names_of_a_merged_item_the_old_one_is_retract
         merged.id, "P6", merged, statements=(), held=(replace(held, subject=merged.id, **same),),
         pending=(), labels={},
     )  # fmt: skip
+    gone = replace(deleted_tonight("quarantine", None).pending[0], subject=merged.id, sightings=3)
+    left = replace(left, pending=(replace(gone, first_seen_at=night(-3)),))
     made_of = make_plan(
         [kept, left], RELATIONS, Trust(), night(2), held_per_relation={}, redirects={merged.id: target.id}
     )
