@@ -29,7 +29,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from editor import targets
-from editor.errors import SubjectConflictError
+from editor.errors import MethodError, SubjectConflictError
 from editor.presets import PAPER_KL_TEMPLATE
 from editor.requests import plan
 from editor.settle import settle, slipped
@@ -112,7 +112,8 @@ def edit(
         settings: how to edit.
         moments: second moments of keys of the unedited model.
         live: states of all live subjects, without those that are edited or retired tonight.
-        retired: states that leave: of subjects edited again tonight, and of retracted ones.
+        retired: states that leave: of subjects edited again tonight, and of retracted ones. Without history
+            none can.
         watched: all live facts of some live subjects: where the weights no longer say one, its subject is
             refined with tonight's (`MemitSettings.refine_older`).
         prefixes: random contexts for ``contexts="prefixes"``; see `editor.sampling.sample_prefixes`.
@@ -126,11 +127,18 @@ def edit(
         RequestError: a request cannot be carried out as written.
         MomentsError: the moments belong to another model or are singular.
         StateError: a stored state does not fit.
-        MethodError: the model does not have the settings' layers.
+        MethodError: the model does not have the settings' layers, or a state leaves without history.
         NonFiniteError: a loss or a change is not finite.
         OutOfMemoryError: memory ran out at the smallest batch.
     """
     _check_subjects(requests, live, retired)
+    if retired and not settings.history:
+        # The residual of a state is its pull only where every later write had it in its solve.
+        raise MethodError(
+            f"Subject {retired[0].subject_id!r} cannot be taken out without history: rebuild from the base "
+            "model without it, or set history to true before it is written.",
+            method="memit",
+        )
     check_fit((*live, *retired), settings, lm)
     moments.require(lm, settings.layers)
     units = units_of(lm, requests, settings, prefixes)

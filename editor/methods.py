@@ -74,9 +74,12 @@ class Memit(WeightMethod):
             self._prefixes = sample_prefixes(self.lm, how.prefix_count, seed=how.seed, top_k=self.top_k)
 
     def teach(self, requests: Sequence[EditRequest], progress: Progress | None) -> None:
-        """Write one batch beside all that is live; a subject that is taught again is replaced."""
+        """Write one batch beside all that is live; a subject that is taught again is replaced.
+
+        Without history it is written on top, as published: what it added to the weights is not known then.
+        """
         self.prepare()
-        asked = {request.subject_id for request in requests}
+        asked, remembers = {request.subject_id for request in requests}, self.settings().history
         older = {name: fact for name, fact in self._facts.items() if fact.subject_id not in asked}
         outcome = memit.edit(
             self.lm,
@@ -84,7 +87,7 @@ class Memit(WeightMethod):
             settings=self.settings(),
             moments=self.moments(),
             live=[state for subject, state in self._live.items() if subject not in asked],
-            retired=[state for subject, state in self._live.items() if subject in asked],
+            retired=[state for subject, state in self._live.items() if subject in asked and remembers],
             watched=list(older.values()),
             prefixes=self._contexts(requests),
             progress=progress,

@@ -106,6 +106,8 @@ def edit(
 
     Where what stands was written by another solve (another λ, other second moments or guards), the night is
     one change on the base model: everything live again by tonight's, from stored states, and tonight's edits.
+    So it is where settings have no history and a subject that is held is asked for: what it added to the
+    weights is not known any more.
 
     The intent stands in the ledger before the editor starts. Until `check` records the candidate, a crash
     leaves an abandoned intent and a folder that nobody knows; the next run's recovery removes both.
@@ -114,11 +116,13 @@ def edit(
     ws.ledger.ensure_model(lease.model.name, ws.settings.model, lm.digest)
     lineage = ws.ledger.lineage(lease.model)
     recipe = Recipe.read(ws, lm, lineage, progress)
-    anew = not solved_alike(lineage, recipe)
+    held, wanted = ws.ledger.live_facts(lease.model), set(request_ids)
+    asked = {row.subject for row in ws.ledger.owed(lease.model) if row.id in wanted}
+    forgotten = not recipe.memit.history and not asked.isdisjoint(row.subject for row in held)
+    anew = forgotten or not solved_alike(lineage, recipe)
     intent = ws.ledger.begin_checkpoint(
         lease, run, request_ids, algorithm="memit", settings=recipe.to_json(), from_base=anew
     )
-    held = ws.ledger.live_facts(lease.model)
     work = editing.assign(
         intent.requests, held, editing.read_states(ws.files, ws.ledger.subject_states(lease.model))
     )
@@ -147,7 +151,9 @@ def _write(
     """Write tonight's edits beside what is live, or both on the base model."""
     tonight = [*work.tonight, *work.companions]
     if anew:
-        log.info("what stands was written by another solve (λ, second moments, guards): all is written anew")
+        log.info(
+            "what stands has no history or another solve (λ, second moments, guards): all is written anew"
+        )
         return rebuild.rebuild(
             lm,
             [*tonight, *work.watched],

@@ -9,6 +9,7 @@ from flows.sync import sync
 from flows.workspace import opened_model
 from kb.store import LocalStore
 from storage.doctor import examine
+from tests.integration.flows.conftest import QUICK
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -44,10 +45,26 @@ def test_nights_keep_their_random_texts_with_the_checkpoint(reference, monkeypat
     assert len(first[0]["prefixes"]) == 2
     assert second[0]["prefixes"] == first[0]["prefixes"]
     again = rebuild()
-    assert again.ending.name == "Promoted"
     assert again.optimised == 0, "what a state depends on holds the texts that were kept"
     with opened_model(reference) as (ws, model):
         assert examine(ws.ledger, model, ws.files).findings == ()
+
+
+@pytest.mark.parametrize("how", [{"reference": True}, {"history": False}])
+def test_what_was_written_without_history_leaves_by_writing_the_rest_anew(settings, how):
+    """What later nights made of its part of the weights is not known; a new subject is written on top."""
+    settings.memit_file.write_text(json.dumps({**QUICK, **how, "prefix_count": 2}))
+    store = LocalStore(settings.store_dir)
+    assert sync(limit=4).promoted
+    assert sync().promoted
+    store.load_night(2)
+    night = sync()
+    assert night.plan.counts["replace"], "something leaves"
+    with opened_model(settings) as (ws, model):
+        assert [row.from_base for row in ws.ledger.lineage(model)] == [False, False, True]
+        assert {row.checkpoint for row in ws.ledger.subject_states(model)} == {night.candidate.digest}
+        assert examine(ws.ledger, model, ws.files).findings == ()
+    assert rebuild().ending.message == "The live checkpoint is this very rebuild."
 
 
 def test_another_seed_draws_other_texts_and_finds_the_states_anew(reference):

@@ -12,6 +12,7 @@ from editor import delta, memit, solve
 from editor.errors import (
     EditorError,
     EmptyTargetError,
+    MethodError,
     MomentsMismatchError,
     NonFiniteError,
     SingularMomentsError,
@@ -185,6 +186,20 @@ def test_a_subject_cannot_be_live_and_edited(
     with pytest.raises(SubjectConflictError) as caught:
         memit.edit(lm, requests_of(1), settings=settings, moments=moments, live=outcome.states)
     assert caught.value.subject_id == "s0"
+    assert same(lm, before)
+
+
+def test_nothing_is_taken_out_without_history(
+    lm: LanguageModel, moments: Moments, settings: MemitSettings
+) -> None:
+    """What later nights left of a state's value tells nothing of its part in the weights."""
+    forgetful = replace(settings, history=False)
+    first = memit.edit(lm, requests_of(2), settings=forgetful, moments=moments).states
+    second = memit.edit(lm, requests_of(2, start=2), settings=forgetful, moments=moments, live=first).states
+    before = weights(lm)
+    for live in (second, ()):
+        with pytest.raises(MethodError, match="'s0' cannot be taken out without history: rebuild"):
+            memit.edit(lm, [], settings=forgetful, moments=moments, live=live, retired=first)
     assert same(lm, before)
 
 

@@ -108,6 +108,22 @@ def test_a_method_goes_on_in_another_process(name: str, resources: Resources, tm
     assert same(weights_of(other_lm), weights_of(tiny.language_model()))
 
 
+def test_without_history_a_subject_is_written_on_top(lm: LanguageModel, resources: Resources) -> None:
+    """As published, in the state that counts from then on too."""
+    resources.settings = replace(resources.settings, history=False)
+    method = methods.Memit(lm, resources)
+    method.apply(requests_of(3))
+    standing = method.changed()
+    again = [replace(requests_of(1)[0], target="Stockholm")]
+    method.apply(again)
+    fresh = tiny.language_model("llama")
+    on_top = methods.Memit(fresh, resources)
+    on_top.resume(standing, methods.Memit(fresh, resources).state())
+    on_top.apply(again)
+    assert same(method.changed(), on_top.changed())
+    assert [state.subject_id for state in method.live] == ["s0", "s1", "s2"]
+
+
 @pytest.mark.parametrize(("name", "step"), [("alphaedit", "projected_update"), ("rome", "rank_one")])
 def test_a_change_that_is_not_finite_is_not_written(
     name: str, step: str, lm: LanguageModel, resources: Resources, monkeypatch: pytest.MonkeyPatch
