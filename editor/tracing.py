@@ -66,7 +66,7 @@ class Trace:
         row = self.effects[_LAST_SUBJECT]
         highest = max(0, len(row) - 2)
         # The first centre whose window leaves the first block out.
-        start = min((self.window - 1) // 2 + 1, highest)
+        start = min(self.window // 2 + 1, highest)
         last = min(start + int(row[start:].argmax()), highest)
         first = max(0, last - _SUGGESTED + 1)
         return tuple(range(first, last + 1))

@@ -80,12 +80,12 @@ def test_noise_is_three_times_what_blocks_see_of_tokens(name: str, monkeypatch: 
 
 
 def test_suggestion_ends_at_the_peak() -> None:
-    """Five blocks up to the peak at the subject's last token, cut at the first block."""
+    """Five blocks up to the peak at the subject's last token, fewer where it is low."""
     effects = torch.zeros(4, 12)
     effects[1, 6] = 1.0
     assert Trace(effects, 1.0, 0.0, 1, 2).suggest() == (2, 3, 4, 5, 6)
-    effects[1, 1] = 2.0
-    assert Trace(effects, 1.0, 0.0, 1, 2).suggest() == (0, 1)
+    effects[1, 2] = 2.0
+    assert Trace(effects, 1.0, 0.0, 1, 2).suggest() == (0, 1, 2)
 
 
 def test_suggestion_passes_over_windows_that_reach_the_first_block() -> None:
@@ -95,6 +95,10 @@ def test_suggestion_passes_over_windows_that_reach_the_first_block() -> None:
     effects[1, 7] = 0.05
     assert Trace(effects, 0.3, 0.02, 1, 5).suggest() == (3, 4, 5, 6, 7)
     assert Trace(effects[:, :2], 0.3, 0.02, 1, 1).suggest() == (0,)
+    even = torch.zeros(4, 28)  # of four blocks, two stand before the centre
+    even[1, :3] = 0.25
+    even[1, 14] = 0.05
+    assert Trace(even, 0.3, 0.02, 1, 4).suggest() == (10, 11, 12, 13, 14)
 
 
 def test_heat_map_is_a_picture(tmp_path: Path) -> None:
