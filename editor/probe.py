@@ -5,6 +5,7 @@ norm or a factor behind the matrix, states that pass between tokens beside keys 
 
     logits(states after the last block) = the model's own logits,
     the same where the tokens before come as keys and values        (`editor.chunks`),
+    the same where padding stands between them and those after,
     h(y + v) - h(y) = m · v                                         (`LayerMap.before_norm`),
 
 h being the first block's output where its matrix gives y, and m the factor that was measured so. A model with
@@ -17,6 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from editor import activations
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from editor.model import LanguageModel
 
-_BEFORE, _AFTER = 4, 5
+_BEFORE, _GAP, _AFTER = 4, 2, 5
 _TOLERANCE = 0.02
 """Largest difference, as a share of what is compared; weights in bfloat16 make a quarter of it."""
 
@@ -68,6 +70,9 @@ def _tried(lm: LanguageModel) -> float:
         raise _refusal(lm, "its logits are more than its output embeddings make of its last states")
     if _apart(_in_two_parts(lm, ids, mask, positions), own[:, _BEFORE:]):
         raise _refusal(lm, "tokens do not reach later ones by keys and values alone")
+    # Batches leave gaps behind shorter starts: a model that counts slots (ALiBi) takes them for distance.
+    if _apart(_in_two_parts(lm, ids, mask, positions, gap=_GAP), own[:, _BEFORE:]):
+        raise _refusal(lm, "padding between tokens changes what it makes of them")
     with lowered(lm, "auto"):
         _in_two_parts(lm, ids, mask, positions)
     if lm.layers.post_norm:
@@ -80,15 +85,20 @@ def _tried(lm: LanguageModel) -> float:
     return 1.0 if abs(m - 1) < _TOLERANCE else m
 
 
-def _in_two_parts(lm: LanguageModel, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-    """Return the last tokens' logits, run above the middle block with those before as keys and values."""
+def _in_two_parts(lm: LanguageModel, ids: Tensor, mask: Tensor, positions: Tensor, *, gap: int = 0) -> Tensor:
+    """Return the last tokens' logits, run above the middle block with those before as keys and values.
+
+    Behind those before, so many tokens of padding stand.
+    """
     start = lm.layers.count // 2
     states = activations.run(lm, ids, mask, positions, stop_after=start - 1)
     (first, then), (at, later), (early, late) = (
         torch.split(whole, [_BEFORE, _AFTER], dim=1) for whole in (ids, positions, states)
     )
+    first, seen, at = (pad(whole, (0, gap)) for whole in (first, mask[:, :_BEFORE], at))
+    early, mask = pad(early, (0, 0, 0, gap)), torch.cat([seen, mask[:, _BEFORE:]], dim=1)
     cache = DynamicCache()
-    activations.run(lm, first, mask[:, :_BEFORE], at, start=start, states=early, cache=cache)
+    activations.run(lm, first, seen, at, start=start, states=early, cache=cache)
     stored = {
         layer: (cache.layers[layer].keys, cache.layers[layer].values)
         for layer in range(start, lm.layers.count)

@@ -66,6 +66,15 @@ def test_a_model_whose_tokens_meet_otherwise_is_refused() -> None:
         LanguageModel.wrap(made, tiny.tokenizer())
 
 
+def test_a_model_that_counts_padding_as_distance_is_refused() -> None:
+    """MPT's ALiBi goes by the slot of a key; Bloom's goes by the mask, and is taken."""
+    odd = transformers.MptConfig(vocab_size=400, d_model=32, n_heads=4, n_layers=4, max_seq_len=128)
+    with pytest.raises(UnknownArchitectureError, match="padding between tokens"):
+        LanguageModel.wrap(AutoModelForCausalLM.from_config(odd).float(), tiny.tokenizer())
+    even = transformers.BloomConfig(vocab_size=400, hidden_size=32, n_layer=4, n_head=4)
+    LanguageModel.wrap(AutoModelForCausalLM.from_config(even).float(), tiny.tokenizer())
+
+
 @pytest.mark.parametrize("words", [None, "DefaultCPUAllocator: can't allocate memory"])
 def test_a_trial_that_finds_no_room_says_nothing_of_the_model(
     monkeypatch: pytest.MonkeyPatch, words: str | None
