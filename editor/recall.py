@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
@@ -288,8 +289,9 @@ def completions(lm: LanguageModel, prompts: Sequence[str], *, tokens: int = _GRE
         tokens: how many tokens to add.
 
     Returns:
-        What the model adds to each prompt, cut at the end of its first line.
+        What the model adds to each prompt, cut where it ends its text and at the end of its first line.
     """
+    special = set(lm.tokenizer.all_special_ids)
     encoded = [encode(lm.tokenizer, prompt)[0] for prompt in prompts]
     lengths = [len(ids) + tokens for ids in encoded]
 
@@ -300,7 +302,9 @@ def completions(lm: LanguageModel, prompts: Sequence[str], *, tokens: int = _GRE
     texts = {}
     for group, rows in in_groups(_longest_first(lengths), _GROWN_TOKENS, lengths.__getitem__, grown):
         for i, row in zip(group, rows, strict=True):
-            text = lm.tokenizer.decode(row[len(encoded[i]) :], skip_special_tokens=True)
+            # What follows the end of a text is another text: decoded without the mark, they run together.
+            said = list(takewhile(lambda token: token not in special, row[len(encoded[i]) :]))
+            text = lm.tokenizer.decode(said)
             texts[i] = text.strip().split("\n")[0].strip()
     return [texts[number] for number in range(len(prompts))]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from editor import recall
-from editor.requests import encode_target
+from editor.requests import encode, encode_target
 from editor.sampling import continue_texts
 from tests.unit.editor import tiny
 from tests.unit.editor.conftest import requests_of
@@ -64,6 +64,21 @@ def test_check_reports_every_prompt() -> None:
     assert results[0].success == (results[0].p_new > (results[0].p_old or 0.0))
     assert results[1].p_old is None
     assert results[1].success == results[1].exact
+
+
+def test_an_answer_ends_where_the_model_ends_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it goes on with belongs to no prompt; an end at once is no answer."""
+    lm = tiny.language_model()
+    (end, *_), (paris,) = lm.tokenizer.all_special_ids, encode(lm.tokenizer, " Paris")[:1]
+    (city,) = encode(lm.tokenizer, "The city")[:1]
+    monkeypatch.setattr(
+        recall,
+        "continue_texts",
+        lambda _lm, starts, *_args, **_kwargs: [
+            [*start, *said, end, *city] for start, said in zip(starts, (paris, []), strict=True)
+        ],
+    )
+    assert recall.completions(lm, ["The capital of France is"] * 2) == ["Paris", ""]
 
 
 def test_perplexity_equals_the_plain_definition() -> None:
