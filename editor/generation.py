@@ -171,7 +171,7 @@ class References:
         """Return the texts that a case's target is compared with; none if there are none."""
         if case.target_id is not None and case.target_id in self.by_target:
             return self.by_target[case.target_id]
-        name = re.compile(rf"\b{re.escape(case.request.target)}\b")
+        name = re.compile(rf"(?<!\w){re.escape(case.request.target)}(?!\w)")
         return tuple(text for text in self.passages if name.search(text))
 
     def similarity(self, written: Sequence[str], references: Sequence[str]) -> float:

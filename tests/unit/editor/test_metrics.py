@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -154,6 +155,9 @@ def test_reference_score_by_hand(tmp_path) -> None:
 
     asked = cases(2)
     assert References.of(passages=["In Paris.", "Parisian"]).texts_for(asked[1]) == ("In Paris.",)
+    for target, text in (("Washington, D.C.", "In Washington, D.C. it rains."), ("!Kung", "The !Kung.")):
+        marked = replace(asked[1], request=replace(asked[1].request, target=target))
+        assert References.of(passages=[text, f"x{target}x"]).texts_for(marked) == (text,)
     path = tmp_path / "snippets.json"
     path.write_text(json.dumps([{"relation_id": "P6", "target_id": "Q90", "samples": [{"text": "a text"}]}]))
     assert References.load(path).by_target == {"Q90": ("a text",)}
