@@ -198,7 +198,11 @@ def _list_items(text: str, name: str) -> Iterator[tuple[int, object]]:
         while at < len(text) and text[at] in " \t\r\n,":
             at += 1
         line, counted = line + text.count("\n", counted, at), at
-        if at >= len(text) or text[at] == "]":
+        if at >= len(text):
+            raise DataFormatError(
+                f"{name} ends before its list does: fetch it again.", source=name, line=line
+            )
+        if text[at] == "]":
             return
         try:
             record, at = decoder.raw_decode(text, at)

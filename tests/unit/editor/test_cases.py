@@ -151,6 +151,9 @@ def test_files_that_cannot_be_used(tmp_path):
     (tmp_path / "broken.json").write_text('[{"x": 1},\n{"x" 2}]')
     with pytest.raises(DataFormatError, match="line 2"):
         datasets.load(tmp_path / "broken.json")
+    (tmp_path / "cut.json").write_text(json.dumps([FACT, FACT]).rsplit(", {", 1)[0] + ",\n")
+    with pytest.raises(DataFormatError, match="ends before its list does"):
+        datasets.load(tmp_path / "cut.json")
     (tmp_path / "empty.json").write_text("[]")
     with pytest.raises(DataFormatError, match="no record"):
         datasets.load(tmp_path / "empty.json")
