@@ -75,7 +75,7 @@ def load(source: str | Path, *, split: str = "train") -> Dataset:
     if path.is_file():
         blob = path.read_bytes()
         digest = hashlib.sha256(blob).hexdigest()
-        found = _parsed(blob.decode("utf-8", errors="replace"), name)
+        found = _parsed(blob.decode("utf-8-sig", errors="replace"), name)  # a mark would hide the list
     elif _is_hub_name(name):
         rows = _from_hub(name, split)
         text = json.dumps(rows, sort_keys=True, ensure_ascii=False, default=str)

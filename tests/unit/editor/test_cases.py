@@ -139,6 +139,15 @@ def test_a_record_may_hold_what_ends_lines_elsewhere(tmp_path):
     assert (len(found.cases), found.skipped) == (2, ())
 
 
+@pytest.mark.parametrize("text", [json.dumps([FACT], indent=1), json.dumps(FACT)])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, text):
+    """Windows editors put one before all else."""
+    path = tmp_path / "facts.json"
+    path.write_text(text, encoding="utf-8-sig")
+    found = datasets.load(path)
+    assert (len(found.cases), found.skipped) == (1, ())
+
+
 def test_two_records_of_one_name(tmp_path):
     path = tmp_path / "facts.json"
     path.write_text(json.dumps([COUNTERFACT, COUNTERFACT]))
