@@ -57,7 +57,8 @@ def record_plan(
     change_ids = _write_changes(plan, changes)
     write_held_back(plan, changes, pairs)
     point("record_plan.changes")
-    unchanged = {scope(row) for row in changes if row.kind == "unchanged"}
+    # A fact whose label changed stands: nothing is taught for it.
+    unchanged = {scope(row) for row in changes if row.kind in {"unchanged", "relabel"}}
     write_requests(plan, requests, change_ids, pairs, unchanged=unchanged)
     point("record_plan.requests")
     _clear_marks(plan, reviewed)

@@ -110,7 +110,8 @@ def decide(group: Group) -> tuple[list[ChangeRow], list[EditRequestRow]]:
     if wanted is None and held is None:
         return [], []
     if wanted is not None and held is not None and wanted.value == held.value:
-        return [ChangeRow("unchanged", **scope)], []
+        same = group.labels[wanted.value].label == held.label
+        return [ChangeRow("unchanged" if same else "relabel", **scope)], []
     old = {"old_value": held.value, "old_label": held.label} if held else {}
     label = group.entity.label or group.subject
     if wanted is None:

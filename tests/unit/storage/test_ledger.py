@@ -246,8 +246,9 @@ def test_no_name_and_no_second_undoing_brings_back_what_was_undone(
     assert steps.held(ledger) == {}
 
 
+@pytest.mark.parametrize("name", ["label Q102", "another name"])
 def test_a_retraction_that_was_undone_is_made_once_its_value_stood_again(
-    ledger: Ledger, files: CheckpointFiles, world: steps.World
+    ledger: Ledger, files: CheckpointFiles, world: steps.World, name: str
 ) -> None:
     first = steps.sync(ledger, files, world, 1)["checkpoint"]
     world.set("Q2", "P6", None)
@@ -257,6 +258,7 @@ def test_a_retraction_that_was_undone_is_made_once_its_value_stood_again(
     steps.sync(ledger, files, world, 3)
     assert ("Q2", "P6") in steps.held(ledger), "nothing has changed since"
     world.set("Q2", "P6", "Q102")
+    world.names["Q102"] = name
     steps.sync(ledger, files, world, 4)
     world.set("Q2", "P6", None)
     steps.sync(ledger, files, world, 5)
