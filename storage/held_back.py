@@ -34,14 +34,17 @@ def write_held_back(plan: Recording, changes: Sequence[ChangeRow], pairs: Sequen
     opened = _open_rows(plan, pairs)
     for fact, known in opened.items():
         row = waiting.pop(fact, None)
+        # A conflict has no value either, and is no vacancy for that.
+        waited = known.kind == "quarantine"
         if row is None:
-            released = fact in edited and edited[fact].new_value == known.value
+            released = waited and fact in edited and edited[fact].new_value == known.value
             _resolve(plan, known.id, "released" if released else "withdrawn")
         elif row.new_value == known.value and row.kind == known.kind:
             _count_again(plan, known, row)
         else:
             _resolve(plan, known.id, "replaced")
-            _open(plan, fact, row, previous=[*known.previous_values, known.value or ""])
+            went = [known.value or ""] if waited else []
+            _open(plan, fact, row, previous=[*known.previous_values, *went])
     for fact, row in waiting.items():
         _open(plan, fact, row, previous=_came_and_went(plan, fact))
 

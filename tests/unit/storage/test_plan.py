@@ -191,6 +191,22 @@ def test_what_waited_is_released_or_withdrawn(desk: Desk) -> None:
     assert desk.ledger.pending(desk.lease.model) == []
 
 
+def test_a_conflict_that_ends_leaves_no_vacancy_behind(desk: Desk) -> None:
+    desk.hold(None, desk.night(), kind="conflict")
+    desk.hold(None, desk.night())
+    (pending,) = desk.ledger.pending(desk.lease.model)
+    assert (pending.kind, pending.previous_values) == ("quarantine", ())
+
+
+@pytest.mark.parametrize(("kind", "resolution"), [("quarantine", "released"), ("conflict", "withdrawn")])
+def test_what_ends_is_the_vacancy_that_waited_and_not_a_conflict(
+    desk: Desk, kind: str, resolution: str
+) -> None:
+    desk.hold(None, desk.night(), kind=kind)
+    desk.record(desk.night(), [change("retract", None)])
+    assert desk.ledger.query("SELECT resolution FROM quarantine").rows == ((resolution,),)
+
+
 def test_what_waits_is_reviewed_every_night_and_carries_a_persons_word(desk: Desk) -> None:
     desk.hold("Q10", desk.night())
     (pending,) = desk.ledger.pending(desk.lease.model)
