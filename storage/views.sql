@@ -50,12 +50,18 @@ SELECT
     h.held_from AS held_from,
     h.held_to AS held_to,
     r.valid_from AS valid_from,
-    (
-        SELECT CASE WHEN COUNT(*) = COUNT(s.valid_to) THEN MAX(s.valid_to) END
+    -- What a suppressed fact rests on says when the former value ended, and a statement that was edited to another
+    -- value speaks of that one. The latest of several ends: as texts, years before 0 run backwards.
+    CASE WHEN e.op <> 'suppress' THEN (
+        SELECT CASE WHEN COUNT(*) = COUNT(NULLIF(s.valid_to, 'novalue')) THEN
+            COALESCE(MAX(CASE WHEN SUBSTR(s.valid_to, 1, 1) <> '-' THEN s.valid_to END), MIN(s.valid_to))
+        END
         FROM request_source x
-        JOIN statement s ON s.guid = x.guid AND s.seen_to IS NULL
+        JOIN statement v ON v.id = x.statement_id
+        JOIN statement s
+            ON s.guid = x.guid AND s.seen_to IS NULL AND s.value_kind = v.value_kind AND s.value = v.value
         WHERE x.request_id = r.id
-    ) AS valid_to,
+    ) END AS valid_to,
     e.op AS operation,
     g.reason AS reason,
     c.digest AS checkpoint,
