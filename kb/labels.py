@@ -15,7 +15,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from kb.model import Label, id_order
+from kb.model import Label, id_order, is_writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ def choose(candidates: Mapping[str, str], chain: Sequence[str] = CHAIN) -> tuple
         Text and language, or None if no language of the chain is there.
     """
     found = {language.lower(): tidy(text) for language, text in candidates.items()}
-    found = {language: text for language, text in found.items() if text}
+    found = {language: text for language, text in found.items() if text and is_writable(language + text)}
     for entry in chain:
         if entry.endswith("-*"):
             stem = entry[:-1]

@@ -45,12 +45,14 @@ __all__ = [
     "entity_id",
     "gregorian_to_julian",
     "id_order",
+    "is_writable",
     "julian_to_gregorian",
     "last_day",
     "statement_id",
 ]
 
 _ENTITY_ID = re.compile(r"[QPL][1-9][0-9]{0,17}", re.ASCII)
+_UNWRITABLE = re.compile(r"[\x00\ud800-\udfff]")
 _MAX_DIGITS = 127  # what Wikibase holds
 
 
@@ -97,6 +99,17 @@ def id_order(entity: str) -> tuple[str, int]:
     return entity[:1], int(entity[1:])
 
 
+def is_writable(text: str) -> bool:
+    """Whether a text can be put into a query or a ledger: it holds no NUL and no half of a surrogate pair."""
+    return _UNWRITABLE.search(text) is None
+
+
+def _composed(text: str) -> str:
+    if not is_writable(text):
+        raise BadTermError("A text with NUL or half a surrogate pair cannot be kept.", value=repr(text))
+    return unicodedata.normalize("NFC", text)
+
+
 def statement_id(text: str) -> str:
     """Normalise a statement id, so that every spelling of one statement is the same key.
 
@@ -104,10 +117,10 @@ def statement_id(text: str) -> str:
     that differ by case alone are one id to Wikibase, so all of it is put in capitals.
 
     Raises:
-        BadTermError: it does not start with an entity id.
+        BadTermError: it does not start with an entity id, or cannot be written.
     """
     entity, mark, guid = text.replace("$", "-", 1).partition("-")
-    if not mark or not guid:
+    if not mark or not guid or not is_writable(guid):
         raise BadTermError(f"{text!r} is not a statement id: expected Q42$GUID.", value=text)
     return f"{entity_id(entity)}${guid.upper()}"
 
@@ -157,13 +170,21 @@ class Value:
 
     @classmethod
     def string(cls, text: str) -> Value:
-        """A plain string, in Unicode's composed form."""
-        return cls(ValueKind.STRING, unicodedata.normalize("NFC", text))
+        """A plain string, in Unicode's composed form.
+
+        Raises:
+            BadTermError: it cannot be written.
+        """
+        return cls(ValueKind.STRING, _composed(text))
 
     @classmethod
     def monolingual(cls, text: str, language: str) -> Value:
-        """A text with its language."""
-        return cls(ValueKind.MONOLINGUAL, f"{unicodedata.normalize('NFC', text)}@{language.lower()}")
+        """A text with its language.
+
+        Raises:
+            BadTermError: it cannot be written.
+        """
+        return cls(ValueKind.MONOLINGUAL, _composed(f"{text}@{language.lower()}"))
 
     @classmethod
     def somevalue(cls) -> Value:

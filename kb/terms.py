@@ -14,7 +14,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from kb.errors import BadTermError
-from kb.model import entity_id
+from kb.model import entity_id, is_writable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,7 +51,7 @@ def literal(text: str) -> Term:
     Raises:
         BadTermError: it holds a lone surrogate or NUL, which no query can carry.
     """
-    if "\x00" in text or any("\ud800" <= char <= "\udfff" for char in text):
+    if not is_writable(text):
         raise BadTermError(
             "A text with NUL or half a surrogate pair cannot be put into a query.", value=repr(text)
         )

@@ -69,6 +69,7 @@ def test_old_documents_without_ids_revisions_or_maps():
                 "datavalue": {"type": "string", "value": "c"},
             }
         ),
+        claim(mainsnak={"snaktype": "value", "datavalue": {"type": "string", "value": "x\ud800y"}}),
         claim(qualifiers=[1]),
         claim(references=7),
         None,

@@ -17,6 +17,8 @@ from kb.model import Label
         ({"en-zz": "Z", "en-au": "U"}, ("U", "en-au")),
         ({"EN": "Ada"}, ("Ada", "en")),
         ({"en": "  ", "mul": "A"}, ("A", "mul")),
+        ({"en": "A\ud800", "mul": "A"}, ("A", "mul")),
+        ({"en": "A\x00", "en-\ud800": "A"}, None),
         ({"de": "D", "fr": "F"}, None),
         ({}, None),
     ],

@@ -143,6 +143,18 @@ def test_strings_are_composed_and_languages_lowered():
     assert Value.monolingual("Ja", "EN-GB").canonical == "Ja@en-gb"
 
 
+@pytest.mark.parametrize("text", ["x\ud800y", "x\x00y"])
+def test_what_no_ledger_can_keep_is_refused(text):
+    for make in (
+        Value.string,
+        lambda text: Value.monolingual(text, "en"),
+        lambda text: Value.monolingual("Ja", text),
+        lambda text: statement_id(f"Q1${text}"),
+    ):
+        with pytest.raises(BadTermError):
+            make(text)
+
+
 @given(made.groups())
 def test_json_round_trips_and_the_hash_ignores_the_revision(group):
     for one in group:

@@ -59,6 +59,7 @@ def test_a_statement_needs_its_rank_and_its_value():
         assert read(*rows) == ([], ["unreadable"])
     assert read(RANK, MAIN, row(PROP + "statement/P6", uri(WD + "Q2"))) == ([], ["unreadable"])
     assert read(row(WB + "rank", uri(WB + "BestRank")), MAIN) == ([], ["unreadable"])
+    assert read(RANK, row(PROP + "statement/P6", literal("x\ud800y"))) == ([], ["unreadable"])
 
 
 @pytest.mark.parametrize(
