@@ -66,8 +66,10 @@ def test_a_model_whose_tokens_meet_otherwise_is_refused() -> None:
         LanguageModel.wrap(made, tiny.tokenizer())
 
 
-def test_a_model_that_counts_padding_as_distance_is_refused() -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_that_counts_padding_as_distance_is_refused(seed: int) -> None:
     """MPT's ALiBi goes by the slot of a key; Bloom's goes by the mask, and is taken."""
+    torch.manual_seed(seed)
     odd = transformers.MptConfig(vocab_size=400, d_model=32, n_heads=4, n_layers=4, max_seq_len=128)
     with pytest.raises(UnknownArchitectureError, match="padding between tokens"):
         LanguageModel.wrap(AutoModelForCausalLM.from_config(odd).float(), tiny.tokenizer())
