@@ -189,21 +189,26 @@ def keep(
 ) -> str:
     """Keep a change, its states and the digests of the written weights in a folder; return its digest.
 
-    What stands on the base itself names no parent. A rebuild names nothing else either, so that the same live
-    facts give the same digest; a night names what it follows, since a lineage holds a content once.
+    What stands on the base itself names no parent, so that the same live facts give the same digest. A lineage
+    holds a content once: a night that comes to an earlier checkpoint's names what it follows.
     """
-    return ws.files.put(
-        {models.DELTA_FILE: outcome.delta.to_bytes(), models.STATES_FILE: states.to_bytes(outcome.states)},
-        {
-            "base": lm.digest,
-            "parent": None if from_base else parent,
-            "algorithm": "memit",
-            "settings": recipe.to_json(),
-            "weights": deltas.digests(lm, outcome.delta.changes),
-            **({"from_base": True} if from_base else {}),
-            **({"after": parent} if from_base and parent else {}),
-        },
-    )
+    content = {
+        models.DELTA_FILE: outcome.delta.to_bytes(),
+        models.STATES_FILE: states.to_bytes(outcome.states),
+    }
+    manifest = {
+        "base": lm.digest,
+        "parent": None if from_base else parent,
+        "algorithm": "memit",
+        "settings": recipe.to_json(),
+        "weights": deltas.digests(lm, outcome.delta.changes),
+        **({"from_base": True} if from_base else {}),
+    }
+    digest = ws.files.put(content, manifest)
+    known = ws.ledger.checkpoints(ws.model) if from_base and parent and ws.model else ()
+    if any(row.digest == digest for row in known):
+        return ws.files.put(content, {**manifest, "after": parent})
+    return digest
 
 
 def check(ws: Workspace, lease: Lease, edited: Edited, progress: Progress | None = None) -> Candidate:
