@@ -6,6 +6,7 @@ a person blocked stays blocked when it goes and comes back.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, insert, select, tuple_, update
@@ -14,11 +15,13 @@ from storage.batching import batches, selected
 from storage.errors import ConflictStandsError
 from storage.recording import EDITING, WAITING
 from storage.records.planned import PendingRow
-from storage.schema.planned import Fact, HeldBack
-from storage.scopes import scope
+from storage.schema.planned import EditRequest, Fact, HeldBack
+from storage.schema.runs import SyncRun
+from storage.scopes import Scope, scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from datetime import datetime
 
     from sqlalchemy.engine import Connection
 
@@ -45,22 +48,56 @@ def write_held_back(plan: Recording, changes: Sequence[ChangeRow], pairs: Sequen
             _resolve(plan, known.id, "replaced")
             went = [known.value or ""] if waited else []
             _open(plan, fact, row, previous=[*known.previous_values, *went])
+    subjects = {row.subject for row in waiting.values()}
+    gone = lately_gone(plan.connection, plan.model_id, subjects, plan.reference_time - plan.flip_memory)
     for fact, row in waiting.items():
-        _open(plan, fact, row, previous=_came_and_went(plan, fact))
+        _open(plan, fact, row, previous=sorted(gone[scope(row)]))
 
 
-def _came_and_went(plan: Recording, fact: int) -> list[str]:
-    """Values that waited for a fact lately, and those they meant to replace: one that returns is a flip."""
-    rows = plan.connection.execute(
-        select(HeldBack.value, HeldBack.old_value).where(
-            HeldBack.model_id == plan.model_id,
-            HeldBack.fact_id == fact,
+def lately_gone(
+    connection: Connection, model_id: int, subjects: Iterable[str], since: datetime
+) -> dict[Scope, set[str]]:
+    """Read the values that stood or waited and went since a moment, by fact ("" for a vacancy).
+
+    What was released has not gone: it may still be owed. It has once the model was taught another value.
+    """
+    found: dict[Scope, set[str]] = defaultdict(set)
+    wanted = sorted(subjects)
+    waited = (
+        select(
+            Fact.subject, Fact.property, Fact.slot, HeldBack.value, HeldBack.old_value, HeldBack.resolution
+        )
+        .join(Fact, Fact.id == HeldBack.fact_id)
+        .where(
+            HeldBack.model_id == model_id,
             HeldBack.kind == "quarantine",
             HeldBack.resolved_at.is_not(None),
-            HeldBack.last_seen_at >= plan.reference_time - plan.flip_memory,
+            HeldBack.last_seen_at >= since,
         )
-    ).all()
-    return sorted({row.value or "" for row in rows} | {row.old_value for row in rows if row.old_value})
+    )
+    for row in selected(connection, waited, Fact.subject, wanted):
+        if row.resolution != "released":
+            found[scope(row)].add(row.value or "")
+        if row.old_value:
+            found[scope(row)].add(row.old_value)
+    taught = (
+        select(Fact.subject, Fact.property, Fact.slot, EditRequest.value, EditRequest.old_value)
+        .join(Fact, Fact.id == EditRequest.fact_id)
+        .join(SyncRun, SyncRun.id == EditRequest.run_id)
+        .where(
+            EditRequest.model_id == model_id, EditRequest.state == "applied", SyncRun.reference_time >= since
+        )
+        .order_by(EditRequest.run_id)
+    )
+    stood: dict[Scope, str] = {}
+    for row in selected(connection, taught, Fact.subject, wanted):
+        here = scope(row)
+        if row.old_value:
+            found[here].add(row.old_value)
+        if here in stood:
+            found[here].add(stood[here])
+        stood[here] = row.value or ""
+    return found
 
 
 def _open_rows(plan: Recording, pairs: Sequence[Pair]) -> dict[int, Row[Any]]:

@@ -150,15 +150,23 @@ class LedgerReader:
         with read_transaction(self.engine) as connection:
             return review.pairs_to_review(connection, model.id)
 
-    def groups(self, model: Model, pairs: Iterable[Pair], *, page_size: int = 500) -> Iterator[Group]:
+    def groups(
+        self,
+        model: Model,
+        pairs: Iterable[Pair],
+        *,
+        page_size: int = 500,
+        gone_since: datetime | None = None,
+    ) -> Iterator[Group]:
         """Yield the named groups, known or not, with all that a plan needs of them, by (subject, property).
 
         Args:
             model: The model.
             pairs: The (subject, property) of each group.
-            page_size: Groups a page; each page is one short read of six queries.
+            page_size: Groups a page; each page is one short read of a few queries.
+            gone_since: Also read which values went since then, to know one that comes back.
         """
-        return review.groups(self.engine, model.id, pairs, page_size)
+        return review.groups(self.engine, model.id, pairs, page_size, gone_since)
 
     def owed(self, model: Model) -> list[EditRequestRow]:
         """Read the pending requests, oldest first."""

@@ -1,6 +1,6 @@
 """What the plan step reads: which groups to look at, and all that a plan needs of each, a page at a time.
 
-Six queries a page, however many groups it holds.
+Eight queries a page, however many groups it holds; six where no flips are asked for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sqlalchemy import Row, literal, select, tuple_, union
 from storage.batching import batches
 from storage.database import insert_or_ignore, reading
 from storage.facts import held_rows
-from storage.held_back import pending_rows
+from storage.held_back import lately_gone, pending_rows
 from storage.records.planned import Group
 from storage.records.pulled import EntityRow, StatementRow
 from storage.schema.planned import Fact, HeldBack
@@ -41,7 +41,9 @@ def pairs_to_review(connection: Connection, model_id: int) -> set[Pair]:
     return {(row.subject, row.property) for row in rows}
 
 
-def groups(engine: Engine, model_id: int, pairs: Iterable[Pair], page_size: int) -> Iterator[Group]:
+def groups(
+    engine: Engine, model_id: int, pairs: Iterable[Pair], page_size: int, gone_since: datetime | None = None
+) -> Iterator[Group]:
     """Yield the named groups, known or not, in order of (subject, property).
 
     Args:
@@ -49,17 +51,20 @@ def groups(engine: Engine, model_id: int, pairs: Iterable[Pair], page_size: int)
         model_id: The model.
         pairs: Which groups.
         page_size: Groups a page.
+        gone_since: Since when a value must have gone to be among the `gone`; without it, none is.
 
     Yields:
         Each group with all that the plan needs of it; one that the ledger does not know is empty.
     """
     for page in batches(sorted(set(pairs)), page_size):
         with reading(engine) as connection:
-            found = _fill(connection, model_id, list(page))
+            found = _fill(connection, model_id, list(page), gone_since)
         yield from found
 
 
-def _fill(connection: Connection, model_id: int, page: Sequence[Pair]) -> list[Group]:
+def _fill(
+    connection: Connection, model_id: int, page: Sequence[Pair], gone_since: datetime | None
+) -> list[Group]:
     if not page:
         return []
     statements = current_statements(connection, page)
@@ -76,6 +81,12 @@ def _fill(connection: Connection, model_id: int, page: Sequence[Pair]) -> list[G
     merged = {row.redirect_to for row in entities.values() if row.redirect_to}
     entities |= entity_rows(connection, merged - entities.keys())
     marks = _marks(connection, model_id, page)
+    gone: dict[Pair, dict[str, frozenset[str]]] = defaultdict(dict)
+    if gone_since is not None:
+        for (subject, prop, slot), values in lately_gone(
+            connection, model_id, _subjects(page), gone_since
+        ).items():
+            gone[subject, prop][slot] = frozenset(values)
     return [
         Group(
             subject=subject,
@@ -87,6 +98,7 @@ def _fill(connection: Connection, model_id: int, page: Sequence[Pair]) -> list[G
             labels=_named(statements.get((subject, prop), ()), entities),
             marks=marks.get((subject, prop), 0),
             taught=frozenset(taught.get(subject, ())),
+            gone=gone.get((subject, prop), {}),
         )
         for subject, prop in page
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Group:
         labels: The items among the values, and those that they were merged into, as known.
         marks: How often it was marked for review since a plan last cleared it.
         taught: Texts under which the model holds facts of the item.
+        gone: Values that went lately, by slot ("" for a vacancy); empty unless they were asked for.
     """
 
     subject: str
@@ -39,6 +40,7 @@ class Group:
     labels: Mapping[str, EntityRow]
     marks: int = 0
     taught: frozenset[str] = frozenset()
+    gone: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
