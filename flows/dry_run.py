@@ -97,7 +97,7 @@ def _overlaid(ws: Workspace, model: Model, pulled: Pulled, merged: Mapping[str, 
         if resolve(row.subject, merged) in fresh or row.subject in fresh
     }
     pairs = merging.family({*rows, *held, *_under_review(ws, model, pulled)}, merged)
-    for group in ws.ledger.groups(model, pairs):
+    for group in ws.ledger.groups(model, pairs, gone_since=night.gone_since(ws, pulled)):
         pair = (group.subject, group.property)
         labels = dict(group.labels)
         labels.update({value: row for value, row in entities.items() if value != group.subject})

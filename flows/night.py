@@ -123,7 +123,8 @@ def plan(
 ) -> tuple[Plan, PlanReport]:
     """Decide every group that changed or waits, and record changes, holds and owed edits: one transaction."""
     merged = redirects(ws, pulled)
-    groups = ws.ledger.groups(lease.model, merging.family(under_review(ws, lease.model, pulled), merged))
+    pairs = merging.family(under_review(ws, lease.model, pulled), merged)
+    groups = ws.ledger.groups(lease.model, pairs, gone_since=gone_since(ws, pulled))
     made = decide(ws, lease.model, groups, pulled, redirects=merged, burst_approved=burst_approved)
     report = ws.ledger.record_plan(
         lease,
@@ -134,6 +135,11 @@ def plan(
         flip_memory=timedelta(hours=ws.settings.trust.flip_memory_hours),
     )
     return made, report
+
+
+def gone_since(ws: Workspace, pulled: Pulled) -> datetime:
+    """Since when a value that went is remembered: one that comes back is a flip."""
+    return pulled.seen.at - timedelta(hours=ws.settings.trust.flip_memory_hours)
 
 
 def under_review(ws: Workspace, model: Model, pulled: Pulled) -> set[Pair]:

@@ -201,6 +201,7 @@ def _decide(
         redirects=redirects,
         object_modified=object_modified,
         taught=group.taught,
+        gone=group.gone,
     )
     blocked = {(row.slot, row.value or "") for row in _decided(group.pending, BLOCKED)}
     return [

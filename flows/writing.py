@@ -189,8 +189,8 @@ def keep(
 ) -> str:
     """Keep a change, its states and the digests of the written weights in a folder; return its digest.
 
-    What stands on the base itself names no parent, so that the same live facts give the same digest. A lineage
-    holds a content once: a night that comes to an earlier checkpoint's names what it follows.
+    What stands on the base itself names no parent, so that the same live facts give the same digest. A
+    lineage holds a content once: a night that comes to an earlier checkpoint's names what it follows.
     """
     content = {
         models.DELTA_FILE: outcome.delta.to_bytes(),

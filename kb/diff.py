@@ -49,6 +49,7 @@ class _Night:
     ended: Collection[Value]
     object_modified: Mapping[str, datetime]
     known_as: Collection[str]
+    gone: Mapping[str, Collection[str]]
 
 
 def changes(  # noqa: PLR0917  (a night is these eight things)
@@ -65,6 +66,7 @@ def changes(  # noqa: PLR0917  (a night is these eight things)
     redirects: Mapping[str, str] = MappingProxyType({}),
     object_modified: Mapping[str, datetime] = MappingProxyType({}),
     taught: Collection[str] = (),
+    gone: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> list[Change]:
     """Compare one group's verdict with what the model holds.
 
@@ -81,6 +83,7 @@ def changes(  # noqa: PLR0917  (a night is these eight things)
         redirects: target by merged item, for objects held under an old id.
         object_modified: when the items among the objects were last edited, where that is known.
         taught: texts under which the model holds the subject's facts of other relations.
+        gone: values that lately went, by slot, for slots in which nothing is pending ("" for a vacancy).
 
     Returns:
         One change a slot (wanted, held or waited for), in order of slots, `unchanged` ones included.
@@ -94,7 +97,18 @@ def changes(  # noqa: PLR0917  (a night is these eight things)
     ended = {resolve_value(value, redirects) for value in verdict.ended}
     known_as = {one.subject_label for one in held if one.subject_label} | set(taught)
     night = _Night(
-        verdict, waiting, labels, modified_at, at, relation, trust, shared, ended, object_modified, known_as
+        verdict,
+        waiting,
+        labels,
+        modified_at,
+        at,
+        relation,
+        trust,
+        shared,
+        ended,
+        object_modified,
+        known_as,
+        gone,
     )
     if verdict.conflict is not None:
         reason = f"{verdict.conflict}; edit Wikidata or wait until one of them ends"
@@ -265,7 +279,9 @@ def _standing(change: Change, night: _Night) -> Change | None:
     seen = _run(change, night)
     waiting = night.pending.get(change.slot)
     canonical = change.new.value.canonical if change.new is not None else ""
-    flipped = waiting is not None and canonical in waiting.previous_values
+    flipped = canonical in (
+        waiting.previous_values if waiting is not None else night.gone.get(change.slot, ())
+    )
     window = max(hold, timedelta(hours=trust.flip_hold_hours)) if flipped else hold
     # a flip is known to have moved lately whatever the modification date says, but an unmoved item has not
     since = _earliest(change, night, count_modification=True)

@@ -149,3 +149,21 @@ def test_a_vacancy_that_was_stated_stands_behind_what_is_said_of_it(world, tmp_p
     now.put("Q1", "Ruritania", ("b", "P6", Value.novalue()), edited=OLD)
     assert [row[4] for row in now.night()] == ["nobody at present"]
     assert now.sources() == ["Q1$b"]
+
+
+@pytest.mark.parametrize("pause", [1, 3])
+def test_a_value_that_comes_back_is_a_flip_however_rarely_one_looks(world, pause):
+    """It was replaced without waiting, since the edit was old when it was first seen."""
+    now = world("P6")
+    now.put("Q10", "Ann", edited=OLD)
+    now.put("Q11", "Bob", edited=OLD)
+    for value in ("Q10", "Q11"):
+        now.put("Q1", "Ruritania", ("a", "P6", item(value)), edited=now.at - 3 * DAY)
+        assert now.night()
+        now.at += 3 * DAY
+    now.put("Q1", "Ruritania", ("a", "P6", item("Q10")))
+    now.at += (pause - 1) * DAY
+    assert now.night() == []
+    assert now.waits["Q1", "P6"].startswith("flip" if pause == 3 else ("flip", "hold"))
+    now.at += 7 * DAY
+    assert [row[4] for row in now.night()] == ["Ann"]
