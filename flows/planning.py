@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from flows import merging, translate
 from kb import labels as label_rules
+from kb.diff import Known, guard
 from kb.diff import changes as diff_changes
-from kb.diff import guard
 from kb.model import Label, Rank, Value, ValueKind
 from kb.render import reading
 from kb.semantics import resolve, resolve_value, time_decides, verdict
@@ -189,19 +189,23 @@ def _decide(
     statements = [replace(one, value=resolve_value(one.value, redirects)) for one in read]
     decided = diff_changes(
         verdict(statements, relation, at, subject=group.subject),
-        [_held(row) for row in group.held],
-        [_pending(row) for row in group.pending],
-        labels,
-        # A deletion or a merge is news of tonight, however old the item's last edit is.
-        None if group.entity.deleted or group.entity.redirect_to else group.entity.modified_at,
+        Known(
+            held=[_held(row) for row in group.held],
+            pending=[_pending(row) for row in group.pending],
+            labels=labels,
+            # A deletion or a merge is news of tonight, however old the item's last edit is.
+            modified_at=None
+            if group.entity.deleted or group.entity.redirect_to
+            else group.entity.modified_at,
+            shared=shared,
+            redirects=redirects,
+            object_modified=object_modified,
+            taught=group.taught,
+            gone=group.gone,
+        ),
         at,
         relation,
         _with_decisions(trust, group.pending),
-        shared=shared,
-        redirects=redirects,
-        object_modified=object_modified,
-        taught=group.taught,
-        gone=group.gone,
     )
     blocked = {(row.slot, row.value or "") for row in _decided(group.pending, BLOCKED)}
     return [

@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from kb import labels as label_rules
@@ -34,94 +33,89 @@ if TYPE_CHECKING:
     from kb.relations import Relation
 
 
-@dataclass(frozen=True, slots=True)
-class _Night:
-    """What all slots of one group share."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What is known of one group, a subject's statements of one property, beside what they say.
 
-    verdict: GroupVerdict
-    pending: Mapping[str, Pending]
-    labels: Mapping[str, Label]
-    modified_at: datetime | None
-    at: datetime
-    relation: Relation
-    trust: Trust
-    shared: Collection[str]
-    ended: Collection[Value]
-    object_modified: Mapping[str, datetime]
-    known_as: Collection[str]
-    gone: Mapping[str, Collection[str]]
-
-
-def changes(  # noqa: PLR0917  (a night is these eight things)
-    verdict: GroupVerdict,
-    held: Sequence[Held],
-    pending: Sequence[Pending],
-    labels: Mapping[str, Label],
-    modified_at: datetime | None,
-    at: datetime,
-    relation: Relation,
-    trust: Trust,
-    *,
-    shared: Collection[str] = (),
-    redirects: Mapping[str, str] = MappingProxyType({}),
-    object_modified: Mapping[str, datetime] = MappingProxyType({}),
-    taught: Collection[str] = (),
-    gone: Mapping[str, Collection[str]] = MappingProxyType({}),
-) -> list[Change]:
-    """Compare one group's verdict with what the model holds.
-
-    Args:
-        verdict: what Wikidata says, from `kb.semantics.verdict`.
-        held: what the model holds of the group.
+    Attributes:
+        held: what the model holds of it.
         pending: what earlier pulls saw of it and did not apply.
         labels: of the subject and of every object involved; an absent one has no usable label.
         modified_at: the subject item's modification date, or None if unknown.
-        at: the reference time.
-        relation: how the property works.
-        trust: how much to believe.
         shared: entities whose label is not theirs alone.
         redirects: target by merged item, for objects held under an old id.
         object_modified: when the items among the objects were last edited, where that is known.
         taught: texts under which the model holds the subject's facts of other relations.
         gone: values that lately went, by slot, for slots in which nothing is pending ("" for a vacancy).
+    """
+
+    held: Sequence[Held] = ()
+    pending: Sequence[Pending] = ()
+    labels: Mapping[str, Label]
+    modified_at: datetime | None
+    shared: Collection[str] = ()
+    redirects: Mapping[str, str] = field(default_factory=dict)
+    object_modified: Mapping[str, datetime] = field(default_factory=dict)
+    taught: Collection[str] = ()
+    gone: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Night:
+    """What all slots of one group share; `waiting` is what is pending, by slot."""
+
+    verdict: GroupVerdict
+    known: Known
+    waiting: Mapping[str, Pending]
+    at: datetime
+    relation: Relation
+    trust: Trust
+
+    def held(self) -> dict[str, Held]:
+        """What the model holds by slot, a merged object under the name of what it was merged into."""
+        found = {}
+        for one in self.known.held:
+            value = resolve_value(one.value, self.known.redirects)
+            slot = value.canonical if self.relation.is_multi() else ""
+            found[slot] = replace(one, value=value, slot=slot)
+        return found
+
+    def ended(self) -> set[Value]:
+        """The values that ended."""
+        return {resolve_value(value, self.known.redirects) for value in self.verdict.ended}
+
+    def known_as(self) -> set[str]:
+        """The texts that the model knows the subject by."""
+        return {one.subject_label for one in self.known.held if one.subject_label} | set(self.known.taught)
+
+
+def changes(
+    verdict: GroupVerdict, known: Known, at: datetime, relation: Relation, trust: Trust
+) -> list[Change]:
+    """Compare one group's verdict with what the model holds.
+
+    Args:
+        verdict: what Wikidata says, from `kb.semantics.verdict`.
+        known: what is known beside.
+        at: the reference time.
+        relation: how the property works.
+        trust: how much to believe.
 
     Returns:
         One change a slot (wanted, held or waited for), in order of slots, `unchanged` ones included.
     """
-    by_slot = {}
-    for one in held:
-        value = resolve_value(one.value, redirects)
-        slot = value.canonical if relation.is_multi() else ""
-        by_slot[slot] = replace(one, value=value, slot=slot)
-    waiting = {one.slot: one for one in pending}
-    ended = {resolve_value(value, redirects) for value in verdict.ended}
-    known_as = {one.subject_label for one in held if one.subject_label} | set(taught)
-    night = _Night(
-        verdict,
-        waiting,
-        labels,
-        modified_at,
-        at,
-        relation,
-        trust,
-        shared,
-        ended,
-        object_modified,
-        known_as,
-        gone,
-    )
+    waiting = {one.slot: one for one in known.pending}
+    night = _Night(verdict, known, waiting, at, relation, trust)
+    held = night.held()
     if verdict.conflict is not None:
         reason = f"{verdict.conflict}; edit Wikidata or wait until one of them ends"
         return [
-            Change(
-                ChangeKind.CONFLICT, verdict.subject, verdict.property, slot, by_slot.get(slot), None, reason
-            )
-            for slot in sorted({*by_slot, *waiting}) or [""]
+            Change(ChangeKind.CONFLICT, verdict.subject, verdict.property, slot, held.get(slot), None, reason)
+            for slot in sorted({*held, *waiting}) or [""]
         ]
     wanted = {fact.slot: fact for fact in verdict.facts}
     return [
-        _slot(slot, by_slot.get(slot), wanted.get(slot), night)
-        for slot in sorted({*wanted, *by_slot, *waiting})
+        _slot(slot, held.get(slot), wanted.get(slot), night) for slot in sorted({*wanted, *held, *waiting})
     ]
 
 
@@ -134,15 +128,16 @@ def _slot(slot: str, old: Held | None, new: DesiredFact | None, night: _Night) -
         return _gated(replace(make, reason="a fact the model does not hold"), night)
     if old.value == new.value:
         return _same(make, old, new, night)
-    if new.value.kind is not ValueKind.ITEM and reading(new.value, night.relation, night.labels) == old.label:
+    labels = night.known.labels
+    if new.value.kind is not ValueKind.ITEM and reading(new.value, night.relation, labels) == old.label:
         return replace(make, kind=ChangeKind.UNCHANGED, reason="another value that reads the same")
     reason = f"{old.value.canonical} gave way to {new.value.canonical}"
     return _gated(replace(make, kind=ChangeKind.REPLACE, reason=reason), night)
 
 
 def _same(make: Change, old: Held, new: DesiredFact, night: _Night) -> Change:
-    object_label = night.labels.get(new.value.canonical)
-    subject_label = night.labels.get(new.subject)
+    object_label = night.known.labels.get(new.value.canonical)
+    subject_label = night.known.labels.get(new.subject)
     if new.value.kind is ValueKind.ITEM and object_label is not None and object_label.text != old.label:
         reason = f"only the object's label changed: {old.label!r} to {object_label.text!r}"
         return replace(make, kind=ChangeKind.RELABEL, reason=reason)
@@ -165,7 +160,7 @@ def _gone(slot: str, old: Held | None, night: _Night) -> Change:
     if old.value.kind is ValueKind.NOVALUE and not empty:
         return replace(make, reason="the model says that nothing holds")
     # Other statements may have ended long ago: of a value that was removed or deprecated, nothing says so.
-    deleted = empty or not (old.value in night.ended or "novalue" in verdict.flags)
+    deleted = empty or not (old.value in night.ended() or "novalue" in verdict.flags)
     if not deleted and relation.ended == "vacate" and not relation.is_multi():
         return replace(make, kind=ChangeKind.VACATE, reason="ended without a successor; waiting for one")
     kind, reason = ChangeKind.RETRACT, "its statements are gone" if deleted else "ended"
@@ -208,10 +203,10 @@ def _labels_there(change: Change, night: _Night) -> Change | None:
     new = change.new
     if change.kind is ChangeKind.RETRACT:  # nothing is written
         return None
-    if change.subject not in night.labels:
+    if change.subject not in night.known.labels:
         why = f"{change.subject} has no label in the chain; add one on Wikidata"
         return _quarantine(change, Reason.LABEL_MISSING, why)
-    if new is not None and reading(new.value, night.relation, night.labels) is None:
+    if new is not None and reading(new.value, night.relation, night.known.labels) is None:
         what = (
             "no label in the chain"
             if new.value.kind is ValueKind.ITEM
@@ -226,16 +221,16 @@ def _labels_sound(change: Change, night: _Night) -> Change | None:
     new, old, trust = change.new, change.old, night.trust
     if change.kind is ChangeKind.RETRACT:
         return None
-    texts = {change.subject: night.labels[change.subject].text}
+    texts = {change.subject: night.known.labels[change.subject].text}
     if new is not None and new.value.kind not in {ValueKind.TIME, ValueKind.QUANTITY}:
-        texts[new.value.canonical] = reading(new.value, night.relation, night.labels) or ""
+        texts[new.value.canonical] = reading(new.value, night.relation, night.known.labels) or ""
     for entity, text in texts.items():
         shape = label_rules.shape_problem(text, trust.bad_words)
         if shape is not None:
             return _quarantine(
                 change, Reason.LABEL_SHAPE, f"{entity} reads {text!r} ({shape}); correct it on Wikidata"
             )
-    if change.subject in night.shared:
+    if change.subject in night.known.shared:
         return _quarantine(
             change,
             Reason.SHARED_LABEL,
@@ -245,7 +240,7 @@ def _labels_sound(change: Change, night: _Night) -> Change | None:
         why = f"{new.references} of {trust.min_references} references that name a source; add one on Wikidata"
         return _quarantine(change, Reason.UNREFERENCED, why)
     # A new fact goes by what its subject's other facts were taught under.
-    known_as = {old.subject_label} - {""} if old is not None else set(night.known_as)
+    known_as = {old.subject_label} - {""} if old is not None else night.known_as()
     if known_as and texts[change.subject] not in known_as:
         since = _earliest(change, night, count_modification=False)
         release = since + timedelta(hours=trust.relabel_hold_hours)
@@ -257,7 +252,7 @@ def _labels_sound(change: Change, night: _Night) -> Change | None:
 
 def _run(change: Change, night: _Night) -> Pending | None:
     """The unbroken run of sightings of this very change, or None if tonight is its first."""
-    seen = night.pending.get(change.slot)
+    seen = night.waiting.get(change.slot)
     wanted: Value | None = change.new.value if change.new is not None else None
     return seen if seen is not None and seen.sightings > 0 and seen.value == wanted else None
 
@@ -267,8 +262,8 @@ def _earliest(change: Change, night: _Night, *, count_modification: bool) -> dat
     seen = _run(change, night)
     if seen is not None:
         since = min(since, seen.first_seen_at)
-    if count_modification and night.modified_at is not None:
-        since = min(since, night.modified_at)
+    if count_modification and night.known.modified_at is not None:
+        since = min(since, night.known.modified_at)
     return since
 
 
@@ -277,16 +272,16 @@ def _standing(change: Change, night: _Night) -> Change | None:
     trust, at = night.trust, night.at
     hold = timedelta(hours=night.relation.hold_hours)
     seen = _run(change, night)
-    waiting = night.pending.get(change.slot)
+    waiting = night.waiting.get(change.slot)
     canonical = change.new.value.canonical if change.new is not None else ""
     flipped = canonical in (
-        waiting.previous_values if waiting is not None else night.gone.get(change.slot, ())
+        waiting.previous_values if waiting is not None else night.known.gone.get(change.slot, ())
     )
     window = max(hold, timedelta(hours=trust.flip_hold_hours)) if flipped else hold
     # a flip is known to have moved lately whatever the modification date says, but an unmoved item has not
     since = _earliest(change, night, count_modification=True)
     sightings = 1 + (seen.sightings if seen is not None else 0)
-    if night.modified_at is not None and at - night.modified_at >= window:
+    if night.known.modified_at is not None and at - night.known.modified_at >= window:
         sightings += 1
     release = since + window
     if flipped and at < release:
@@ -306,8 +301,8 @@ def _label_standing(change: Change, night: _Night, seen: Pending | None, window:
     new, at = change.new, night.at
     if new is None or new.value.kind is not ValueKind.ITEM:
         return None
-    item, text = new.value.canonical, night.labels[new.value.canonical].text
-    edited = night.object_modified.get(item)
+    item, text = new.value.canonical, night.known.labels[new.value.canonical].text
+    edited = night.known.object_modified.get(item)
     if seen is not None and seen.label and seen.label != text:
         why = f"{item} read {seen.label!r} last time and {text!r} now; the next pull decides"
     elif seen is None and edited is not None and at - edited < window:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from kb.diff import changes, guard
+from kb.diff import Known, changes, guard
 from kb.errors import BadTermError, PullFileError
 from kb.model import (
     YEAR,
@@ -297,10 +297,12 @@ class Rehearsal:
             decided = verdict(groups[subject, prop], self.relations[prop], at, subject=subject)
             planned += changes(
                 decided,
-                list(self.held.get((subject, prop), {}).values()),
-                list(self.pending.get((subject, prop), {}).values()),
-                labels,
-                probes[subject].modified_at if subject in probes else None,
+                Known(
+                    held=list(self.held.get((subject, prop), {}).values()),
+                    pending=list(self.pending.get((subject, prop), {}).values()),
+                    labels=labels,
+                    modified_at=probes[subject].modified_at if subject in probes else None,
+                ),
                 at,
                 self.relations[prop],
                 self.trust,

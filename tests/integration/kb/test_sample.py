@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from SPARQLWrapper import JSON, POST, SPARQLWrapper
 
-from kb.diff import changes
+from kb.diff import Known, changes
 from kb.endpoint import Endpoint
 from kb.feed import SparqlFeed
 from kb.relations import Relations
@@ -147,10 +147,11 @@ def sync(url: str, number: int, known: set[str], held: Groups) -> tuple[list[Cha
     for subject, prop in sorted(groups.keys() | ours.keys()):
         planned += changes(
             verdict(groups[subject, prop], relations[prop], at, subject=subject),
-            ours.get((subject, prop), []),
-            [],
-            labels,
-            probes[subject].modified_at if subject in probes else None,
+            Known(
+                held=ours.get((subject, prop), []),
+                labels=labels,
+                modified_at=probes[subject].modified_at if subject in probes else None,
+            ),
             at,
             relations[prop],
             Trust(),

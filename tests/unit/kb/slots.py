@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from kb.diff import changes
+from kb.diff import Known, changes
 from kb.model import Label, Value
 from kb.semantics import verdict
 from kb.trust import Held, Pending, Trust
@@ -31,7 +31,8 @@ def waits(item="Q1", hours=72.0, sightings=1, **more):
 
 def diff(*statements, held=(), pending=(), labels=None, modified_at=OLD, rel=ONE, trust=TRUST, at=AT, **more):
     decided = verdict(statements, rel, at, subject="Q100")
-    return changes(decided, held, pending, labels or LABELS, modified_at, at, rel, trust, **more)
+    known = Known(held=held, pending=pending, labels=labels or LABELS, modified_at=modified_at, **more)
+    return changes(decided, known, at, rel, trust)
 
 
 def only(*args, **kwargs):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kb.diff import changes, guard
+from kb.diff import Known, changes, guard
 from kb.model import Label, Value
 from kb.semantics import verdict
 from kb.sightings import observe
@@ -211,7 +211,8 @@ def test_no_edit_without_labels_hold_or_agreement(group, held, labels, modified_
     rel = relation(cardinality, ended="retract")
     rows = [holds(item, item if rel.is_multi() else "") for item in held]
     decided = verdict(group, rel, AT, subject="Q100")
-    planned = changes(decided, rows, [], labels, AT - modified_hours * HOUR, AT, rel, TRUST)
+    known = Known(held=rows, labels=labels, modified_at=AT - modified_hours * HOUR)
+    planned = changes(decided, known, AT, rel, TRUST)
     assert len({change.slot for change in planned}) == len(planned)
     for change in planned:
         if change.kind.is_edit:
@@ -221,15 +222,14 @@ def test_no_edit_without_labels_hold_or_agreement(group, held, labels, modified_
         if change.kind in {ChangeKind.INSERT, ChangeKind.REPLACE}:
             assert {"Q100", change.new.value.canonical} <= labels.keys()
             assert "Asshole" not in labels[change.new.value.canonical].text
-    again = changes(decided, rows, [], labels, AT - modified_hours * HOUR, AT, rel, TRUST)
-    assert again == planned
+    assert changes(decided, known, AT, rel, TRUST) == planned
 
 
 @given(made.groups(), st.sampled_from(["one_open", "multi"]))
 def test_a_sync_after_a_sync_changes_nothing(group, cardinality):
     rel = relation(cardinality, ended="retract")
     decided = verdict(group, rel, AT, subject="Q100")
-    first = changes(decided, [], [], LABELS, OLD, AT, rel, TRUST)
+    first = changes(decided, Known(labels=LABELS, modified_at=OLD), AT, rel, TRUST)
     rows = [
         Held(
             "Q100", "P6", change.slot, change.new.value, LABELS[change.new.value.canonical].text, "Ruritania"
@@ -237,7 +237,7 @@ def test_a_sync_after_a_sync_changes_nothing(group, cardinality):
         for change in first
         if change.kind.is_edit
     ]
-    second = changes(decided, rows, [], LABELS, OLD, AT, rel, TRUST)
+    second = changes(decided, Known(held=rows, labels=LABELS, modified_at=OLD), AT, rel, TRUST)
     assert {change.kind for change in second} <= {ChangeKind.UNCHANGED, ChangeKind.CONFLICT}
 
 
@@ -259,7 +259,8 @@ def test_nothing_is_edited_in_that_stood_shorter_than_the_hold(nights, gap_hours
         )
         rows = [statement("Q1", 1), statement("Q2", 2)] if night == "both" else rows
         decided = verdict(rows, rel, at, subject="Q100")
-        planned = changes(decided, held, pending, LABELS, moved, at, rel, TRUST)
+        known = Known(held=held, pending=pending, labels=LABELS, modified_at=moved)
+        planned = changes(decided, known, at, rel, TRUST)
         for change in planned:
             if change.kind.is_edit:
                 assert (at - moved) >= timedelta(hours=48)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
-from kb.diff import changes
+from kb.diff import Known, changes
 from kb.documents import time_of
 from kb.model import JULIAN, Label, Value, ValueKind, WikiTime
 from kb.render import date_text, reading
@@ -83,7 +83,8 @@ def test_values_read_by_the_relations_rules(value, changed, text):
 def plan(value, held=(), **changed):
     rel = relation("functional", datatype=value.kind, **changed)
     decided = verdict([statement(value=value)], rel, AT, subject="Q100")
-    (change,) = changes(decided, held, [], LABELS, AT.replace(year=2020), AT, rel, Trust())
+    known = Known(held=held, labels=LABELS, modified_at=AT.replace(year=2020))
+    (change,) = changes(decided, known, AT, rel, Trust())
     return change
 
 
