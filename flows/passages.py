@@ -19,10 +19,12 @@ def read_passages(name: str, path: Path, *, words: int = 1) -> list[str]:
         words: lines of fewer words are passed over.
 
     Raises:
-        SettingsError: it is no UTF-8 text, or holds no passage.
+        SettingsError: it cannot be read, is no UTF-8 text, or holds no passage.
     """
     try:
         text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{name}: {path} cannot be read ({error.strerror}): name a text file.") from error
     except UnicodeDecodeError as error:
         raise SettingsError(f"{name}: {path} is no UTF-8 text ({error}): save it as UTF-8.") from error
     found = [line.strip() for line in text.splitlines() if len(line.split()) >= words]

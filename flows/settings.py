@@ -221,7 +221,7 @@ class Settings(BaseSettings):
             SettingsError: a variable has a value that does not fit, names a file that is not there, or is
                 misspelt, or a line of the file is none; the message names it.
         """
-        root = (home or _home()).expanduser().absolute()
+        root = _expanded("FACTSYNC_HOME", home or _home()).absolute()
         file = root / "factsync.env"
         _refuse_misspelt(file)
         # Settings of another prefix do not inherit the file: the gates read it for themselves.
@@ -230,8 +230,9 @@ class Settings(BaseSettings):
         for name in ("relations_file", "corpus", "heldout"):
             path = getattr(found, name)
             if path is not None:
-                setattr(found, name, _file(f"FACTSYNC_{name.upper()}", root / path.expanduser()))
-        folder = root / Path(found.model).expanduser()
+                variable = f"FACTSYNC_{name.upper()}"
+                setattr(found, name, _file(variable, root / _expanded(variable, path)))
+        folder = root / _expanded("FACTSYNC_MODEL", Path(found.model))
         if found.model.startswith("~") or folder.is_dir():
             found.model = str(folder)
         return found
@@ -255,6 +256,7 @@ class Settings(BaseSettings):
 
         Raises:
             LedgerUrlError: what is set names no ledger.
+            SettingsError: its file is in the home of a user whom there is not.
         """
         if not self.ledger_url:
             return f"sqlite:///{self.home / 'ledger.db'}"
@@ -265,7 +267,8 @@ class Settings(BaseSettings):
         path = sqlite_path(url)
         if path is None:
             return self.ledger_url
-        return url.set(database=str(self.home / path.expanduser())).render_as_string(hide_password=False)
+        file = self.home / _expanded("FACTSYNC_LEDGER_URL", path)
+        return url.set(database=str(file)).render_as_string(hide_password=False)
 
     @property
     def resolved_model_name(self) -> str:
@@ -395,6 +398,14 @@ def _written_in(file: Path) -> list[str]:
         if binding.key:
             names.append(binding.key)
     return names
+
+
+def _expanded(name: str, path: Path) -> Path:
+    """Put a user's home in place of `~` or `~user`."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise SettingsError(f"{name} is {path}: there is no such user here, name the folder.") from error
 
 
 def _file(name: str, path: Path) -> Path:

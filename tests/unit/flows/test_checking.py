@@ -50,3 +50,5 @@ def test_a_corpus_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, s
         recipe.corpus(Settings(home=tmp_path, corpus=own))
     with pytest.raises(SettingsError, match="--passages: "):
         checking.fluency_texts(own, "--passages")
+    with pytest.raises(SettingsError, match=r"--passages: .*nowhere\.txt cannot be read"):
+        checking.fluency_texts(tmp_path / "nowhere.txt", "--passages")

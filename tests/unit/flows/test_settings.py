@@ -120,6 +120,14 @@ def test_a_relative_model_folder_counts_from_the_home(tmp_path, monkeypatch):
     assert Settings.read(tmp_path).model == "EleutherAI/gpt-j-6b"
 
 
+@pytest.mark.parametrize("variable", ["FACTSYNC_HOME", "FACTSYNC_MODEL", "FACTSYNC_CORPUS"])
+def test_the_home_of_a_user_whom_there_is_not_is_named(tmp_path, monkeypatch, variable):
+    monkeypatch.setenv("FACTSYNC_HOME", str(tmp_path))
+    monkeypatch.setenv(variable, "~nobody-of-this-name/a")
+    with pytest.raises(SettingsError, match=f"{variable} is ~nobody-of-this-name/a: there is no such user"):
+        Settings.read()
+
+
 @pytest.mark.parametrize("variable", ["FACTSYNC_RELATIONS_FILE", "FACTSYNC_CORPUS", "FACTSYNC_HELDOUT"])
 def test_a_file_that_is_not_there_is_named(tmp_path, monkeypatch, variable):
     monkeypatch.setenv(variable, "nowhere.txt")
