@@ -40,13 +40,16 @@ def probe(
     """Ask the source for the revision of everything tracked, and for new subjects.
 
     An item that another model of the ledger, or a backfill, read for other relations was read in part: its
-    revision is known, its other statements are not. Then everything is fetched anew.
+    revision is known, its other statements are not. Then everything is fetched anew. So are, where the
+    model's own last sync left a relation out, the items that had statements of it.
     """
     lag = feed.lag()
     read = ws.ledger.read_beside(ws.model_name)
     anew = not subjects and read is not None and not read.issuperset(ws.relations)
     if anew:
         log.warning("Everything is read again: another run read items for other relations than these")
+    last = ws.ledger.read_last(ws.model_name)
+    back = sorted(set(ws.relations) - last) if last is not None else []
     return pulling.probe(
         feed,
         ws.relations,
@@ -57,6 +60,7 @@ def probe(
         since=since or ws.settings.since,
         subjects=subjects,
         anew=anew,
+        again={row.id for row in ws.ledger.tracked(back)} if back else (),
     )
 
 

@@ -107,6 +107,7 @@ def probe(
     since: datetime | None,
     subjects: Sequence[str] = (),
     anew: bool = False,
+    again: Collection[str] = (),
 ) -> Seen:
     """Find out which items must be fetched.
 
@@ -120,12 +121,15 @@ def probe(
         since: where discovery begins without a cursor; None: at Wikidata's beginning.
         subjects: look at these only (a backfill by hand), and discover nothing.
         anew: fetch everything, as if nothing had been read yet.
+        again: items to fetch even if they did not change.
     """
     start = (None if anew else cursors.window_start(cursor)) or since or FIRST_DAY
     # The window is half-open; the source's own second still belongs to it.
     found = list(subjects) or feed.discover(start, lag + timedelta(seconds=1), relations.values())
     probes = feed.probe({*found} if subjects else {*known, *found})
-    changed = tuple(one.subject for one in probes if anew or _moved(one, known.get(one.subject)))
+    changed = tuple(
+        one.subject for one in probes if anew or one.subject in again or _moved(one, known.get(one.subject))
+    )
     return Seen(at, lag, cursor, tuple(probes), changed)
 
 

@@ -122,6 +122,15 @@ class LedgerReader:
         with read_transaction(self.engine) as connection:
             return reading.cursor(connection, source)
 
+    def read_last(self, model_name: str) -> frozenset[str] | None:
+        """Say for which relations a model's last sync read items; None if it has not synced.
+
+        Args:
+            model_name: The model; one that the ledger does not know has never read.
+        """
+        with read_transaction(self.engine) as connection:
+            return reading.read_last(connection, model_name)
+
     def read_beside(self, model_name: str) -> frozenset[str] | None:
         """Say for which relations items were read since, or beside, a model's last sync; None if none were.
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from storage.records.pulled import EntityRow
 
 _parent = aliased(Checkpoint, name="parent")
+_SYNCED = SyncRun.source.is_not(None)
+"""A sync names its source in the transaction that stores what it read; one that died before read nothing."""
 
 
 def _model_query() -> Select[Any]:
@@ -165,19 +167,26 @@ def cursor(connection: Connection, source: str) -> datetime | None:
     return connection.scalars(select(SourceCursor.read_to).where(SourceCursor.source == source)).one_or_none()
 
 
-def read_beside(connection: Connection, model_name: str) -> frozenset[str] | None:
-    """Say for which relations items were read by others than a model's last sync; see `LedgerReader`."""
-    # A sync names its source in the transaction that stores what it read; one that died before read nothing.
-    synced = SyncRun.source.is_not(None)
-    mine = (
-        select(SyncRun.id, SyncRun.started_at)
+def read_last(connection: Connection, model_name: str) -> frozenset[str] | None:
+    """Say for which relations a model's last sync read items; see `LedgerReader`."""
+    last = connection.execute(_last_sync(model_name)).one_or_none()
+    return frozenset(last.params["read"]) if last is not None and "read" in last.params else None
+
+
+def _last_sync(model_name: str) -> Select[tuple[int, datetime, dict[str, Any]]]:
+    return (
+        select(SyncRun.id, SyncRun.started_at, SyncRun.params)
         .join(ModelTable, ModelTable.id == SyncRun.model_id)
-        .where(ModelTable.name == model_name, synced)
+        .where(ModelTable.name == model_name, _SYNCED)
         .order_by(SyncRun.id.desc())
         .limit(1)
     )
-    query = select(SyncRun.params).where(or_(synced, SyncRun.kind == "backfill"))
-    last = connection.execute(mine).one_or_none()
+
+
+def read_beside(connection: Connection, model_name: str) -> frozenset[str] | None:
+    """Say for which relations items were read by others than a model's last sync; see `LedgerReader`."""
+    query = select(SyncRun.params).where(or_(_SYNCED, SyncRun.kind == "backfill"))
+    last = connection.execute(_last_sync(model_name)).one_or_none()
     if last is not None:
         # Beside it, too: what began earlier and ended later may have stored what it read after it.
         open_then = or_(SyncRun.finished_at.is_(None), SyncRun.finished_at >= last.started_at)

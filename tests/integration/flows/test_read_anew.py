@@ -5,6 +5,7 @@ import pytest
 from flows import night
 from flows.dry_run import dry_run
 from flows.workspace import Workspace
+from kb.store import LocalStore
 from tests.integration.flows.conftest import environment_of, prepared
 from tests.unit.storage import steps
 
@@ -73,4 +74,17 @@ def test_so_may_a_backfill(settings):
         run = ws.ledger.begin_run(lease, "backfill", reference_time=steps.night(1), params={"read": ["P6"]})
         ws.ledger.finish_run(lease, run, "nothing")
     assert one_night(both)[0]
+    assert one_night(both)[0] == ()
+
+
+def test_a_relation_that_was_left_out_for_a_night_is_read_again_where_it_had_statements(settings):
+    """What changed of it that night shows in no item's revision any more; items without it are let be."""
+    both, one = syncing(settings, "P6", "P35"), syncing(settings, "P35")
+    one_night(both)
+    LocalStore(settings.store_dir).load_night(2)
+    one_night(one)
+    fetched, edits = one_night(both)
+    assert {prop for _, prop, _ in edits} == {"P6"}
+    with Workspace.open(settings) as ws:
+        assert set(fetched) == {row.id for row in ws.ledger.tracked(["P6"])}
     assert one_night(both)[0] == ()
