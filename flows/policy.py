@@ -26,7 +26,7 @@ def wanted(ws: Workspace, lease: Lease) -> str:
     failed = [
         row.id
         for row in ws.ledger.checkpoints(lease.model)
-        if row.from_base and not row.edits and row.state in {"rejected", "abandoned"}
+        if row.from_base and not row.edits and row.state in {"rejected", "abandoned", "rolled_back"}
     ]
     return due(ws.settings, ws.ledger.lineage(lease.model), failed=max(failed, default=0))
 
@@ -37,8 +37,8 @@ def due(settings: Settings, lineage: Sequence[CheckpointRow], *, failed: int = 0
     Args:
         settings: `rebuild_nights`, `rebuild_norm`, `rebuild_retention`.
         lineage: the live checkpoint and its ancestors, root first.
-        failed: id of the last rebuild that a gate rejected or that died; nights are counted from it, and
-            bounds rest as long, or a model that fails would be rebuilt every night.
+        failed: id of the last rebuild that a gate rejected, that died, or that a person took back; nights are
+            counted from it, and bounds rest as long, or a model that fails would be rebuilt every night.
     """
     standing = heads.since_base(lineage)
     last = standing[0] if standing and standing[0].from_base else None
