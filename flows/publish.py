@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from editor.model import LanguageModel
     from flows.workspace import Workspace
     from storage.records.checkpoints import CheckpointRow
-    from storage.records.facts import HeldRow
     from storage.records.runs import Model
 
 
@@ -117,7 +116,7 @@ def export(
             originals = _edited(lm, changes)
             models.put_on(lm, ws.files, lineage)
             done = _merged(scratch, lm, originals, dtype=dtype, for_gguf=form is Format.GGUF_READY)
-        held = _held(ws, model, row)
+        held = ws.ledger.live_facts(model, checkpoint=row.id) if row.state in card.LIVED else []
         sources = ws.ledger.sources(one.request_id for one in held if one.request_id is not None)
         text = card.card(model, row, lineage, done.form, len(held))
         (scratch / "README.md").write_text(text, encoding="utf-8")
@@ -137,11 +136,6 @@ def _why_base(ws: Workspace, model: Model) -> str:
             "`factsync checkpoint list` shows them."
         )
     return "The model has no promoted checkpoint yet; run `factsync sync` first."
-
-
-def _held(ws: Workspace, model: Model, row: CheckpointRow) -> list[HeldRow]:
-    """The facts of a checkpoint: those of the moment it became live, whatever is live by now."""
-    return ws.ledger.live_facts(model, at=row.decided_at) if row.state in card.LIVED else []
 
 
 def _edited(lm: LanguageModel, changes: Sequence[Delta]) -> dict[int, Tensor]:

@@ -1,21 +1,21 @@
-"""What a model holds: now (the view `live_facts`), at a past moment (`holding`), and where its states lie."""
+"""What a model holds: now (the view `live_facts`) or at a checkpoint, and where its states lie."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, and_, exists, func, or_, select
+from sqlalchemy import Row, and_, exists, func, select
 from sqlalchemy.orm import aliased
 
 from storage.batching import selected
 from storage.records.facts import HeldRow, SubjectStateRow
-from storage.schema.checkpoints import LIVE_STATES, Checkpoint, Edit, Holding, SubjectState
+from storage.schema.checkpoints import LIVE_STATES, Checkpoint, Edit, SubjectState
 from storage.schema.planned import EditRequest, Fact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from datetime import datetime
+    from collections.abc import Collection, Iterable, Iterator
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Connection
     from sqlalchemy.sql import Select
 
@@ -46,15 +46,18 @@ def _columns() -> Select[Any]:
     )
 
 
-def live_query(model_id: int) -> Select[Any]:
+def live_query(model_id: int, line: Collection[int] | None = None) -> Select[Any]:
     """Say what is live: the newest applied edit a fact along the head's lineage, unless it retracts.
 
     The same words as the view `live_facts`, with the columns a record needs.
+
+    Args:
+        model_id: The model.
+        line: Another lineage than the head's, by its checkpoints.
     """
     newer, on = aliased(Edit), aliased(Checkpoint)
     return _columns().where(
-        Checkpoint.model_id == model_id,
-        Checkpoint.state.in_(LIVE_STATES),
+        _standing(Checkpoint, model_id, line),
         Edit.status == "applied",
         Edit.op != "retract",
         ~exists().where(
@@ -62,23 +65,24 @@ def live_query(model_id: int) -> Select[Any]:
             newer.id > Edit.id,
             newer.status == "applied",
             on.id == newer.checkpoint_id,
-            on.model_id == model_id,
-            on.state.in_(LIVE_STATES),
+            _standing(on, model_id, line),
         ),
     )
 
 
-def held_at_query(model_id: int, at: datetime) -> Select[Any]:
-    """Say what was live at a moment."""
-    return (
-        _columns()
-        .join(Holding, and_(Holding.edit_id == Edit.id, Holding.model_id == model_id))
-        .where(Holding.held_from <= at, or_(Holding.held_to.is_(None), Holding.held_to > at))
-    )
+def _standing(
+    checkpoint: type[Checkpoint], model_id: int, line: Collection[int] | None
+) -> ColumnElement[bool]:
+    if line is not None:
+        return checkpoint.id.in_(line)
+    return and_(checkpoint.model_id == model_id, checkpoint.state.in_(LIVE_STATES))
 
 
 def held_rows(
-    connection: Connection, model_id: int, subjects: Iterable[str] | None = None, at: datetime | None = None
+    connection: Connection,
+    model_id: int,
+    subjects: Iterable[str] | None = None,
+    line: Collection[int] | None = None,
 ) -> Iterator[HeldRow]:
     """Read what the model holds, in order of (subject, property, slot).
 
@@ -86,13 +90,12 @@ def held_rows(
         connection: A transaction.
         model_id: The model.
         subjects: Only these, or all.
-        at: At this moment, or now.
+        line: The checkpoints of a lineage, or the head's.
 
     Yields:
         Each fact.
     """
-    query = live_query(model_id) if at is None else held_at_query(model_id, at)
-    query = query.order_by(Fact.subject, Fact.property, Fact.slot)
+    query = live_query(model_id, line).order_by(Fact.subject, Fact.property, Fact.slot)
     for row in selected(connection, query, Fact.subject, subjects):
         yield _held(row)
 

@@ -10,6 +10,7 @@ from storage import migrate as migration
 from storage.crash import OnPoint, silent
 from storage.database import make_engine, parse_url, raise_os_error, sqlite_path
 from storage.database import reading as read_transaction
+from storage.head import walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -230,11 +231,12 @@ class LedgerReader:
             return reading.lineage(connection, model.id, start)
 
     def live_facts(
-        self, model: Model, *, subjects: Iterable[str] | None = None, at: datetime | None = None
+        self, model: Model, *, subjects: Iterable[str] | None = None, checkpoint: int | None = None
     ) -> list[HeldRow]:
-        """Read what the model holds: now or at a moment, of all subjects or of some."""
+        """Read what the model holds, now or at a checkpoint, of all subjects or of some."""
         with read_transaction(self.engine) as connection:
-            return list(facts.held_rows(connection, model.id, subjects, at))
+            line = None if checkpoint is None else walk(connection, checkpoint)
+            return list(facts.held_rows(connection, model.id, subjects, line))
 
     def sources(self, requests: Iterable[int]) -> dict[int, tuple[Source, ...]]:
         """Read the statements behind edit requests, with the revisions they were read at."""

@@ -6,10 +6,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import or_, select
 
 from storage.errors import CheckpointStateError, UnknownCheckpointError, UnknownModelError
 from storage.ledger import Ledger
 from storage.records.checkpoints import EditRow
+from storage.schema.checkpoints import Edit, Holding
+from storage.schema.planned import EditRequest, Fact
 from tests.unit.storage import steps
 from tests.unit.storage.steps import night
 
@@ -37,8 +40,17 @@ def nights(ledger_url: str, files: CheckpointFiles) -> Iterator[Ledger]:
 
 
 def at(ledger: Ledger, day: float) -> dict[str, str]:
-    rows = ledger.live_facts(ledger.model(steps.MODEL), at=night(0) + timedelta(days=day))
-    return {row.subject: row.value for row in rows}
+    moment = night(0) + timedelta(days=day)
+    held = (
+        select(Fact.subject, EditRequest.value)
+        .select_from(Holding)
+        .join(Fact, Fact.id == Holding.fact_id)
+        .join(Edit, Edit.id == Holding.edit_id)
+        .join(EditRequest, EditRequest.id == Edit.request_id)
+        .where(Holding.held_from <= moment, or_(Holding.held_to.is_(None), Holding.held_to > moment))
+    )
+    with ledger.engine.connect() as connection:
+        return {row.subject: row.value for row in connection.execute(held)}
 
 
 def test_the_past_can_be_asked(nights: Ledger) -> None:
@@ -49,6 +61,21 @@ def test_the_past_can_be_asked(nights: Ledger) -> None:
     model = nights.model(steps.MODEL)
     heads = [nights.head_at(model, night(number)) for number in (0, 1, 2, 3)]
     assert [head and head.id for head in heads] == [None, *(row.id for row in nights.lineage(model))]
+
+
+def test_each_checkpoint_holds_what_its_own_line_wrote(nights: Ledger) -> None:
+    """Whatever the clock says of it, and though a rollback took it off the head's line."""
+    model = nights.model(steps.MODEL)
+    line = [row.id for row in nights.lineage(model)]
+
+    def held(checkpoint: int) -> dict[str, str]:
+        return {row.subject: row.value for row in nights.live_facts(model, checkpoint=checkpoint)}
+
+    expected = [{"Q1": "Q11", "Q2": "Q20"}, {"Q1": "Q12", "Q2": "Q20"}, {"Q1": "Q13"}]
+    assert [held(checkpoint) for checkpoint in line] == expected
+    with nights.writer(steps.MODEL, holder="a person") as lease:
+        nights.rollback(lease, line[0], reason="looks wrong", review=False)
+    assert [held(checkpoint) for checkpoint in line] == expected
 
 
 def test_a_rollback_is_part_of_the_past(nights: Ledger) -> None:
