@@ -207,7 +207,9 @@ def _decide(
         relation,
         _with_decisions(trust, group.pending),
     )
-    blocked = {(row.slot, row.value or "") for row in _decided(group.pending, BLOCKED)}
+    # A person's no to a value holds for what it was merged into.
+    said_no = _decided(group.pending, BLOCKED)
+    blocked = {(resolve(row.slot, redirects), resolve(row.value or "", redirects)) for row in said_no}
     return [
         _blocked(change)
         if change.kind.is_edit and _key(change) in blocked

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, insert, select, tuple_, update
+from sqlalchemy import Row, insert, or_, select, tuple_, update
 
 from storage.batching import batches, selected
 from storage.errors import ConflictStandsError
 from storage.recording import EDITING, WAITING
 from storage.records.planned import PendingRow
 from storage.schema.planned import EditRequest, Fact, HeldBack
+from storage.schema.pulled import Entity
 from storage.schema.runs import SyncRun
 from storage.scopes import Scope, scope
 
@@ -146,9 +147,11 @@ def _count_again(plan: Recording, known: Row[Any], row: ChangeRow) -> None:
 def _refused(plan: Recording, fact: int, row: ChangeRow) -> Row[Any] | None:
     """A person's no to this very change, if that was the word when it last waited: it outlasts other nights.
 
-    A yes does not; it was to what stood then. A vacancy is that of the value it would take away.
+    It holds for what the value was merged into, too. A yes does not outlast them: it was to what stood then.
+    A vacancy is that of the value it would take away.
     """
-    same = [HeldBack.value.is_not_distinct_from(row.new_value)]
+    merged = select(Entity.id).where(Entity.redirect_to == row.new_value)
+    same = [or_(HeldBack.value.is_not_distinct_from(row.new_value), HeldBack.value.in_(merged))]
     if row.new_value is None:
         same.append(HeldBack.old_value.is_not_distinct_from(row.old_value))
     last = plan.connection.execute(

@@ -90,6 +90,21 @@ def test_a_block_on_a_value_holds_for_what_it_was_merged_into(world):
     assert {reason.partition(":")[0] for reason in now.waits.values()} == {"blocked"}
 
 
+def test_a_persons_no_to_a_value_holds_for_what_it_was_merged_into(world):
+    now = world("P6")
+    for one, name in (("Q10", "Ann"), ("Q20", "Bea"), ("Q21", "Cleo")):
+        now.put(one, name, edited=OLD)
+    now.put("Q1", "Ruritania", ("a", "P6", item("Q10")), edited=OLD)
+    now.night()
+    now.put("Q1", "Ruritania", ("b", "P6", item("Q20")))
+    now.night()
+    now.says_no("Q1")
+    now.merged["Q20"] = "Q21"
+    assert [owed for _ in range(7) for owed in now.night()] == []
+    assert "a person said no" in now.waits["Q1", "P6"]
+    assert now.live == {("Q1", "P6", ""): "Ann"}
+
+
 def test_a_merge_takes_a_fact_away_after_its_hold_alone(world):
     """A merge may be a prank, and the item itself was not edited for months."""
     now = world("P6")

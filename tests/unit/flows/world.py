@@ -57,6 +57,12 @@ class World:
         self.live = {(row.subject, row.property, row.slot): row.label for row in live}
         return [(row.op, row.subject, row.property, row.slot, row.target) for row in owed]
 
+    def says_no(self, subject):
+        """Let a person block what waits of an item."""
+        with Workspace.open(self._settings) as ws, ws.writer() as lease:
+            (waits,) = (row for row in ws.ledger.pending(lease.model) if row.subject == subject)
+            ws.ledger.decide(lease, waits.id, "blocked", by="Kim")
+
     def sources(self):
         """The statements behind what is live."""
         with Workspace.open(self._settings) as ws:
