@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, insert, or_, select, tuple_, update
+from sqlalchemy import Row, and_, insert, or_, select, tuple_, update
 
 from storage.batching import batches, selected
 from storage.errors import ConflictStandsError
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.engine import Connection
+    from sqlalchemy.orm import InstrumentedAttribute
 
     from storage.recording import Recording
     from storage.records import Pair
@@ -144,24 +146,27 @@ def _count_again(plan: Recording, known: Row[Any], row: ChangeRow) -> None:
     )
 
 
-def _refused(plan: Recording, fact: int, row: ChangeRow) -> Row[Any] | None:
+def _refused(plan: Recording, row: ChangeRow) -> Row[Any] | None:
     """A person's no to this very change, if that was the word when it last waited: it outlasts other nights.
 
-    It holds for what the value was merged into, too. A yes does not outlast them: it was to what stood then.
-    A vacancy is that of the value it would take away.
+    It holds for what subject and value were merged into, too. A yes does not outlast them: it was to what
+    stood then. A vacancy is that of the value it would take away.
     """
-    merged = select(Entity.id).where(Entity.redirect_to == row.new_value)
-    same = [or_(HeldBack.value.is_not_distinct_from(row.new_value), HeldBack.value.in_(merged))]
     if row.new_value is None:
-        same.append(HeldBack.old_value.is_not_distinct_from(row.old_value))
+        value = and_(HeldBack.value.is_(None), HeldBack.old_value.is_not_distinct_from(row.old_value))
+    else:
+        value = _is(HeldBack.value, row.new_value)
     last = plan.connection.execute(
         select(HeldBack.decision, HeldBack.decided_by)
+        .join(Fact, Fact.id == HeldBack.fact_id)
         .where(
             HeldBack.model_id == plan.model_id,
-            HeldBack.fact_id == fact,
+            Fact.property == row.property,
+            _is(Fact.subject, row.subject),
+            _is(Fact.slot, row.slot),
             HeldBack.kind == "quarantine",
             HeldBack.resolved_at.is_not(None),
-            *same,
+            value,
         )
         .order_by(HeldBack.id.desc())
         .limit(1)
@@ -169,9 +174,14 @@ def _refused(plan: Recording, fact: int, row: ChangeRow) -> Row[Any] | None:
     return last if last is not None and last.decision == "blocked" else None
 
 
+def _is(column: InstrumentedAttribute[Any], entity: str) -> ColumnElement[bool]:
+    """It is this one, or was merged into it."""
+    return or_(column == entity, column.in_(select(Entity.id).where(Entity.redirect_to == entity)))
+
+
 def _open(plan: Recording, fact: int, row: ChangeRow, *, previous: list[str]) -> None:
     plan.counts["held_back"] += 1
-    refused = _refused(plan, fact, row) if row.kind == "quarantine" else None
+    refused = _refused(plan, row) if row.kind == "quarantine" else None
     plan.connection.execute(
         insert(HeldBack).values(
             model_id=plan.model_id,

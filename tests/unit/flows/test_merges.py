@@ -90,19 +90,34 @@ def test_a_block_on_a_value_holds_for_what_it_was_merged_into(world):
     assert {reason.partition(":")[0] for reason in now.waits.values()} == {"blocked"}
 
 
-def test_a_persons_no_to_a_value_holds_for_what_it_was_merged_into(world):
-    now = world("P6")
+@pytest.mark.parametrize("relation", ["P6", "P463"])
+def test_a_persons_no_to_a_value_holds_for_what_it_was_merged_into(world, relation):
+    now = world(relation)
     for one, name in (("Q10", "Ann"), ("Q20", "Bea"), ("Q21", "Cleo")):
+        now.put(one, name, edited=OLD)
+    now.put("Q1", "Ruritania", ("a", relation, item("Q10")), edited=OLD)
+    now.night()
+    kept = [("a", relation, item("Q10"))] if relation == "P463" else []
+    now.put("Q1", "Ruritania", *kept, ("b", relation, item("Q20")))
+    now.night()
+    now.says_no("Q1")
+    now.merged["Q20"] = "Q21"
+    assert [owed for _ in range(7) for owed in now.night()] == []
+    assert "a person said no" in now.waits["Q1", relation]
+    assert list(now.live.values()) == ["Ann"]
+
+
+def test_a_persons_no_to_a_value_is_none_to_the_vacancy_after_it(world):
+    now = world("P6")
+    for one, name in (("Q10", "Ann"), ("Q20", "Bea")):
         now.put(one, name, edited=OLD)
     now.put("Q1", "Ruritania", ("a", "P6", item("Q10")), edited=OLD)
     now.night()
     now.put("Q1", "Ruritania", ("b", "P6", item("Q20")))
     now.night()
     now.says_no("Q1")
-    now.merged["Q20"] = "Q21"
-    assert [owed for _ in range(7) for owed in now.night()] == []
-    assert "a person said no" in now.waits["Q1", "P6"]
-    assert now.live == {("Q1", "P6", ""): "Ann"}
+    now.put("Q1", "Ruritania")
+    assert [row[0] for _ in range(7) for row in now.night()] == ["retract"]
 
 
 def test_a_merge_takes_a_fact_away_after_its_hold_alone(world):
