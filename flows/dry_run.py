@@ -88,9 +88,8 @@ def _overlaid(ws: Workspace, model: Model, pulled: Pulled, merged: Mapping[str, 
     for one in pulled.statements:
         rows.setdefault((one.subject, one.property), []).append(translate.statement_row(one))
     fresh, read = set(pulled.seen.changed), set(pulled.pairs(ws.relations))
-    entities = {
-        row.id: row for row in translate.entity_rows(pulled.seen.probes, pulled.labels, pulled.redirects)
-    }
+    found = translate.entity_rows(pulled.seen.probes, pulled.labels, pulled.redirects, pulled.unlabelled)
+    entities = {row.id: row for row in found}
     held = {
         (row.subject, row.property)
         for row in ws.ledger.live_facts(model)

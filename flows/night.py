@@ -116,7 +116,9 @@ def record(
         source=ws.source,
         cursor_to=pulled.cursor_to if move_cursor else None,
         lag_at=pulled.seen.lag,
-        entities=translate.entity_rows(pulled.seen.probes, pulled.labels, pulled.redirects),
+        entities=translate.entity_rows(
+            pulled.seen.probes, pulled.labels, pulled.redirects, pulled.unlabelled
+        ),
         statements=[translate.statement_row(one) for one in pulled.statements],
         pulled_groups=pulled.pairs(ws.relations),
     )

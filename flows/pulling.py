@@ -56,6 +56,7 @@ class Pulled:
         cursor_to: where the read cursor may move, once this is stored.
         skipped: statements that could not be read.
         objects: what the probe says of objects, by id.
+        unlabelled: items that were asked for their label, are there, and have none in the chain.
     """
 
     seen: Seen
@@ -64,6 +65,7 @@ class Pulled:
     cursor_to: datetime
     skipped: tuple[Skipped, ...] = ()
     objects: Mapping[str, Probe] = field(default_factory=dict)
+    unlabelled: frozenset[str] = frozenset()
 
     @property
     def redirects(self) -> dict[str, str]:
@@ -173,18 +175,13 @@ def pull(
     beside = feed.probe(named - {one.subject for one in seen.probes})
     probed = {one.subject: one for one in (*seen.probes, *beside) if one.subject in named}
     targets = {one.redirect_to for one in probed.values() if one.redirect_to}
-    labels = feed.labels({*seen.changed, *named, *targets})
+    asked = {*seen.changed, *named, *targets}
+    labels = feed.labels(asked)
     cursor_to = cursors.advance(seen.cursor, seen.lag, feed.lag(), seen.at, max_lag_hours=max_lag_hours)
     read = {one: feed.revisions[one] for one in seen.changed if one in feed.revisions}
     probes = tuple(_as_read(one, read.get(one.subject)) for one in seen.probes)
-    return Pulled(
-        replace(seen, probes=probes),
-        tuple(statements),
-        labels,
-        cursor_to,
-        skipped,
-        probed,
-    )
+    pulled = Pulled(replace(seen, probes=probes), tuple(statements), labels, cursor_to, skipped, probed)
+    return replace(pulled, unlabelled=frozenset((asked & pulled.standing) - labels.keys()))
 
 
 def _as_read(probe: Probe, revision: int | None) -> Probe:

@@ -9,7 +9,7 @@ from kb.model import Label, Statement
 from storage.records.pulled import EntityRow, StatementRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from kb.model import Bound, Probe
 
@@ -49,38 +49,43 @@ def statement(row: StatementRow) -> Statement:
 
 
 def entity_rows(
-    probes: Iterable[Probe], labels: Mapping[str, Label], redirects: Mapping[str, str]
+    probes: Iterable[Probe],
+    labels: Mapping[str, Label],
+    redirects: Mapping[str, str],
+    unlabelled: Collection[str] = (),
 ) -> list[EntityRow]:
     """Items as probed, with their labels; and of objects, which are not followed, label and merge alone.
 
     An object's revision is not kept: nothing was read at it.
+
+    Args:
+        probes: of the followed items.
+        labels: what items are called.
+        redirects: target by merged item.
+        unlabelled: items that are called nothing, as their label was taken away.
     """
+
+    def called(item: str) -> tuple[str | None, str | None]:
+        label = labels.get(item)
+        return (label.text, label.language) if label else ("" if item in unlabelled else None, None)
+
     rows = []
-    seen = set()
     for probe in probes:
-        seen.add(probe.subject)
-        label = labels.get(probe.subject)
+        label, language = called(probe.subject)
         rows.append(
             EntityRow(
                 id=probe.subject,
-                label=label.text if label else None,
-                language=label.language if label else None,
+                label=label,
+                language=language,
                 revision=probe.revision,
                 modified_at=probe.modified_at,
                 redirect_to=probe.redirect_to,
                 deleted=probe.is_deleted,
             )
         )
-    for one in sorted({*labels, *redirects} - seen):
-        label = labels.get(one)
-        rows.append(
-            EntityRow(
-                id=one,
-                label=label.text if label else None,
-                language=label.language if label else None,
-                redirect_to=redirects.get(one),
-            )
-        )
+    for one in sorted({*labels, *redirects, *unlabelled} - {row.id for row in rows}):
+        label, language = called(one)
+        rows.append(EntityRow(id=one, label=label, language=language, redirect_to=redirects.get(one)))
     return rows
 
 

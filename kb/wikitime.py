@@ -124,7 +124,9 @@ class WikiTime:
         year, month, day = self.parts()
         if self.precision >= DAY:
             start = _instant(year, month, day)
-            return start if start in {_FIRST, _LAST} else start + timedelta(days=1) - _NARROWEST
+            if start == _FIRST or start > _LAST - timedelta(days=1):  # the last day there is has no next one
+                return start if start == _FIRST else _LAST
+            return start + timedelta(days=1) - _NARROWEST
         if self.precision == MONTH:
             next_year, next_month = (year + 1, 1) if month == 12 else (year, month + 1)  # noqa: PLR2004
         else:

@@ -105,7 +105,7 @@ def _stage(
 
 def _merge(connection: Connection, run: int, now: datetime, incoming: int, point: OnPoint) -> IngestReport:
     bound = {"now": now, "run": run}
-    connection.execute(text(sql.FIND_CHANGED))
+    connection.execute(text(sql.FIND_CHANGED), {"no": False})
     connection.execute(text(sql.FIND_NEW), {"no": False})
     stale = int(connection.scalar(text("SELECT count(*) FROM in_delta WHERE stale")) or 0)
     changed = connection.execute(_typed(sql.CLOSE_CHANGED), bound).rowcount
@@ -119,6 +119,7 @@ def _merge(connection: Connection, run: int, now: datetime, incoming: int, point
         staging.prepare(connection, "in_moved", "id")
         touched += connection.execute(_typed(sql.TOUCH_MOVED), {"now": now}).rowcount
     connection.execute(_typed(sql.UPSERT_ENTITY), {**bound, "no": False})
+    connection.execute(text(sql.UNNAME))
     return IngestReport(
         inserted=written - changed,
         changed=changed,

@@ -100,7 +100,8 @@ WHERE revision > (SELECT l.revision FROM in_low l WHERE l.subject = in_entity.id
 # that a newer revision of its item no longer had, too. Equal revisions are compared by content: the same
 # revision read again after a repair of our own reading must be able to correct a row.
 FIND_CHANGED = """
-INSERT INTO in_delta SELECT s.*, s.revision < s.old_revision FROM in_diff s
+INSERT INTO in_delta SELECT s.*, s.revision < s.old_revision OR COALESCE(s.revision < e.revision, :no)
+FROM in_diff s LEFT JOIN entity e ON e.id = s.subject
 WHERE s.old_id IS NOT NULL AND s.guid IS NOT NULL
 """
 FIND_NEW = f"""
@@ -139,8 +140,10 @@ ORDER BY guid
 FIND_GONE = """
 INSERT INTO in_gone
 SELECT d.old_id, d.old_subject, d.old_property
-FROM in_diff d LEFT JOIN in_entity n ON n.id = d.old_subject
-WHERE d.guid IS NULL AND (n.revision IS NULL OR n.revision >= d.old_revision)
+FROM in_diff d
+LEFT JOIN in_entity n ON n.id = d.old_subject
+LEFT JOIN entity e ON e.id = d.old_subject
+WHERE d.guid IS NULL AND (n.revision IS NULL OR n.revision >= COALESCE(e.revision, d.old_revision))
 """
 
 CLOSE_GONE = _CLOSE.format(ending="deleted", ids="SELECT id FROM in_gone ORDER BY 1")
@@ -204,6 +207,11 @@ run_id) SELECT n.id, n.label, n.language, n.revision, n.modified_at, n.redirect_
                     ELSE excluded.revision END,
     pulled_at = excluded.pulled_at,
     run_id = excluded.run_id
+"""
+
+# An empty label says that the item has none any more: a missing one, that nobody asked.
+UNNAME = """
+UPDATE entity SET label = NULL, language = NULL WHERE label = '' AND id IN (SELECT id FROM in_entity)
 """
 
 RUN_CURSOR = """

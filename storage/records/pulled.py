@@ -17,7 +17,7 @@ class EntityRow:
 
     Attributes:
         id: `Q42`.
-        label: Its label in `language`.
+        label: Its label in `language`; empty where it is known to have none, which the ledger keeps as NULL.
         language: The label's language.
         revision: The item's revision.
         modified_at: When the item itself last changed, in Wikidata.

@@ -158,6 +158,21 @@ def test_a_name_of_this_hour_is_read_twice_also_where_its_item_is_followed(world
     assert now.waits["Q1", "P36"].startswith("label-unsettled: Q5 was edited")
 
 
+def test_a_prank_that_names_what_had_no_name_leaves_with_it(world):
+    """Seen one night, undone by the next: what is no longer there has not been read twice."""
+    now = world("P6")
+    now.put("Q10", edited=OLD)
+    now.put("Q1", "Ruritania", ("a", "P6", item("Q10")), edited=OLD)
+    now.night()
+    assert now.waits["Q1", "P6"].startswith("label-missing")
+    now.put("Q10", "a prank")
+    assert now.night() == []
+    del now.texts["Q10"]
+    now.put("Q10")
+    assert [owed for _ in range(4) for owed in now.night()] == []
+    assert now.waits["Q1", "P6"].startswith("label-missing")
+
+
 def test_what_a_killed_run_had_read_is_looked_at_anew(world):
     now = world("P6")
     now.at += 30 * DAY

@@ -91,6 +91,8 @@ def test_years_outside_the_calendar_are_clamped():
     assert WikiTime("-3000", 9).earliest() == datetime.min.replace(tzinfo=UTC)
     assert WikiTime("20000", 9).latest() == datetime.max.replace(tzinfo=UTC)
     assert WikiTime("9999", 9).latest() == datetime.max.replace(tzinfo=UTC)
+    assert WikiTime("9999-12-31", 11).latest() == datetime.max.replace(tzinfo=UTC)
+    assert WikiTime("9999-12-31", 11).earliest() == datetime(9999, 12, 31, tzinfo=UTC)
 
 
 @given(made.dates())

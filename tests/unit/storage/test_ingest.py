@@ -118,6 +118,28 @@ def test_an_answer_of_a_lagging_replica_changes_nothing(pull: Pull) -> None:
     assert pull.ledger.labels(["Q1"])["Q1"] == EntityRow("Q1", "new", "en", revision=5)
 
 
+def test_nor_does_one_where_what_it_contradicts_stood_unchanged_since_an_older_revision(pull: Pull) -> None:
+    """A row keeps the revision at which its content was new; how far its item was read is the item's."""
+    pull([statement("Q1", "P6", "Q10", 5)], [EntityRow("Q1", revision=5)])
+    pull([statement("Q1", "P6", "Q10", 9)], [EntityRow("Q1", revision=9)], groups=[("Q1", "P6")])
+    late = pull([statement("Q1", "P6", "Q11", 7)], [EntityRow("Q1", revision=7)], groups=[("Q1", "P6")])
+    assert (late.changed, late.stale) == (0, 1)
+    assert pull([], [EntityRow("Q1", revision=7)], groups=[("Q1", "P6")]).deleted == 0
+    assert pull.current() == {"Q1$P6": ("Q10", 5)}
+
+
+def test_a_label_that_was_taken_away_is_known_no_more(pull: Pull) -> None:
+    pull(
+        [statement("Q1", "P6", "Q10", 5)],
+        [EntityRow("Q1", "one", "en", revision=5), EntityRow("Q10", "ten", "en")],
+    )
+    pull.touched()
+    pull([], [EntityRow("Q1", revision=5), EntityRow("Q10", "")])
+    known = pull.ledger.labels(["Q1", "Q10"])
+    assert (known["Q1"].label, known["Q10"].label, known["Q10"].language) == ("one", None, None)
+    assert pull.touched() == [("Q1", "P6")]
+
+
 def test_a_lagging_replica_brings_no_deleted_statement_back(pull: Pull) -> None:
     pull([statement("Q1", "P6", "Q10", 4)], [EntityRow("Q1", revision=4)])
     assert pull([], [EntityRow("Q1", revision=5)], groups=[("Q1", "P6")]).deleted == 1
