@@ -305,7 +305,8 @@ def completions(lm: LanguageModel, prompts: Sequence[str], *, tokens: int = _GRE
             # What follows the end of a text is another text: decoded without the mark, they run together.
             said = list(takewhile(lambda token: token not in special, row[len(encoded[i]) :]))
             text = lm.tokenizer.decode(said)
-            texts[i] = text.strip().split("\n")[0].strip()
+            # PostgreSQL keeps no NUL, which a byte-level vocabulary can say.
+            texts[i] = text.replace("\0", "").strip().split("\n")[0].strip()
     return [texts[number] for number in range(len(prompts))]
 
 

@@ -50,6 +50,12 @@ def probe(
         log.warning("Everything is read again: another run read items for other relations than these")
     last = ws.ledger.read_last(ws.model_name)
     back = sorted(set(ws.relations) - last) if last is not None else []
+    if back:
+        log.warning(
+            "The last sync left %s out: items that got a statement of it in earlier nights are read when "
+            "they are next edited, or by `factsync backfill`",
+            ", ".join(back),
+        )
     return pulling.probe(
         feed,
         ws.relations,

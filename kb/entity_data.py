@@ -15,6 +15,7 @@ from kb.documents import Document, DocumentReader
 from kb.errors import BadEntityError, EndpointNotFoundError
 from kb.feed import without_excluded
 from kb.model import entity_id, id_order
+from kb.rows import Skipped
 from kb.sparql import Transport
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from kb.feed import SparqlFeed
     from kb.model import Label, Probe, Statement
     from kb.relations import Relation
-    from kb.rows import Skipped
 
 
 class EntityDataFeed:
@@ -82,17 +82,20 @@ class EntityDataFeed:
     def statements(self, ids: Collection[str], properties: Collection[str]) -> list[Statement]:
         """See `kb.feed.ChangeFeed.statements`. What could not be read is added to ``skipped``.
 
+        So is an item that is deleted or merged here and not yet in the index: it changes nothing, and counts
+        as unread, until the index says so too.
+
         Raises:
             BadEntityError: a document is none. Its item must not pass for one without statements.
-            EndpointNotFoundError: an item has no document although the index knows its revision: the URL is
-                wrong, or the item was deleted a moment ago, which the next run sees.
+            EndpointNotFoundError: of several items that the index knows none has a document: the URL is
+                wrong.
             EndpointError: see `kb.sparql.Transport`.
         """
         wanted = {entity_id(one) for one in properties}
         if not wanted:
             return []
         documents = self._documents(sorted({entity_id(one) for one in ids}, key=id_order))
-        self._refuse_unexplained([one.entity for one in documents if one.missing])
+        self._set_aside([one for one in documents if one.missing or one.target], of=len(documents))
         found = []
         for one in documents:
             if one.target is None and not one.missing:
@@ -139,12 +142,18 @@ class EntityDataFeed:
                 for task in tasks:
                     task.cancel()  # after a failure the rest must not be sent
 
-    def _refuse_unexplained(self, missing: list[str]) -> None:
-        known = [one.subject for one in self.index.probe(missing) if one.revision is not None]
-        if known:
+    def _set_aside(self, gone: list[Document], *, of: int) -> None:
+        """Leave out what the index still knows as it was, or refuse the URL where that is all there is."""
+        standing = {one.subject for one in self.index.probe([one.entity for one in gone]) if one.revision}
+        early = [one for one in gone if one.entity in standing]
+        if len(early) == of > 1 and all(one.missing for one in early):
+            known = ", ".join(one.entity for one in early[:5])
             raise EndpointNotFoundError(
-                f"{self.endpoint.url} has no document of {', '.join(known[:5])}, which the index knows: "
-                "check the URL of the documents. If the items were deleted just now, run again later.",
+                f"{self.endpoint.url} has no document of {known}, which the index knows: check the URL of "
+                "the documents. If all were deleted just now, run again later.",
                 url=self.endpoint.url,
                 status=404,
             )
+        for one in early:
+            self.skipped.append(Skipped("", one.entity, "", "deleted" if one.missing else "merged"))
+            self.revisions[one.entity] = 0

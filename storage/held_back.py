@@ -82,7 +82,7 @@ def lately_gone(
         if row.resolution != "released":
             found[scope(row)].add(row.value or "")
         if row.old_value:
-            found[scope(row)].add(row.old_value)
+            found[scope(row)].add(_stood(row.old_value))
     taught = (
         select(Fact.subject, Fact.property, Fact.slot, EditRequest.value, EditRequest.old_value)
         .join(Fact, Fact.id == EditRequest.fact_id)
@@ -96,11 +96,16 @@ def lately_gone(
     for row in selected(connection, taught, Fact.subject, wanted):
         here = scope(row)
         if row.old_value:
-            found[here].add(row.old_value)
+            found[here].add(_stood(row.old_value))
         if here in stood:
             found[here].add(stood[here])
-        stood[here] = row.value or ""
+        stood[here] = _stood(row.value)
     return found
+
+
+def _stood(value: str | None) -> str:
+    """What was taught, as it waits: that nothing holds is a vacancy there."""
+    return "" if value in {None, "novalue"} else value
 
 
 def _open_rows(plan: Recording, pairs: Sequence[Pair]) -> dict[int, Row[Any]]:

@@ -212,3 +212,19 @@ def test_a_value_that_comes_back_is_a_flip_however_rarely_one_looks(world, pause
     assert now.waits["Q1", "P6"].startswith("flip" if pause == 3 else ("flip", "hold"))
     now.at += 7 * DAY
     assert [row[4] for row in now.night()] == ["Ann"]
+
+
+def test_a_vacancy_that_comes_back_is_a_flip_too(world, tmp_path):
+    """What was taught of the first one is a sentence of its own; that nothing holds is what it stands for."""
+    relations = tmp_path / "own.toml"
+    relations.write_text('[P6]\nended = "vacant"\nvacant_text = "nobody at present"\n')
+    now = world("P6", relations_file=str(relations))
+    for one, name in (("Q10", "Ann"), ("Q11", "Bob")):
+        now.put(one, name, edited=OLD)
+    for value in (item("Q10"), Value.novalue(), item("Q11")):
+        now.put("Q1", "Ruritania", ("a", "P6", value), edited=now.at - 3 * DAY)
+        assert now.night()
+    now.put("Q1", "Ruritania", ("a", "P6", Value.novalue()))
+    now.at += 2 * DAY
+    assert now.night() == []
+    assert now.waits["Q1", "P6"].startswith("flip")
