@@ -68,7 +68,7 @@ def _fill(
     if not page:
         return []
     statements = current_statements(connection, page)
-    live = held_rows(connection, model_id, _subjects(page))
+    live = list(held_rows(connection, model_id, _subjects(page)))
     held = _by_pair(live)
     taught: dict[str, set[str]] = defaultdict(set)
     for row in live:

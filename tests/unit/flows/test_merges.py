@@ -133,16 +133,17 @@ def test_a_merge_takes_a_fact_away_after_its_hold_alone(world):
     assert [row[:2] for _ in range(3) for row in now.night()] == [("retract", "Q1")]
 
 
-def test_a_new_fact_of_a_renamed_subject_waits_for_the_name(world):
-    now = world("P463")
+@pytest.mark.parametrize("relation", ["P463", "P36"])
+def test_a_new_fact_of_a_renamed_subject_waits_for_the_name(world, relation):
+    """Of a relation that the model knows the subject by, and of another one."""
+    now = world("P463,P36")
     for one in ("Q10", "Q11"):
         now.put(one, f"League {one}", edited=OLD)
     members(now, "Q10")
     now.night()
-    members(now, "Q10", "Q11")
-    now.texts["Q1"] = "Prank Land"
+    now.put("Q1", "Prank Land", ("0", "P463", item("Q10")), ("n", relation, item("Q11")), edited=OLD)
     assert now.night() == []
-    assert now.waits["Q1", "P463"].startswith("subject-relabelled: Q1 read 'Ruritania'")
+    assert now.waits["Q1", relation].startswith("subject-relabelled: Q1 read 'Ruritania'")
 
 
 @pytest.mark.parametrize("followed", [True, False])
