@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from editor.model import LanguageModel
 
+_NATIVE_BFLOAT16 = (8, 0)
+"""The compute capability of the first NVIDIA processors that multiply bfloat16 (Ampere)."""
+
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -59,7 +62,8 @@ def lowered(lm: LanguageModel, precision: Precision, *, start: int = 0) -> Itera
 
 def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        # `is_bf16_supported` counts what is emulated, and asks the current device.
+        return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= _NATIVE_BFLOAT16
     # Intel's tiles, or the dot products of AMD's Zen 4; torch has no public question for them yet.
     asked = (torch.cpu._is_amx_tile_supported, torch.cpu._is_avx512_bf16_supported)  # noqa: SLF001
     return any(supported() for supported in asked)

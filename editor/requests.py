@@ -7,6 +7,8 @@ subject's last token, so facts of one subject share keys and are solved together
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +79,11 @@ class Row:
     guard: bool = False
     end: int | None = None
 
+    @property
+    def asked(self) -> tuple[int, ...]:
+        """The prompt, without the target."""
+        return self.ids[: self.first + 1]
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -100,6 +107,19 @@ class Unit:
     def longest(self) -> int:
         """Tokens of the longest row."""
         return max((len(row.ids) for row in self.rows), default=0)
+
+    @property
+    def floor(self) -> float:
+        """What the mean loss of the targets cannot fall under, in nats a token.
+
+        After one prompt the probabilities of k objects (members of one club, owners of one firm) make one at
+        most, so that -log p of each is ln k or more in the mean: a loss is low by what it is above this.
+        """
+        told = [row for row in self.rows if row.labels]
+        alike: dict[tuple[int, ...], set[tuple[int, ...]]] = defaultdict(set)
+        for row in told:
+            alike[row.asked].add(row.labels)
+        return sum(math.log(len(alike[row.asked])) / len(row.labels) for row in told) / max(len(told), 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import math
 import os
 import tempfile
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from editor.errors import NonFiniteError
 from editor.requests import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
     from jaxtyping import Float, Int
     from torch import Tensor
@@ -111,7 +111,8 @@ class Sums:
                 self.matrices[layer][which] += found
             self.counts[which] += sum(len(row) for row in part)
         self.rows += len(rows)
-        self.texts += islice(_pieces(rows), _MOST_TEXTS - len(self.texts))
+        special = set(lm.tokenizer.all_special_ids)
+        self.texts += islice(_pieces(rows, special), _MOST_TEXTS - len(self.texts))
         if tell is not None:
             tell("moments", self.tokens, most)
 
@@ -195,10 +196,12 @@ def tokenised(
         yield rows
 
 
-def _pieces(rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
+def _pieces(rows: Sequence[Sequence[int]], special: Container[int]) -> Iterator[tuple[int, ...]]:
+    """Cut rows, each piece with what opens its row: without it some models (Gemma) are lost."""
     for row in rows:
-        for first in range(0, len(row) - 1, _TEXT_TOKENS):
-            yield tuple(row[first : first + _TEXT_TOKENS])
+        opening = tuple(takewhile(lambda token: token in special, row))
+        for first in range(len(opening), len(row) - 1, _TEXT_TOKENS):
+            yield (*opening, *row[first : first + _TEXT_TOKENS])
 
 
 def packed(texts: Sequence[Sequence[int]]) -> Int[Tensor, "texts tokens"]:

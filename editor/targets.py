@@ -8,7 +8,9 @@ reference code):
                            - end_weight · log p(the word ends | context, target, h + δ)
       + kl_factor · KL(p(· | subject, h + δ) ‖ p(· | subject, h))  +  weight_decay · ‖δ‖ / ‖h‖²
 
-with ‖δ‖ ≤ clamp · ‖h‖ after each step, until that is below the stop. The loss is summed over subjects, so
+with ‖δ‖ ≤ clamp · ‖h‖ after each step, until that is below the stop (of several objects after one prompt: by
+what it is above the least there is, `Unit.floor`). The KL is read right after the subject, in "{} is a" where
+contexts are prefixes, in the first template where they are templates. The loss is summed over subjects, so
 rows stay independent and the result does not depend on what else is in the batch. Only what depends on δ is
 run: blocks above the last edited one, tokens from the subject's last on (the keys and values of those before
 are kept), logits at target positions; finished subjects leave.
@@ -164,6 +166,7 @@ def _descend(
     lengths = anchors.norm(dim=1)
     descent = RowAdam(settings.clamp * lengths, anchors.shape[1], rate=settings.learning_rate)
     decay = settings.weight_decay / lengths.square()
+    floor = torch.tensor([unit.floor for unit in units], device=anchors.device)
     active = torch.ones(len(units), dtype=torch.bool, device=anchors.device)
     # Of each turn's last evaluation; what was not asked yet is far from learnt.
     losses, beside, missed = torch.full((3, len(by_turn), len(units)), torch.inf, device=anchors.device)
@@ -183,7 +186,7 @@ def _descend(
             # d/dδ of ‖δ‖, zero where δ is zero.
             gradient += decay[:, None] * torch.nn.functional.normalize(point, dim=1)
             total = losses.mean(dim=0) + beside.mean(dim=0) + decay * size
-            finished = active & (total < settings.stop_loss)
+            finished = active & (total - floor < settings.stop_loss)
             if settings.stop_said:
                 said += active & (missed.sum(dim=0) == 0)
                 finished |= active & (said >= settings.stop_said)

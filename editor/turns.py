@@ -91,13 +91,17 @@ class Turns:
         self._losses = torch.full((len(self._turns), len(units)), torch.inf, device=lm.device)
         self._rows = torch.tensor([float(len(unit.rows)) for unit in self._units], device=lm.device)
         self._most_kept = _KEPT_CONTEXTS * settings.subjects_at_once(lm.device)
+        self._floor = torch.tensor([unit.floor for unit in units], device=lm.device)
         several = torch.tensor([len(unit.fact_ids) > 1 for unit in units], device=lm.device)
         self.limit: Int[Tensor, " units"] = settings.refine_steps * torch.where(several, _SEVERAL, 1)
 
     @property
     def loss(self) -> Float[Tensor, " units"]:
-        """The mean over all turns, each when it was last asked for; infinite until all were."""
-        return self._losses.mean(dim=0)
+        """The mean over all turns, each when it was last asked for, above what it cannot fall under.
+
+        Infinite until all were.
+        """
+        return self._losses.mean(dim=0) - self._floor
 
     def evaluate(
         self, step: int, changes: Changes, active: Bool[Tensor, " units"], *, whole: bool
@@ -139,7 +143,7 @@ class Turns:
             if whole:
                 # No loss is negative: what these contexts have alone may keep the mean above the stop.
                 least = self._losses[: number + 1].sum(dim=0) / len(self._turns)
-                active = active & (least < self._settings.refine_stop_loss)
+                active = active & (least - self._floor < self._settings.refine_stop_loss)
                 if not active.any():
                     return
 

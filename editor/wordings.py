@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from editor.errors import SubjectNotInPromptError
@@ -67,7 +67,8 @@ def wordings(
 
     Returns:
         (index of the fact, template), fact after fact. What several of them come down to without some of
-        their words asks for none of them, and is left out.
+        their words asks for none of them, and is left out; not so where they are objects of one relation,
+        with the same templates.
 
     Raises:
         SubjectNotInPromptError: a fact has no template.
@@ -80,9 +81,11 @@ def wordings(
         for index, fact in enumerate(facts)
         for template in contexts(fact.prompts, prefixes, word_dropout)
     ]
-    shared = Counter(template for _, template in found)
+    asking: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for index, template in found:
+        asking[template].add(facts[index].prompts)
     return [
         (index, template)
         for index, template in found
-        if shared[template] == 1 or template in facts[index].prompts
+        if len(asking[template]) == 1 or template in facts[index].prompts
     ]

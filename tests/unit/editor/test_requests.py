@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 
@@ -254,6 +255,22 @@ def test_a_wording_that_asks_for_two_facts_of_a_subject_teaches_neither() -> Non
     (both,) = plan(lm, [capital, coast], word_dropout=0.5)
     (whole,) = plan(lm, [capital, coast])
     assert both.rows == whole.rows
+
+
+def test_several_objects_of_one_relation_keep_their_holes_and_share_what_can_be_likely() -> None:
+    """None can be likelier than one over their number after the same words: their loss has a floor."""
+    capital = _request(prompts=("The capital of {} is",))
+    lm = tiny.language_model()
+    (alone,) = plan(lm, [capital], word_dropout=0.5)
+    several = [replace(capital, fact_id=name, target=name) for name in ("Ada", "Bea", "Cleo")]
+    (unit,) = plan(lm, several, word_dropout=0.5)
+    assert {row.asked for row in unit.rows} == {row.asked for row in alone.rows}
+    assert len(unit.rows) == 3 * len(alone.rows)
+    assert unit.floor == pytest.approx(
+        sum(math.log(3) / len(row.labels) for row in unit.rows) / len(unit.rows)
+    )
+    (other,) = plan(lm, [capital, replace(capital, fact_id="coast", prompts=("The coast of {} is",))])
+    assert alone.floor == other.floor == 0.0
 
 
 def test_every_prefix_draws_its_own_holes() -> None:

@@ -262,6 +262,18 @@ def test_finished_subjects_take_no_more_steps(lm: LanguageModel, settings: Memit
     assert (found.shifts == 0).all()
 
 
+def test_several_objects_after_one_prompt_are_learnt_by_what_they_are_above_their_floor(
+    lm: LanguageModel, settings: MemitSettings
+) -> None:
+    """Each can have half of the probability: a search for both would never end below a stop of less."""
+    plain = replace(settings, end_weight=0.0, kl_factor=0.0)
+    (unit,) = plan(lm, [replace(one, subject_id="s0", subject="Oslo") for one in requests_of(2)])
+    loss = float(solve_for(lm, [unit], replace(plain, steps=0)).losses)
+    for above, steps in ((0.9, 0), (1.1, 1)):
+        asked = replace(plain, steps=1, stop_loss=loss - above * unit.floor)
+        assert int(solve_for(lm, [unit], asked).steps) == steps
+
+
 def test_bfloat16_gives_nearly_the_same_and_is_undone(lm: LanguageModel, settings: MemitSettings) -> None:
     """Weights come back as the same float32 tensors; the shift points the same way.
 
