@@ -32,7 +32,7 @@ from editor import targets
 from editor.errors import MethodError, SubjectConflictError
 from editor.presets import PAPER_KL_TEMPLATE
 from editor.requests import plan
-from editor.settle import settle, slipped
+from editor.settle import settle, slipped, tonights_part
 from editor.spread import spread
 from editor.state import SubjectState, depends_on
 from editor.write import History, Writer, check_fit, restored_on_failure, reweighed, write_beside
@@ -114,8 +114,9 @@ def edit(
         live: states of all live subjects, without those that are edited or retired tonight.
         retired: states that leave: of subjects edited again tonight, and of retracted ones. Without history
             none can.
-        watched: all live facts of some live subjects: where the weights no longer say one, its subject is
-            refined with tonight's (`MemitSettings.refine_older`).
+        watched: all live facts of some live subjects. A part of them is asked, drawn anew every night
+            (`MemitSettings.ask_older`): where the weights no longer say a fact, its subject is refined with
+            tonight's (`MemitSettings.refine_older`).
         prefixes: random contexts for ``contexts="prefixes"``; see `editor.sampling.sample_prefixes`.
         search: finds target states; another one may remember what it found on the same weights.
         progress: called with (stage, done, total).
@@ -142,7 +143,7 @@ def edit(
     check_fit((*live, *retired), settings, lm)
     moments.require(lm, settings.layers)
     units = units_of(lm, requests, settings, prefixes)
-    older = units_of(lm, watched, settings, prefixes)
+    older = units_of(lm, tonights_part(watched, requests, retired, settings), settings, prefixes)
     again = slipped(lm, _matched(older, live), settings)
     old = [state for _, state in again]
     leaving = [*retired, *old]

@@ -46,6 +46,7 @@ _OF_THE_WRITE = frozenset(
         "history",
         "refine_steps",
         "refine_stop_loss",
+        "ask_older",
         "refine_older",
         "drift_weight",
         "hold",
@@ -85,7 +86,8 @@ class MemitSettings:
         refine_steps: most steps in which written values are refined (`editor.refine`): of a context each
             where contexts are taken in turns, of all where they are not; 0 is the paper.
         refine_stop_loss: a subject rests while its loss on the written weights is below.
-        refine_older: most subjects of older facts, of those that slipped, that are refined.
+        ask_older: most subjects of older facts that a night asks whether the weights still say them.
+        refine_older: most of those that slipped that are refined.
         drift_weight: weight, in refinement, of what moves on other text (`editor.drift`); 0 weighs none.
         history: carry the keys of live edits in the solve, and in nights those of guards.
         hold: how often the solve counts a fact from the night after it was written, at the keys that it had
@@ -116,7 +118,8 @@ class MemitSettings:
     keys: Keys = "each"
     refine_steps: int = 30
     refine_stop_loss: float = 0.1
-    refine_older: int = 32
+    ask_older: int = 256
+    refine_older: int = 8
     drift_weight: float = 4000.0
     history: bool = True
     hold: float = 16.0

@@ -106,7 +106,7 @@ def rebuild(
             outcome = memit.edit(
                 base,
                 changed,
-                settings=replace(settings, refine_older=len(kept)),
+                settings=replace(settings, ask_older=len(kept), refine_older=len(kept)),
                 moments=moments,
                 live=kept,
                 watched=[one for one in wanted if one.subject_id in reused] if refine else (),

@@ -1,10 +1,10 @@
 """From states as they were placed to states as they are kept: refine, exchange, write.
 
-Before a night writes anything, older facts are asked (`slipped`): those that the weights no longer say are
-refined beside tonight's, on the weights with tonight's placed, in one descent (`editor.refine`), so that
-neither is won at the other's expense. What slips tonight is asked the night after. At the end each state is
-exchanged for one at the keys that it has on the written weights, counted `hold` times from then on
-(`editor.write.reweighed`).
+Before a night writes anything, older facts are asked (`slipped`), of many subjects a part, drawn anew every
+night (`tonights_part`): those that the weights no longer say are refined beside tonight's, on the
+weights with tonight's placed, in one descent (`editor.refine`), so that neither is won at the other's
+expense. What slips tonight is asked some night after. At the end each state is exchanged for one at the keys
+that it has on the written weights, counted `hold` times from then on (`editor.write.reweighed`).
 
 Every write is one of all of the night, on the weights of the night before, so that the night is one change.
 """
@@ -12,6 +12,7 @@ Every write is one of all of the night, on the weights of the night before, so t
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from editor import delta as deltas
 from editor import recall
 from editor.allocator import give_back_freed_memory
 from editor.batching import tokens_at_once
+from editor.digests import digest_of
 from editor.drift import Drift
 from editor.keys import Columns, KeyReader
 from editor.precision import lowered
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from editor.model import LanguageModel
     from editor.presets import MemitSettings
     from editor.progress import Progress
-    from editor.requests import Row, Unit
+    from editor.requests import EditRequest, Row, Unit
     from editor.state import SubjectState
     from editor.write import History
 
@@ -59,10 +61,38 @@ class Settled:
     steps: tuple[int, ...]
 
 
+def tonights_part(
+    watched: Sequence[EditRequest],
+    requests: Sequence[EditRequest],
+    retired: Sequence[SubjectState],
+    settings: MemitSettings,
+) -> list[EditRequest]:
+    """Return the facts of as many subjects as a night asks, so that its cost does not grow with the nights.
+
+    They are drawn by what comes and leaves tonight: the same night asks the same subjects, and nobody keeps
+    count.
+
+    Args:
+        watched: all live facts of some live subjects.
+        requests: what comes.
+        retired: what leaves.
+        settings: `ask_older`, how many subjects.
+    """
+    subjects = {fact.subject_id for fact in watched}
+    if len(subjects) > settings.ask_older:
+        coming = sorted((fact.fact_id, fact.target) for fact in requests)
+        night = digest_of([coming, sorted(state.subject_id for state in retired)])
+        drawn = sorted(subjects, key=lambda subject: digest_of([night, subject]))
+        subjects = set(drawn[: settings.ask_older])
+    return [fact for fact in watched if fact.subject_id in subjects]
+
+
 def slipped(
     lm: LanguageModel, older: Sequence[tuple[Unit, SubjectState]], settings: MemitSettings
 ) -> list[tuple[Unit, SubjectState]]:
     """Return those of which greedy decoding gets a fact's first prompt wrong, the unlikeliest first.
+
+    Of several objects after one prompt greedy decoding can say but one: any of them will do.
 
     Args:
         lm: the model as the nights before left it.
@@ -74,10 +104,14 @@ def slipped(
     firsts = [(number, row) for number, (unit, _) in enumerate(older) for row in _first_rows(unit)]
     with lowered(lm, settings.precision):
         rated = recall.rate(lm, [(row.ids, row.first, row.labels) for _, row in firsts])
-    worst: dict[int, float] = {}
+    prompts: dict[tuple[int, tuple[int, ...]], list[tuple[bool, float]]] = defaultdict(list)
     for (number, row), rating in zip(firsts, rated, strict=True):
-        if not rating.exact or (row.end is not None and not rating.ended):
-            worst[number] = min(rating.probability, worst.get(number, 1.0))
+        said = rating.exact and (row.end is None or rating.ended)
+        prompts[number, row.asked].append((said, rating.probability))
+    worst: dict[int, float] = {}
+    for (number, _), objects in prompts.items():
+        if not any(said for said, _ in objects):
+            worst[number] = min(max(p for _, p in objects), worst.get(number, 1.0))
     log.info("%d of %d older subjects slipped", len(worst), len(older))
     chosen = sorted(worst, key=worst.__getitem__)[: settings.refine_older]
     return [older[number] for number in chosen]

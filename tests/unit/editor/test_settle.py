@@ -70,7 +70,7 @@ def test_who_slipped_is_who_says_another_word_or_runs_on_the_unlikeliest_fact_fi
 ) -> None:
     """A name that goes on after its end is not said; a subject of two facts is as low as the lower one."""
     facts = [
-        replace(one, subject_id=f"s{i // 2}", subject=f"Oslo {i // 2}")
+        replace(one, subject_id=f"s{i // 2}", subject=f"Oslo {i // 2}", prompts=one.prompts[i % 2 :])
         for i, one in enumerate(requests_of(6))
     ]
     units = memit.units_of(lm, facts, settings, ())
@@ -85,6 +85,43 @@ def test_who_slipped_is_who_says_another_word_or_runs_on_the_unlikeliest_fact_fi
     found = settle.slipped(lm, older, asked)  # type: ignore[arg-type]
     assert [unit.subject_id for unit, _ in found] == ["s0", "s2", "s1"]
     assert len(settle.slipped(lm, older, replace(asked, refine_older=1))) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("said", "found"), [((True, False), []), ((False, False), ["s0"])])
+def test_of_several_objects_after_one_prompt_any_will_do(
+    lm: LanguageModel,
+    settings: MemitSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    said: tuple[bool, bool],
+    found: list[str],
+) -> None:
+    facts = [replace(one, subject_id="s0", subject="Oslo") for one in requests_of(2)]
+    rated = [recall.Likelihood(0.4, exact=one, tokens=1, matched=1, rank=1, ended=True) for one in said]
+    monkeypatch.setattr(recall, "rate", lambda _lm, _rows: rated)
+    older = [(unit, None) for unit in memit.units_of(lm, facts, settings, ())]
+    chosen = settle.slipped(lm, older, replace(settings, refine_steps=1))  # type: ignore[arg-type]
+    assert [unit.subject_id for unit, _ in chosen] == found
+
+
+def test_a_night_asks_as_many_older_subjects_as_allowed_and_other_nights_ask_the_others(
+    settings: MemitSettings,
+) -> None:
+    """All facts of each; the same night asks the same; none is left out for good; few are all asked."""
+    facts = [replace(one, subject_id=f"s{i // 2}") for i, one in enumerate(requests_of(40))]
+    few = replace(settings, ask_older=5)
+
+    def asked(night: int, how: MemitSettings = few) -> list[str]:
+        part = settle.tonights_part(facts, requests_of(1, start=100 + night), (), how)
+        return [fact.subject_id for fact in part]
+
+    assert all(len(asked(night)) == 10 and len(set(asked(night))) == 5 for night in range(20))
+    assert asked(0) == asked(0) != asked(1)
+    again = [replace(one, target="Ada") for one in requests_of(1, start=100)]
+    assert settle.tonights_part(facts, again, (), few) != settle.tonights_part(
+        facts, requests_of(1, start=100), (), few
+    )
+    assert {subject for night in range(40) for subject in asked(night)} == {f"s{i}" for i in range(20)}
+    assert settle.tonights_part(facts, (), (), replace(settings, ask_older=20)) == facts
 
 
 def test_what_had_slipped_is_refined_with_tonights(
