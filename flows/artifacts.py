@@ -196,6 +196,7 @@ def checkpoint(
     ws: Workspace, model: Model, candidate: Candidate, state: str, why: str, *, number: int = 1
 ) -> None:
     """Where the checkpoint lies, how to look into it, and what a person can do next."""
+    line = ws.ledger.lineage(model, candidate.id)
     todo = {
         "candidate": "Run the deployment `promote` to make it live, or `reject` to turn it down "
         "(`factsync promote`, `factsync reject`).",
@@ -209,7 +210,7 @@ def checkpoint(
             state=state,
             why=why,
             model=model.name,
-            parent="the base model" if candidate.from_base else (model.head_digest or "")[:12],
+            parent="the base model" if candidate.from_base else str(line[-2].digest)[:12],
             folder=ws.files.path(candidate.digest),
             ledger=ws.ledger.url.render_as_string(hide_password=True),
             next=todo.get(state, "What it carried of the queue stays owed; the next run tries it again."),

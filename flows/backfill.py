@@ -214,7 +214,7 @@ class _Work:
             say("planning")
             made, _ = tasks.plan(narrow, lease, run, pulled, burst_approved=self.approve_burst)
             artifacts.plan(made, ws.relations)
-        settled, stopped = self._edit(run, self._owed(found)[:limit], size)
+        settled, stopped = self._edit(run, self._owed(found[:looked_at])[:limit], size)
         if looked_at < len(found):
             stopped = f"the time was over after {looked_at} of {len(found)} items"
         done = Backfill(run, looked_at, made, settled, len(self._owed(found)), stopped)
@@ -241,12 +241,14 @@ class _Work:
         pulled: Pulled | None = None
         labels: dict[str, Label] = {}
         objects: dict[str, Probe] = {}
+        at = first.at if first is not None else None
         done = 0
         for start in range(0, len(found), PULL_PAGE):
             if start and time.monotonic() > self.deadline:
                 break
             page = found[start : start + PULL_PAGE]
-            seen = first if start == 0 and first is not None else tasks.probe(ws, feed, subjects=page)
+            # One reference time a run, whenever its pages are read.
+            seen = first if start == 0 and first else tasks.probe(ws, feed, as_of=at, subjects=page)
             pulled = tasks.pull(ws, lease.model, feed, whole(seen), marked=start == 0)
             tasks.diff(ws, lease, run, pulled, move_cursor=False)
             labels |= pulled.labels

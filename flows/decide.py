@@ -57,19 +57,13 @@ class Decision:
         )
 
 
-def waiting(ws: Workspace, model: Model) -> CheckpointRow | None:
-    """The candidate that waits for a person, if there is one."""
-    row = ws.ledger.status(model).open_checkpoint
-    return row if row is not None and row.state == "candidate" else None
-
-
 def expire(ws: Workspace, lease: Lease, *, now: datetime | None = None) -> CheckpointRow | None:
     """Reject the waiting candidate if its time is over; what it carried is owed again.
 
     Returns:
         The candidate that still waits: until it is decided, no other checkpoint can be made.
     """
-    row = waiting(ws, lease.model)
+    row = heads.waiting(ws, lease.model)
     if row is None:
         return None
     made = row.decided_at or row.created_at
@@ -90,15 +84,7 @@ def require_none_waiting(ws: Workspace, lease: Lease) -> None:
     """
     row = expire(ws, lease)
     if row is not None:
-        raise CandidateWaitsError(says_waiting(row))
-
-
-def says_waiting(row: CheckpointRow) -> str:
-    """What a run says that found a candidate waiting."""
-    return (
-        f"Checkpoint {str(row.digest)[:12]} waits for a person since {row.decided_at:%Y-%m-%d %H:%M} UTC: "
-        "run `factsync promote` or `factsync reject`, or their deployments."
-    )
+        raise CandidateWaitsError(heads.says_waiting(row))
 
 
 @flow(name="promote", flow_run_name="promote {checkpoint}")
@@ -158,7 +144,7 @@ def reject(
 
 
 def _candidate(ws: Workspace, model: Model, key: str) -> CheckpointRow:
-    row = waiting(ws, model)
+    row = heads.waiting(ws, model)
     if row is None:
         raise NoCandidateError(
             "No candidate waits for a decision; `factsync checkpoint list` shows what became of the last one."

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flows import card
-from flows.errors import CheckpointInputError, NothingLiveError
+from flows.errors import CandidateWaitsError, CheckpointInputError, NothingLiveError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flows.workspace import Workspace
     from storage.records.checkpoints import CheckpointRow
-    from storage.records.runs import Lease
+    from storage.records.runs import Lease, Model
 
 BASE = "base"
 """Names the model without edits."""
@@ -60,6 +60,20 @@ def verify(ws: Workspace, lease: Lease, row: CheckpointRow) -> None:
         ws.files.open(digest)
 
 
+def waiting(ws: Workspace, model: Model) -> CheckpointRow | None:
+    """The candidate that waits for a person, if there is one."""
+    row = ws.ledger.status(model).open_checkpoint
+    return row if row is not None and row.state == "candidate" else None
+
+
+def says_waiting(row: CheckpointRow) -> str:
+    """What a run says that found a candidate waiting."""
+    return (
+        f"Checkpoint {str(row.digest)[:12]} waits for a person since {row.decided_at:%Y-%m-%d %H:%M} UTC: "
+        "run `factsync promote` or `factsync reject`, or their deployments."
+    )
+
+
 def go_to(ws: Workspace, lease: Lease, which: str, *, reason: str, again: bool = False) -> Moved:
     """Make a checkpoint that was live before the live one. The files of all it stands on are verified first.
 
@@ -71,11 +85,15 @@ def go_to(ws: Workspace, lease: Lease, which: str, *, reason: str, again: bool =
         again: let the next sync queue again whatever Wikidata still states.
 
     Raises:
+        CandidateWaitsError: a candidate waits, which was made on what is live now.
         NothingLiveError: nothing is live that one could go back from.
         CheckpointInputError: the checkpoint was never live.
         LedgerError: the checkpoint is not known, or it or what it stands on is damaged.
     """
     ws.ledger.recover(lease, ws.files)
+    candidate = waiting(ws, lease.model)
+    if candidate is not None:
+        raise CandidateWaitsError(says_waiting(candidate))
     lineage = ws.ledger.lineage(lease.model)
     row = _named(ws, lease, which, lineage)
     if row is not None:

@@ -111,7 +111,9 @@ def export(
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         if form is Format.PEFT:
-            done = _adapter(scratch, lm, changes, base=model.base_ref, dtype=dtype, rank=rank)
+            done = _adapter(
+                scratch, lm, changes, base=models.base_source(ws.settings), dtype=dtype, rank=rank
+            )
         else:
             originals = _edited(lm, changes)
             models.put_on(lm, ws.files, lineage)

@@ -18,11 +18,13 @@ from prefect.runtime import flow_run
 
 from editor.errors import EditorError
 from flows import batch, decide, policy, tasks
+from flows.errors import FlowError
 from flows.models import register
 from flows.progress import report, say
 from flows.settings import Settings
 from flows.states import Ending, named_states
 from flows.workspace import Workspace
+from storage.errors import LedgerError, StaleLeaseError
 
 if TYPE_CHECKING:
     from flows.writing import Candidate
@@ -159,7 +161,9 @@ def compact(ws: Workspace, lease: Lease) -> Rebuild | None:
     say(f"a rebuild is due: {why}")
     try:
         done = run(ws, lease, refine=True, why=why)
-    except EditorError as error:
+    except StaleLeaseError:
+        raise
+    except (EditorError, FlowError, LedgerError, OSError) as error:
         log.warning("The rebuild that was due failed: %s", error)
         return Rebuild(None, state="failed", why=f"it failed, and the night's model stays ({error})")
     if done.candidate is not None and done.state != batch.SUCCEEDED:

@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows import artifacts, batch, decide, night, rebuild, tasks
+from flows import artifacts, batch, decide, heads, night, rebuild, tasks
 from flows.errors import BurstError, GateError
 from flows.gates import advice
 from flows.models import register
@@ -141,7 +141,7 @@ def _night(
         counters = {"changes": plan.counts, "skipped": len(pulled.skipped), "owed": len(owed)}
         if open_one is not None:
             # What was planned stays owed; no other checkpoint can be made until somebody decides.
-            waiting = decide.says_waiting(open_one)
+            waiting = heads.says_waiting(open_one)
             ws.ledger.finish_run(lease, run, "held", counters=counters, error=waiting)
             return Night(run, seen.at, plan, None, promoted=False, waiting=waiting)
         if not owed:

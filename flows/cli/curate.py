@@ -141,6 +141,10 @@ def block(context: typer.Context, row: Annotated[int, typer.Argument(help="The i
     _decide(context.obj, row, "blocked")
 
 
+_NOT_FOR_APPROVAL = ("blocked: on a block list", "label-missing", "burst")
+"""How the reasons begin that a person's yes does not pass."""
+
+
 def _decide(settings: Settings, row: int, decision: str) -> None:
     import getpass
 
@@ -153,7 +157,11 @@ def _decide(settings: Settings, row: int, decision: str) -> None:
             raise UnknownSubjectError(
                 f"Nothing with the id {row} is held back; see `factsync quarantine list`."
             )
-    show.console().print(f"{row} is {decision}; the next sync acts on it.")
+        reason = next(one.reason for one in ws.ledger.pending(lease.model) if one.id == row)
+    if decision == "approved" and reason.startswith(_NOT_FOR_APPROVAL):
+        show.console().print(f"{row} is approved, and still held back until this is over: {reason}")
+    else:
+        show.console().print(f"{row} is {decision}; the next sync acts on it.")
 
 
 @app.command(epilog="Example: factsync replay pulls.jsonl.gz --dry-run --json")

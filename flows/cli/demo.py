@@ -35,8 +35,8 @@ def run_demo(settings: Settings) -> None:
         out.print(
             f"Prefect runs at {api_url.removesuffix('/api')} meanwhile; all state is in {settings.home}."
         )
-        done = [_night(settings, number) for number in sorted(nights())]
-    for number, night in enumerate(done, start=1):
+        done = [(number, night) for number in sorted(nights()) if (night := _night(settings, number))]
+    for number, night in done:
         out.print()
         kinds = READING_ORDER[:-1] if number > 1 else ("replace", "retract", "conflict", "quarantine")
         title = f"Night {number}: what changed in Wikidata"
@@ -49,20 +49,28 @@ def run_demo(settings: Settings) -> None:
     out.print()
     out.print(
         show.metrics_table(
-            [(f"night {number}", night.candidate) for number, night in enumerate(done, start=1)],
+            [(f"night {number}", night.candidate) for number, night in done],
             title="Recall before and after, and what was left alone",
         )
     )
-    out.print(Panel.fit(_where(settings, done, time.monotonic() - began), title="Where things are"))
-    for night in done:
+    ran = [night for _, night in done]
+    out.print(Panel.fit(_where(settings, ran, time.monotonic() - began), title="Where things are"))
+    for night in ran:
         require_promoted(night)
 
 
-def _night(settings: Settings, number: int) -> Night:
+def _night(settings: Settings, number: int) -> Night | None:
+    """One night; None where the home has read a later one already: a source does not go back."""
     from flows.sync import sync
+    from flows.workspace import Workspace
 
     night = LocalStore(settings.store_dir).load_night(number)
     show.console().print(f"\n[bold]Night {number}[/] ({night.reference_time:%d %B %Y, %H:%M} UTC)")
+    with Workspace.open(settings) as ws:
+        read_to = ws.ledger.cursor(ws.source)
+    if read_to is not None and night.reference_time < read_to:
+        show.console().print(f"This home has read to {read_to:%d %B %Y, %H:%M} UTC already: left out.")
+        return None
     with show.bars():
         return sync()
 

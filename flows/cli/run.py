@@ -96,6 +96,7 @@ def _night_json(
         "edits": edited,
         "checkpoint": candidate.digest if candidate else None,
         "promoted": night.promoted,
+        "waiting": night.waiting,
         "burst": night.plan.burst.held,
         "rebuilt": night.rebuilt.ending.message if night.rebuilt else None,
         "metrics": candidate.metrics.to_json() if candidate else None,

@@ -21,7 +21,7 @@ from flows.sync import sync
 from flows.workspace import opened_model
 from kb.store import LocalStore
 from storage.doctor import examine
-from storage.errors import LedgerError
+from storage.errors import DiskFullError, LedgerError
 from tests.integration.flows.conftest import QUICK, open_gate
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -256,11 +256,12 @@ def test_policy_runs_it_where_a_bound_is_crossed(one_night, monkeypatch, bound, 
         assert ws.ledger.head(model).from_base
 
 
-def test_a_due_rebuild_that_fails_leaves_the_night(settings, monkeypatch):
+@pytest.mark.parametrize("error", [OutOfMemoryError, DiskFullError])
+def test_a_due_rebuild_that_fails_leaves_the_night(settings, monkeypatch, error):
     """It is told, the night is live, and it is not tried again with every night."""
 
     def full(*_args, **_more):
-        raise OutOfMemoryError("no room for a rebuild")
+        raise error("no room for a rebuild")
 
     monkeypatch.setenv("FACTSYNC_REBUILD_NIGHTS", "1")
     with monkeypatch.context() as patched:

@@ -3,13 +3,14 @@
 import json
 import re
 from contextlib import nullcontext
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 from rich.table import Table
 from typer.testing import CliRunner
 
-from flows.cli import checkpoints, curate, evaluate, ledger, look, operate, run  # noqa: F401 - they register their commands
+from flows.cli import checkpoints, curate, demo, evaluate, ledger, look, operate, run  # noqa: F401 - they register their commands
 from flows.cli.main import app
 from flows.errors import (
     CheckpointInputError,
@@ -19,8 +20,10 @@ from flows.errors import (
     UnknownSubjectError,
 )
 from flows.sync import Night
-from flows.workspace import opened_model
+from flows.workspace import Workspace, opened_model
 from kb.errors import StoreError
+from kb.store import LocalStore
+from storage.records.planned import ChangeRow
 from tests.unit.storage import steps
 
 REASON = "perplexity 0.231 > 0.08: many edits at once; retention 0.912 < 0.97: older facts were lost by it"
@@ -261,6 +264,51 @@ def test_a_replay_says_which_nights_stayed_out_of_the_model(nights, played):
     first, second, facts = map(json.loads, done.stdout.splitlines())
     assert (first["promoted"], second["summary"]) == (True, "nothing changed. Nothing to edit.")
     assert [one["subject"] for one in facts["facts"]] == ["Q1"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("hold: it must stand 48 h", "is approved; the next sync acts on it."),
+        (
+            "burst: 30 of 40 facts of P6 would change",
+            "is approved, and still held back until this is over: burst",
+        ),
+    ],
+)
+def test_who_approves_is_told_what_no_approval_passes(nights, reason, said):
+    waits = ChangeRow(kind="quarantine", subject="Q7", property="P6", slot="", reason=reason, new_value="Q70")
+    with opened_model(nights) as (ws, model), ws.writer() as lease:
+        run = ws.ledger.begin_run(lease, "sync", reference_time=steps.night(9))
+        ws.ledger.record_plan(
+            lease, run, [waits], [], reviewed={("Q7", "P6"): 0}, flip_memory=steps.FLIP_MEMORY
+        )
+        ws.ledger.finish_run(lease, run, "nothing")
+        (row,) = (one for one in ws.ledger.pending(model) if one.subject == "Q7")
+    done = call(nights, "quarantine", "release", row.id)
+    assert f"{row.id} {said}" in done.stdout
+
+
+def test_a_demo_leaves_out_a_night_that_its_home_is_past(home, monkeypatch):
+    """A source that goes back is a replica that lags: the second demo of a home would wait for it in vain."""
+    monkeypatch.setattr("flows.sync.sync", lambda: "ran")
+    assert [demo._night(home, number) for number in (1, 2)] == ["ran", "ran"]
+    read_to = LocalStore(home.store_dir).load_night(2).reference_time - timedelta(minutes=3)
+    with Workspace.open(home) as ws:
+        ws.ledger.ensure_model(ws.model_name, "local", steps.BASE)
+        with ws.writer() as lease:
+            run = ws.ledger.begin_run(lease, "sync", reference_time=read_to)
+            ws.ledger.ingest(
+                lease,
+                run,
+                source=ws.source,
+                cursor_to=read_to,
+                entities=[],
+                statements=[],
+                pulled_groups=[],
+            )
+            ws.ledger.finish_run(lease, run, "nothing")
+    assert [demo._night(home, number) for number in (1, 2)] == [None, "ran"]
 
 
 def test_a_demo_with_a_rejected_night_is_no_success(home, played, monkeypatch):

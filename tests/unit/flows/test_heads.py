@@ -6,6 +6,7 @@ import pytest
 
 from flows import heads
 from flows.decide import promote
+from flows.errors import CandidateWaitsError
 from flows.workspace import opened_model
 from storage.errors import MissingCheckpointError
 from tests.unit.storage import steps
@@ -21,6 +22,19 @@ def test_nothing_is_made_live_that_stands_on_a_missing_checkpoint(nights):
         assert ws.ledger.head(model).digest == first.digest
         heads.go_to(ws, lease, heads.BASE, reason="test")
         assert ws.ledger.head(model) is None
+
+
+def test_nothing_is_while_a_candidate_waits(nights):
+    world = steps.World()
+    world.set("Q2", "P6", "Q20")
+    with opened_model(nights) as (ws, model):
+        steps.sync(ws.ledger, ws.files, world, 4, verdict="leave")
+        waits = ws.ledger.status(model).open_checkpoint
+        with (
+            ws.writer() as lease,
+            pytest.raises(CandidateWaitsError, match=f"{waits.digest[:12]} waits for a person"),
+        ):
+            heads.go_to(ws, lease, ws.ledger.lineage(model)[0].digest, reason="test")
 
 
 def test_nor_is_a_candidate_that_does(nights):
