@@ -88,7 +88,17 @@ def keep_server_apart() -> None:
 
 
 def for_runs(settings: Settings) -> None:
-    """Set Prefect up for a command that runs flows in this process: `configure`, and a server kept apart."""
+    """Set Prefect up for a command that runs flows in this process: `configure`, and a server kept apart.
+
+    Raises:
+        ServerStartError: `PREFECT_API_URL` names a server, and none answers there.
+    """
+    named = os.environ.get("PREFECT_API_URL")
+    if named and not _answers(named):
+        raise ServerStartError(
+            f"PREFECT_API_URL is {named}, and nothing answers there: start that server, or unset the "
+            "variable for a server of this run's own."
+        )
     configure(settings)
     keep_server_apart()
 
@@ -108,6 +118,17 @@ def die_with_parent() -> None:
     """Ask Linux to end this child when its parent ends, so that no server outlives a killed command."""
     with contextlib.suppress(OSError, AttributeError):  # not Linux: the context managers still end the child
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _answers(api_url: str, timeout_s: float = 10.0) -> bool:
+    """Whether anything answers there, if only with a refusal: who may ask is Prefect's to find out."""
+    try:
+        with urllib.request.urlopen(f"{api_url}/health", timeout=timeout_s):  # noqa: S310 - the user's own
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
 
 
 def healthy(api_url: str, timeout_s: float = 1.0) -> bool:

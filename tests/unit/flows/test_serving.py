@@ -70,6 +70,12 @@ def test_nobody_answers_on_a_free_port(settings):
         assert not local_prefect.healthy(f"http://127.0.0.1:{one.getsockname()[1]}/api", timeout_s=0.5)
 
 
+def test_a_server_that_is_named_and_does_not_answer_is_told_before_a_run(settings, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    with pytest.raises(ServerStartError, match=r"PREFECT_API_URL is .*, and nothing answers"):
+        local_prefect.for_runs(settings)
+
+
 def test_what_a_worker_leaves_behind_is_ended():
     script = "import subprocess, time; subprocess.Popen(['sleep', '60']); print(flush=True); time.sleep(60)"
     worker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
