@@ -109,6 +109,7 @@ class AlphaEdit(WeightMethod):
             past[layer] = self._past[layer] + K @ K.T
 
         spread(self.lm, units, self.settings, write, progress=progress)
+        self._require_finite()  # or the weights go back, and what is remembered must not stay
         self._past = past
 
     def forget(self) -> None:

@@ -92,6 +92,7 @@ class Memit(WeightMethod):
             prefixes=self._contexts(requests),
             progress=progress,
         )
+        self._require_finite()  # or the weights go back, and what is remembered must not stay
         self._live.update({state.subject_id: state for state in outcome.states})
         self._facts = {**older, **{request.fact_id: request for request in requests}}
 

@@ -128,6 +128,13 @@ def stack(
     Returns:
         Keys and values.
     """
-    keys = torch.cat([torch.zeros(0, d_k), *(state.keys[layer].cpu() for state in states)])
     values = torch.cat([torch.zeros(0, d), *(state.values[layer].cpu() for state in states)])
-    return keys.double().T.to(device), values.double().T.to(device)
+    return keys_of(states, layer, d_k=d_k, device=device), values.double().T.to(device)
+
+
+def keys_of(
+    states: Sequence[SubjectState], layer: int, *, d_k: int, device: torch.device | str = "cpu"
+) -> Float[Tensor, "d_k n"]:
+    """Gather the keys alone, as `stack` does."""
+    keys = torch.cat([torch.zeros(0, d_k), *(state.keys[layer].cpu() for state in states)])
+    return keys.double().T.to(device)

@@ -23,7 +23,7 @@ from editor import solve
 from editor.allocator import give_back_freed_memory
 from editor.delta import Delta, Dense, LowRank
 from editor.errors import StateMismatchError
-from editor.state import stack
+from editor.state import keys_of, stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from editor.state import SubjectState
 
     KeysAndValues = tuple[Float[Tensor, "d_k n"], Float[Tensor, "d n"]]
+
+_AT_ONCE = 256
+"""Of how many live states keys are gathered at a time: all keys of years may not fit."""
 
 
 def write_states(
@@ -122,16 +125,19 @@ class History:
     def at(self, layer: int) -> solve.Standing:
         """Return the part of one layer's solve that stands all night."""
         if layer not in self._standing:
-            keys, _ = self.stack(self._live, layer)
             guards, _ = self.guards.at(layer, self.guards.but(self.unsettled))
             C = self.moments.layer(layer, self.lm.device)
             weight = self.settings.moment_weight
-            self._standing[layer] = solve.Standing(
-                solve.normal_matrix(C, weight, torch.cat([keys, guards], dim=1)),
-                layer=layer,
-                moment_weight=weight,
-            )
+            M = solve.normal_matrix(C, weight, guards)
+            for first in range(0, len(self._live), _AT_ONCE):
+                keys = self.keys(self._live[first : first + _AT_ONCE], layer)
+                M.addmm_(keys, keys.T)
+            self._standing[layer] = solve.Standing(M, layer=layer, moment_weight=weight)
         return self._standing[layer]
+
+    def keys(self, states: Sequence[SubjectState], layer: int) -> Float[Tensor, "d_k n"]:
+        """Return keys of states at one layer, a column each, in float64."""
+        return keys_of(states, layer, d_k=self.lm.layers.d_k, device=self.lm.device)
 
     def stack(self, states: Sequence[SubjectState], layer: int) -> KeysAndValues:
         """Return keys and values of states at one layer, a column each, in float64."""
@@ -178,7 +184,7 @@ class Writer:
     def span(self, layer: int) -> Float[Tensor, "n d_k"]:
         """Return P = Kᵀ A⁻¹ for the keys of `live`: when their values change by U, W does by U P."""
         history = self._history
-        own, _ = history.stack(self._live, layer)
+        own = history.keys(self._live, layer)
         staying, _ = history.guards.at(layer, self._staying)
         solved, _ = history.at(layer).solve(own, own[:, :0], held=staying)
         return solved.T.float()
@@ -199,7 +205,7 @@ class Writer:
         history, lm = self._history, self._history.lm
         weight = lm.layers.matrix(lm.model, layer)
         W = weight.double()
-        live, _ = history.stack(self._live, layer)
+        live = history.keys(self._live, layer)
         leaving, leaving_values = history.stack(self._retired, layer)
         staying, _ = history.guards.at(layer, self._staying)
         back, aside = history.guards.at(layer, self._back), history.guards.at(layer, self._aside)
