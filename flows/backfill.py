@@ -1,7 +1,8 @@
 """A backfill: bring older, or newly configured, facts into the model, in batches with a checkpoint each.
 
 It may be cancelled or killed at any point: what it pulled stands in the ledger, what it owes stands in the
-queue, and the same backfill started again goes on with what is left. The nightly cursor never moves.
+queue, and the same backfill started again reads all once more and goes on with what is owed. The nightly
+cursor never moves.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PULL_PAGE = 500
-"""Subjects fetched and stored at a time: what a killed backfill has to ask again at most."""
+"""Subjects fetched and stored at a time. A backfill that is started again fetches all once more: an item that
+is known was read for other relations, as far as anybody can tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ def backfill(  # noqa: PLR0917 - a form has no positions
         until: Last moment of the window: the beginning of this day (UTC). Empty: now.
         limit: Most edits in this run; the rest stays owed.
         batch_size: Edits a checkpoint. Larger is faster; smaller loses less to a failed gate.
-        budget_minutes: No batch begins after this time.
+        budget_minutes: No further page is read and no second batch begins after this time.
         dry_run: Only show the plan, as an artifact; write nothing.
         approval: Stop at the first checkpoint that passed its gates and let a person promote or reject it.
         approve_burst: Let it change an unusual share of a relation; look at a dry run first.
@@ -216,7 +218,10 @@ class _Work:
             artifacts.plan(made, ws.relations)
         settled, stopped = self._edit(run, self._owed(found[:looked_at])[:limit], size)
         if looked_at < len(found):
-            stopped = f"the time was over after {looked_at} of {len(found)} items"
+            stopped = (
+                f"the time was over after {looked_at} of {len(found)} items, which are read again from the "
+                "first one on: allow more minutes, or name fewer items or a shorter window"
+            )
         done = Backfill(run, looked_at, made, settled, len(self._owed(found)), stopped)
         state = settled[-1].state if settled else "nothing"
         counters = {

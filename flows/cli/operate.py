@@ -41,7 +41,9 @@ def backfill(  # noqa: PLR0917 - options have no positions
     until: Until = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Most edits in this run.")] = 1_000,
     batch_size: Annotated[int, typer.Option(min=1, max=5_000, help="Edits a checkpoint.")] = 200,
-    budget_minutes: Annotated[int, typer.Option(min=1, max=1_440, help="No batch begins later.")] = 120,
+    budget_minutes: Annotated[
+        int, typer.Option(min=1, max=1_440, help="No page, and no second batch, begins later.")
+    ] = 120,
     dry_run: Annotated[bool, typer.Option(help="Show the plan; write nothing.")] = False,
     approval: Annotated[bool, typer.Option(help="Stop at a candidate; a person decides.")] = False,
     approve_burst: Annotated[bool, typer.Option(help="Let an unusual share change.")] = False,
