@@ -2,7 +2,7 @@
 
     python -m benchmarks.nights batches  --out FOLDER [--methods memit,memit-reference,alphaedit,encore]
     python -m benchmarks.nights rebuild  --out FOLDER       what `batches` taught, from the base at larger λ
-    python -m benchmarks.nights nights   --out FOLDER       40 nights x 25 real changes, rebuilt every 20
+    python -m benchmarks.nights nights   --out FOLDER       40 nights x 25 real changes, rebuilt every 10
     python -m benchmarks.nights retract  --out FOLDER       25 facts of `nights` taken out again
     python -m benchmarks.nights subjects --out FOLDER       10 facts a subject x 50 subjects
     python -m benchmarks.nights show     --out FOLDER       tables, pictures, and the cost of late nights
@@ -129,7 +129,7 @@ def many_nights(
     *,
     count: int = 40,
     size: int = 25,
-    every: int = 20,
+    every: int = 10,
     until: int | None = None,
 ) -> Log:
     """Real changes of office, night after night, a third replacing earlier ones; rebuilt now and then.
@@ -307,7 +307,7 @@ def _wanted(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, help="for the second moments at most")
     parser.add_argument("--count", type=int, help="batches or nights")
     parser.add_argument("--size", type=int, help="edits a batch or night")
-    parser.add_argument("--every", type=int, default=20, help="rebuild after so many nights; 0: never")
+    parser.add_argument("--every", type=int, default=10, help="rebuild after so many nights; 0: never")
     parser.add_argument("--until", type=int, help="night to stop after for now")
     return parser.parse_args(argv)
 

@@ -148,7 +148,7 @@ class Settings(BaseSettings):
     )
     approval_hours: float = Field(72.0, gt=0, description="a candidate undecided for so long is rejected")
     rebuild_nights: int = Field(
-        20, ge=0, description="rebuild from the base after so many promoted checkpoints; 0: never"
+        10, ge=0, description="rebuild from the base after so many promoted checkpoints; 0: never"
     )
     rebuild_norm: float | None = Field(
         None, gt=0, description="rebuild when the edited weights are further from the base's than this share"
