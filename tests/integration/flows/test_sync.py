@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from editor.digests import tensor_digest
+from editor.presets import MemitSettings
 from flows import heads, models, recipe
 from flows.cli.checkpoints import checkpoint
 from flows.dry_run import dry_run
@@ -68,7 +69,10 @@ def test_two_nights(two_nights):
 
 
 def test_older_facts_that_slipped_are_kept_up(two_nights):
-    """What a write takes from older facts is refined with it; their states move to its checkpoint."""
+    """What a write takes from older facts is refined with it, of as many as a night refines.
+
+    Their states move to its checkpoint.
+    """
     settings, first, second = two_nights
     touched = {row.subject for row in second.plan.edits}
     with opened_model(settings) as (ws, model):
@@ -76,8 +80,9 @@ def test_older_facts_that_slipped_are_kept_up(two_nights):
         found = {row.subject: row.checkpoint for row in rows}
         older = {row.subject for row in first.plan.edits} & set(found) - touched
         # The tiny model never says a name, so all of them slipped.
-        assert older
-        assert {found[subject] for subject in older} == {second.candidate.digest}
+        most = MemitSettings(layers=(1,), moment_weight=1.0).refine_older
+        assert 0 < most < len(older)
+        assert [found[subject] for subject in older].count(second.candidate.digest) == most
         states = read_states(ws.files, rows)
         facts = {fact_id(row.subject, row.property, row.slot) for row in ws.ledger.live_facts(model)}
     assert {fact for state in states.values() for fact in state.fact_ids} == facts
